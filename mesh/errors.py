@@ -1,0 +1,447 @@
+"""Every error of the mesh as one tree. Each has a stable `code`, and says whether trying again can help.
+
+    MeshError
+    ├── InputError          what came in is wrong: 4xx, never retried as it is
+    ├── PolicyError         a policy document cannot be loaded: names file and line
+    ├── Denied              policy says no: 403, carries the rule that decided
+    ├── VerificationError   a stored event failed one of V1 to V9
+    ├── IdentityError       a key, certificate or trust statement cannot be believed
+    ├── Unavailable         something the mesh needs is away: 503, a retry helps
+    └── ConfigError         a setting or a file of ours is wrong
+
+An error says what was expected, what came and what to do next, and never quotes a value from an event's data.
+`agent/README.md` lists the codes; the table there is generated from this file (`python -m mesh.errors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+
+class MeshError(Exception):
+    """Base of every error the mesh raises on purpose.
+
+    Args:
+        message: One sentence: what is wrong, with both sides of the comparison where there is one.
+        expected: What would have been accepted.
+        got: What came instead; a name, a length or a type, never an event's value.
+        next: What the reader can do about it.
+        details: More machine-readable facts (`rule`, `limit`, `file`, `line`, ...), never values of events.
+    """
+
+    code: ClassVar[str] = "mesh-error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, expected: str = "", got: str = "", next: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.expected = expected
+        self.got = got
+        self.next = next
+        self.details = details
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error for machines: `code`, `message`, `expected`, `got`, `next` and the details."""
+        known = {
+            "code": self.code,
+            "message": self.message,
+            "expected": self.expected,
+            "got": self.got,
+            "next": self.next,
+        }
+        return {**self.details, **known}
+
+
+# --- what came in is wrong -------------------------------------------------------------------------------------------
+
+
+class InputError(MeshError):
+    """The sender has to change the request."""
+
+    code = "bad-input"
+    status = 400
+
+
+class NotJson(InputError):
+    """The body is not one JSON text in valid UTF-8 (NaN, Infinity and lone surrogates are not JSON)."""
+
+    code = "not-json"
+
+
+class TooLarge(InputError):
+    """An event, a batch or a body is over its limit; `limit` and `size` are in bytes (or events)."""
+
+    code = "too-large"
+    status = 413
+
+
+class TooDeep(InputError):
+    """JSON containers nest deeper than the limit."""
+
+    code = "too-deep"
+
+
+class BadAttribute(InputError):
+    """A CloudEvents attribute is missing or malformed."""
+
+    code = "bad-attribute"
+
+
+class ReservedAttribute(InputError):
+    """An attribute that only the mesh may set came from outside."""
+
+    code = "reserved-attribute"
+
+
+class BadType(InputError):
+    """An event type outside the grammar: 2 to 8 tokens of `[a-z0-9_-]{1,64}`."""
+
+    code = "bad-type"
+
+
+class BadName(InputError):
+    """A name of a team, agent, subscription, view, site or tenant is not `[a-z0-9]+(-[a-z0-9]+)*`, 1 to 40 characters."""
+
+    code = "bad-name"
+
+
+class BadPattern(InputError):
+    """A type, tag or source pattern outside its grammar."""
+
+    code = "bad-pattern"
+
+
+class BadSubject(InputError):
+    """A NATS subject that is not `ev.<site>.<view>.<slot>.<type>`."""
+
+    code = "bad-subject"
+
+
+class BadHeader(InputError):
+    """A header the mesh does not accept: CR, LF or NUL in it, a `Nats-` name, `Status`, `Description`, or a duplicate."""
+
+    code = "bad-header"
+
+
+class TooManyHeaders(InputError):
+    """More header fields, or more header bytes, than the limit."""
+
+    code = "too-many-headers"
+    status = 431
+
+
+class UnsupportedMediaType(InputError):
+    """The content type is none of the three CloudEvents modes, or the charset is not UTF-8."""
+
+    code = "unsupported-media-type"
+    status = 415
+
+
+class WrongHost(InputError):
+    """The Host header is not this door's own name (DNS rebinding)."""
+
+    code = "wrong-host"
+    status = 421
+
+
+class CrossOrigin(InputError):
+    """A browser sent this: the doors take no `Origin`."""
+
+    code = "cross-origin"
+    status = 403
+
+
+class Unauthorized(InputError):
+    """No bearer token, or another one."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class BadWebhookSignature(InputError):
+    """The provider's signature is missing or does not fit the body."""
+
+    code = "bad-webhook-signature"
+    status = 401
+
+
+class NotFound(InputError):
+    """No such door, source, subscription or event."""
+
+    code = "not-found"
+    status = 404
+
+
+class MethodNotAllowed(InputError):
+    """The door exists but not for this method."""
+
+    code = "method-not-allowed"
+    status = 405
+
+
+class RequestTimeout(InputError):
+    """Headers or body did not arrive in time."""
+
+    code = "request-timeout"
+    status = 408
+
+
+# --- policy ----------------------------------------------------------------------------------------------------------
+
+
+class PolicyError(MeshError):
+    """A policy document does not load. `file` and `line` say where; `next` says the fix."""
+
+    code = "policy-invalid"
+    status = 422
+
+
+class ExpressionError(PolicyError):
+    """A condition is outside the CEL subset, too large, or does not parse; `column` counts from 1."""
+
+    code = "bad-expression"
+
+
+class PolicyErrors(PolicyError):
+    """A set of policies does not load: all that is wrong with it, each a `PolicyError` with file, line and fix."""
+
+    code = "policies-invalid"
+
+    def __init__(self, errors: Sequence[PolicyError]) -> None:
+        lines = "\n".join(f"  {error}. Fix: {error.next}" for error in errors)
+        super().__init__(
+            f"{len(errors)} error{'' if len(errors) == 1 else 's'} in the policies:\n{lines}",
+            next="put each of them right; nothing was changed",
+            errors=[error.as_dict() for error in errors],
+        )
+        self.errors = list(errors)
+
+
+class BadBundle(PolicyError):
+    """A policy bundle cannot be read: not one, of an unknown format, too large, or with policies that do not parse."""
+
+    code = "bad-bundle"
+
+
+class Denied(MeshError):
+    """Policy refuses the publish; `rule` is the rule that decided, `reason` the stable reason code."""
+
+    code = "denied"
+    status = 403
+
+
+# --- verification, V1 to V9 ------------------------------------------------------------------------------------------
+
+
+class VerificationError(MeshError):
+    """A stored event is not believed. The step is in `step` (`V1` to `V9`)."""
+
+    code = "not-verified"
+    status = 422
+    step: ClassVar[str] = ""
+
+
+class BadEnvelope(VerificationError):
+    """V1: the signature header, the subject or the body is outside grammar or limits."""
+
+    code = "bad-envelope"
+    step = "V1"
+
+
+class SignatureMissing(VerificationError):
+    """V2: there is no `Mesh-Signature`. Every event of the mesh has one."""
+
+    code = "signature-missing"
+    step = "V2"
+
+
+class UnknownKey(VerificationError):
+    """V3: no certificate for this key id. Our trust store may be behind, so a retry can help."""
+
+    code = "unknown-key"
+    step = "V3"
+    retryable = True
+
+
+class OutsideCertificate(VerificationError):
+    """V4: signed before or after the certificate's validity."""
+
+    code = "outside-certificate"
+    step = "V4"
+
+
+class PublisherNotAllowed(VerificationError):
+    """V5: this SPIFFE id may not publish this subject and source."""
+
+    code = "publisher-not-allowed"
+    step = "V5"
+
+
+class BadMessageId(VerificationError):
+    """V6: not exactly one `Nats-Msg-Id` of 22 canonical base64url characters."""
+
+    code = "bad-message-id"
+    step = "V6"
+
+
+class NotFresh(VerificationError):
+    """V7: stream time and signing time are too far apart: a replay, or a wrong clock."""
+
+    code = "not-fresh"
+    step = "V7"
+
+
+class KeyRevoked(VerificationError):
+    """V8: the key was revoked before the stream took the event."""
+
+    code = "key-revoked"
+    step = "V8"
+
+
+class BadSignature(VerificationError):
+    """V9: subject, message id, salt, body, proof and signature do not belong together."""
+
+    code = "bad-signature"
+    step = "V9"
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+
+class IdentityError(MeshError):
+    """Base of what can be wrong with a key, a certificate or a trust statement."""
+
+    code = "bad-identity"
+
+
+class BadSpiffeId(IdentityError):
+    """Not `spiffe://<trust domain>/<path>`."""
+
+    code = "bad-spiffe-id"
+
+
+class WeakKey(IdentityError):
+    """One of the small-order Ed25519 points: a fixed signature would verify for any message."""
+
+    code = "weak-key"
+
+
+class BadCertificate(IdentityError):
+    """Not issued by a root we trust, or not of the profile: Ed25519, one SPIFFE URI SAN, the private EKU alone."""
+
+    code = "bad-certificate"
+
+
+class BadTrustStatement(IdentityError):
+    """The trust statement is malformed or not signed by the trust key."""
+
+    code = "bad-trust-statement"
+
+
+class TrustRollback(IdentityError):
+    """The trust statement's epoch does not rise."""
+
+    code = "trust-rollback"
+
+
+class StaleTrust(IdentityError):
+    """The trust statement is too old to rely on; a newer one may arrive."""
+
+    code = "stale-trust"
+    status = 503
+    retryable = True
+
+
+# --- away ------------------------------------------------------------------------------------------------------------
+
+
+class Unavailable(MeshError):
+    """Something the mesh needs is away; the same call can succeed later. `retry_after_s` where it is known."""
+
+    code = "unavailable"
+    status = 503
+    retryable = True
+
+
+class Disconnected(Unavailable):
+    """No connection to NATS."""
+
+    code = "nats-unreachable"
+
+
+class StreamUnavailable(Unavailable):
+    """The stream did not acknowledge in time, has no leader, or is full."""
+
+    code = "stream-unavailable"
+
+
+class SubjectRefused(Unavailable):
+    """The stream is healthy but NATS does not let us use this subject: our grant is behind, or too narrow."""
+
+    code = "subject-refused"
+
+
+class RequestFailed(MeshError):
+    """The JetStream API answered with an error; `err_code` is the server's."""
+
+    code = "jetstream-refused"
+
+
+class Overloaded(Unavailable):
+    """The agent's window is full: slow down."""
+
+    code = "overloaded"
+    status = 503
+
+
+class Draining(Unavailable):
+    """The agent is shutting down and takes nothing new."""
+
+    code = "draining"
+
+
+class NoBundle(Unavailable):
+    """No valid policy bundle yet, and so nothing is allowed."""
+
+    code = "no-valid-bundle"
+
+
+class SignerExpired(Unavailable):
+    """Our own signing certificate has ended; what we seal nobody would believe. A renewed one helps."""
+
+    code = "signer-expired"
+
+
+class Closed(MeshError):
+    """The object was closed; make a new one."""
+
+    code = "closed"
+
+
+# --- our own settings ------------------------------------------------------------------------------------------------
+
+
+class ConfigError(MeshError):
+    """A setting, a context or one of our own files is wrong."""
+
+    code = "bad-config"
+
+
+def catalogue() -> list[type[MeshError]]:
+    """Every error class, in the order of this file."""
+    return [c for c in globals().values() if isinstance(c, type) and issubclass(c, MeshError)]
+
+
+def markdown() -> str:
+    """The table of codes for the reference page."""
+    rows = ["| code | status | retry | what it says |", "|---|---|---|---|"]
+    for c in catalogue():
+        says = " ".join((c.__doc__ or "").split())
+        rows.append(f"| `{c.code}` | {c.status} | {'yes' if c.retryable else 'no'} | {says} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(markdown())
