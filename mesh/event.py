@@ -1,0 +1,296 @@
+"""The CloudEvent as it travels: what is accepted at the door, in three modes, and how it is written.
+
+Rules of this file:
+  1. One parser (msgspec) reads every byte, and what it read is what is checked, masked and encoded again. So duplicate
+     keys (the last wins), NaN, byte order marks and lone surrogates end here.
+  2. A `Draft` is an accepted event: its attributes hold to the grammar, its size and depth to the limits.
+  3. Everything refused raises an `InputError`, which names attributes, types and lengths and never repeats data.
+
+Source: CloudEvents 1.0.2, JSON event format 1.0.2, HTTP protocol binding 1.0.2.
+"""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from mesh.attributes import (
+    ATTRIBUTES_NEVER_MASKED,
+    GRAMMAR,
+    RESERVED,
+    Limits,
+    check_required,
+    check_rest,
+    keep,
+)
+from mesh.content import check_base64, set_data
+from mesh.errors import InputError, NotJson, TooLarge
+from mesh.headers import PREFIX, attribute_value, check_headers
+from mesh.headers import refuse as refuse_header
+from mesh.jsontext import decode, encode, not_json, too_deep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "ATTRIBUTES_NEVER_MASKED",
+    "BATCH_CONTENT_TYPE",
+    "CONTENT_TYPE",
+    "RESERVED",
+    "Draft",
+    "Limits",
+    "check_headers",
+    "decode",
+    "draft_from_binary",
+    "draft_from_fields",
+    "draft_from_structured",
+    "drafts_from_batch",
+    "encode",
+    "rfc3339",
+]
+
+CONTENT_TYPE = "application/cloudevents+json"
+BATCH_CONTENT_TYPE = "application/cloudevents-batch+json"
+JSON = "application/json"
+
+_DEFAULT = Limits()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_GROWTH = 6  # re-encoding adds at most this factor: `1e15` becomes `1000000000000000.0`
+_MAX_ADDED_BYTES = 512  # and this many bytes: time, datacontenttype and correlationid where the sender named none
+_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Draft:
+    """An accepted event: nothing decided, masked or signed yet.
+
+    Attributes:
+        fields: CloudEvents attributes by name, and `data` or `data_base64` where there is one. Owned by the draft.
+    """
+
+    __slots__ = ("fields",)
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+
+    @property
+    def id(self) -> str:
+        """Unique within its source."""
+        return self.fields["id"]  # type: ignore[no-any-return]  # checked at the door
+
+    @property
+    def source(self) -> str:
+        """The URI reference of what it happened to."""
+        return self.fields["source"]  # type: ignore[no-any-return]  # checked at the door
+
+    @property
+    def type(self) -> str:
+        """Logical: as the sender wrote it."""
+        return self.fields["type"]  # type: ignore[no-any-return]  # checked at the door
+
+    @property
+    def partitionkey(self) -> str | None:
+        """Events with an equal key keep their order."""
+        return self.fields.get("partitionkey")
+
+    @property
+    def correlationid(self) -> str:
+        """Shared by all events of one chain; the own id where the sender named none."""
+        return self.fields["correlationid"]  # type: ignore[no-any-return]  # filled in at the door
+
+
+def rfc3339(ms: int) -> str:
+    """Unix milliseconds as `2026-01-31T12:00:00.000Z`."""
+    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+
+
+# --- the three modes, and the fourth without HTTP --------------------------------------------------------------------
+
+
+def draft_from_structured(body: bytes, *, now_ms: int, limits: Limits = _DEFAULT) -> Draft:
+    """Accept one event as `application/cloudevents+json`.
+
+    Args:
+        body: The whole body.
+        now_ms: Unix milliseconds; the event's `time` where it names none.
+        limits: What is too large.
+
+    Raises:
+        InputError: NotJson, TooLarge, BadAttribute, ReservedAttribute or BadType.
+    """
+    _check_body(len(body), limits)
+    return _accept(decode(body, max_depth=limits.max_depth), len(body), now_ms, limits)
+
+
+def drafts_from_batch(body: bytes, *, now_ms: int, limits: Limits = _DEFAULT) -> list[Draft]:
+    """Accept a batch as `application/cloudevents-batch+json`: all of it or nothing.
+
+    Raises:
+        InputError: As `draft_from_structured`; `details["index"]` says which event, where it is one of them.
+    """
+    _check_body(len(body), limits)
+    try:
+        events = _decode_batch(body)
+    except RecursionError:
+        too_deep(limits.max_depth)
+    except msgspec.ValidationError:
+        raise NotJson("the batch is not a JSON array", expected="a JSON array of events", got="no array") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        not_json(body, error)
+    if len(events) > limits.max_batch_events:
+        raise TooLarge(
+            f"the batch has {len(events)} events, limit {limits.max_batch_events}",
+            expected=f"at most {limits.max_batch_events} events",
+            got=f"{len(events)} events",
+            next="send smaller batches",
+            limit=limits.max_batch_events,
+            size=len(events),
+        )
+    drafts = []
+    for index, raw in enumerate(events):
+        event = bytes(raw)
+        try:
+            drafts.append(_accept(decode(event, max_depth=limits.max_depth), len(event), now_ms, limits))
+        except InputError as error:
+            error.details["index"] = index
+            raise
+    return drafts
+
+
+def draft_from_binary(
+    headers: Iterable[tuple[str, str]],
+    body: bytes,
+    content_type: str | None,
+    *,
+    now_ms: int,
+    limits: Limits = _DEFAULT,
+) -> Draft:
+    """Accept one event in binary mode: attributes in `ce-` headers, data as the body.
+
+    Args:
+        headers: All header fields of the request, in any case.
+        body: The data; empty means none. JSON is parsed, `text/*` becomes a string, anything else `data_base64`.
+        content_type: Becomes `datacontenttype`; None means JSON.
+        now_ms: Unix milliseconds; the event's `time` where it names none.
+        limits: What is too large.
+
+    Raises:
+        InputError: As `draft_from_structured`, and BadHeader, TooManyHeaders or UnsupportedMediaType.
+    """
+    _check_body(len(body), limits)
+    fields: dict[str, Any] = {}
+    for name, value in check_headers(headers, limits):
+        if name.startswith(PREFIX):
+            attribute = name[len(PREFIX) :]
+            if attribute in ("datacontenttype", "data", "data_base64"):
+                refuse_header(name, "data in the body, and its type in Content-Type", "a header for it")
+            fields[attribute] = attribute_value(name, value)
+    media = JSON if content_type is None else content_type.strip(" \t")
+    fields["datacontenttype"] = media
+    if body:
+        set_data(fields, body, media, limits)
+    return _accept(fields, len(body) * 2 + limits.max_header_bytes, now_ms, limits)
+
+
+def draft_from_fields(fields: Mapping[str, Any], *, now_ms: int, limits: Limits = _DEFAULT) -> Draft:
+    """Accept an event given as Python values; they are copied, and checked like any other.
+
+    Args:
+        fields: Attributes by name, and `data` (JSON values; bytes become `data_base64`).
+        now_ms: Unix milliseconds; the event's `time` where it names none.
+        limits: What is too large.
+
+    Raises:
+        InputError: As `draft_from_structured`; NotJson also for values that JSON has no form for.
+    """
+    given = dict(fields)
+    data = given.get("data")
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        given["data_base64"] = b64encode(given.pop("data")).decode()
+    try:
+        body = encode(given)
+    except RecursionError:
+        too_deep(limits.max_depth)
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise NotJson(
+            "a value of the event has no form in JSON",
+            expected="objects with string keys, arrays, strings, numbers, booleans and null",
+            got=type(error).__name__,
+        ) from None
+    _check_body(len(body), limits)
+    draft = _accept(decode(body, max_depth=limits.max_depth), len(body), now_ms, limits)
+    if b"null" in body and _has_nan(given):
+        raise NotJson("the event holds NaN or an infinity", expected="finite numbers", got="one that is not")
+    return draft
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(_has_nan(v) for v in value.values())
+    return isinstance(value, (list, tuple, set, frozenset)) and any(_has_nan(v) for v in value)
+
+
+# --- what every mode ends in -----------------------------------------------------------------------------------------
+
+
+def _check_body(size: int, limits: Limits) -> None:
+    if size > limits.max_batch_bytes:
+        _too_large("body", size, limits.max_batch_bytes)
+
+
+def _too_large(what: str, size: int, limit: int) -> NoReturn:
+    raise TooLarge(
+        f"the {what} has {size} bytes, limit {limit}",
+        expected=f"at most {limit} bytes",
+        got=f"{size} bytes",
+        next="send a reference to large content instead of the content",
+        limit=limit,
+        size=size,
+    )
+
+
+def _accept(fields: dict[str, Any], size: int, now_ms: int, limits: Limits) -> Draft:
+    """Check *fields* and fill in what the sender may leave out; *size* is of the bytes they came in."""
+    grammar = GRAMMAR
+    dropped = []
+    for name, value in fields.items():
+        match = grammar.get(name)
+        if match is not None:
+            if value.__class__ is str and match(value):
+                continue
+        elif name in ("data", "data_base64"):
+            continue
+        if not keep(name, value):
+            dropped.append(name)
+    for name in dropped:
+        del fields[name]
+    if "id" not in fields or "source" not in fields or "type" not in fields or "specversion" not in fields:
+        check_required(fields)
+    if "." in fields["source"] or "expirytime" in fields or fields.get("time", "")[5:10] == "02-29":
+        check_rest(fields)
+    if "tracestate" in fields and "traceparent" not in fields:
+        del fields["tracestate"]
+    if "data_base64" in fields:
+        check_base64(fields)
+    if "time" not in fields:
+        fields["time"] = rfc3339(now_ms)
+    if "datacontenttype" not in fields:
+        fields["datacontenttype"] = JSON
+    if "correlationid" not in fields:
+        fields["correlationid"] = fields["id"]
+    if size * _MAX_GROWTH + _MAX_ADDED_BYTES > limits.max_event_bytes:
+        encoded = len(encode(fields))
+        if encoded > limits.max_event_bytes:
+            _too_large("event", encoded, limits.max_event_bytes)
+    return Draft(fields)

@@ -1,0 +1,80 @@
+"""JSON text to values and back: one parser everywhere, and its three ways to fail as errors of ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from mesh.attributes import Limits, describe
+from mesh.errors import NotJson, TooDeep
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_DEPTH = Limits().max_depth
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """The event as JSON, members in the order of *fields*."""
+    return _encode(fields)
+
+
+def decode(body: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """Read one JSON object; the only way bytes become an event.
+
+    Raises:
+        NotJson: Not one JSON text in UTF-8, or no object.
+        TooDeep: Containers nest deeper than *max_depth*, the outermost being 1.
+    """
+    fields = decode_value(body, max_depth=max_depth)
+    if type(fields) is not dict:
+        raise NotJson("the event is not a JSON object", expected="a JSON object", got=describe(fields))
+    return fields
+
+
+def decode_value(body: bytes, *, max_depth: int) -> Any:
+    """Read one JSON text of any kind. Raises NotJson or TooDeep."""
+    try:
+        value = _decode(body)
+    except RecursionError:
+        too_deep(max_depth)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        not_json(body, error)
+    # Each level needs a bracket of its own, so few brackets are proof enough; brackets in strings only cost the walk.
+    if body.count(b"{") + body.count(b"[") > max_depth and _is_deeper(value, max_depth):
+        too_deep(max_depth)
+    return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    level = [value] if type(value) in (dict, list) else []
+    for _ in range(limit):
+        below = []
+        for node in level:
+            below += [v for v in (node.values() if type(node) is dict else node) if type(v) in (dict, list)]
+        if not below:
+            return False
+        level = below
+    return True
+
+
+def too_deep(limit: int) -> NoReturn:
+    """Raise TooDeep for a value deeper than *limit*."""
+    raise TooDeep(
+        f"JSON containers nest deeper than {limit}", expected=f"at most {limit} levels", got="more", limit=limit
+    ) from None
+
+
+def not_json(body: bytes, error: Exception) -> NoReturn:
+    """Raise NotJson for *body*, which failed with *error*; neither is repeated."""
+    utf8 = isinstance(error, UnicodeDecodeError)
+    raise NotJson(
+        "the body is not UTF-8" if utf8 else "the body is not JSON",
+        expected="one JSON text in UTF-8; NaN, Infinity, lone surrogates and a byte order mark are not JSON",
+        got=f"{len(body)} bytes that do not parse",
+        next="check the body with any strict JSON parser",
+    ) from None
