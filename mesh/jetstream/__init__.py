@@ -1,0 +1,10 @@
+"""The one door to NATS. Outside this package nothing imports nats-py.
+
+- `connection.py` one connection that rebuilds itself, with its `listeners.py` and `requests.py`
+- `link.py` below it, which alone knows nats-py's internals
+- `wire.py` P frames and headers as bytes · `acks.py` P what JetStream acknowledges
+- `publisher.py` sealed events out, acks in · `window.py` P ordered recovery of what is in flight on one stream
+- `puller.py` one durable's events in, settlements out
+- `topology.py` P streams and consumers as data · `changes.py` P the plan · `manage.py` applies it
+- `store.py` key-value · `accounts.py` P grants as JWTs
+"""

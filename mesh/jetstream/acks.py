@@ -1,0 +1,124 @@
+"""What JetStream writes into acks: where a delivery stands in its stream, and whether a publish was stored.
+
+Source: ADR-15 (ack subjects), ADR-37 and the JetStream wire API reference (publish acks and API errors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mesh.errors import MeshError, RequestFailed, StreamUnavailable
+from mesh.jetstream import wire
+
+NO_RESPONDERS = 503  # ADR-22: nobody hears the subject, or our account does not import it
+WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publish that expects another stream's name
+_NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
+_FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
+_V1_TOKENS = 9
+_V2_TOKENS = 11  # at least: newer servers add a random token at the end
+
+
+class Delivered(NamedTuple):
+    """What the server says about a delivery in its ack subject. `stream_ms` is when the stream stored the event."""
+
+    deliveries: int
+    sequence: int
+    stream_ms: int
+
+
+class AckSubject:
+    """Reads the `$JS.ACK` reply of deliveries of one durable, and of no other: a reply can be anybody's invention."""
+
+    def __init__(self, stream: str, durable: str) -> None:
+        self._names = [stream, durable]
+        self._v1 = f"$JS.ACK.{stream}.{durable}."
+
+    def parse(self, reply: str) -> Delivered | None:
+        """What *reply* says, or None where it is no ack subject of this durable.
+
+        `$JS.ACK.<stream>.<durable>.<delivered>.<seq>.<consumer seq>.<ns>.<pending>`, and with ack v2
+        `$JS.ACK.<domain>.<account hash>.<stream>.<durable>. ...`.
+        """
+        tokens = reply.split(".")
+        if reply.startswith(self._v1) and len(tokens) == _V1_TOKENS:
+            deliveries, sequence, stored = tokens[4], tokens[5], tokens[7]
+        elif len(tokens) >= _V2_TOKENS and tokens[:2] == ["$JS", "ACK"] and tokens[4:6] == self._names:
+            deliveries, sequence, stored = tokens[6], tokens[7], tokens[9]
+        else:
+            return None
+        if not (deliveries.isdigit() and sequence.isdigit() and stored.isdigit()):
+            return None
+        return Delivered(int(deliveries), int(sequence), int(stored) // 1_000_000)
+
+
+class PubAck(NamedTuple):
+    """A stream took the event. `duplicate`: it already had one with this message id."""
+
+    stream: str
+    sequence: int
+    duplicate: bool = False
+
+
+class ApiError(NamedTuple):
+    """JetStream said no: its HTTP-like `code`, its own `err_code` (0 for a bare status), and its sentence."""
+
+    code: int
+    err_code: int
+    text: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether waiting helps: the stream has no leader, or is overloaded. A full one is full until somebody acts."""
+        return self.code in _NOT_NOW and self.err_code not in _FULL
+
+    def as_error(self) -> MeshError:
+        """The error for whoever published."""
+        if self.err_code in _FULL or self.passes:
+            return StreamUnavailable(
+                "the stream is full, or its server is out of resources", next="add space", err_code=self.err_code
+            )
+        return RequestFailed(f"the stream refused the event: {self.text}", err_code=self.err_code)
+
+
+class _Answer(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: dict[str, Any] | None = None
+
+
+_answers = msgspec.json.Decoder(_Answer)
+
+
+def ack_prefix(stream: str) -> bytes:
+    """How every plain publish ack of *stream* begins; digits and `}` follow."""
+    return b'{"stream":"%b", "seq":' % stream.encode()
+
+
+def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:
+    """A publish ack, an API error, or None for what is neither."""
+    try:
+        answer = _answers.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if answer.error is not None:
+        return api_error(answer.error)
+    return PubAck(answer.stream, answer.seq, answer.duplicate) if answer.stream else None
+
+
+def answer_of(headers: bytes | None, data: bytes) -> PubAck | ApiError | None:
+    """What came on an ack subject: a publish ack, an error (no responders is one), or None for anything else."""
+    if data:
+        return parse_pub_ack(data)
+    status = wire.status_of(headers)
+    return ApiError(status.code, 0, status.text or "no responders") if status is not None else None
+
+
+def api_error(error: Mapping[str, Any]) -> ApiError:
+    """The `error` member of a JetStream answer."""
+    numbers = (error.get("code"), error.get("err_code"))
+    code, err_code = (n if isinstance(n, int) else 0 for n in numbers)
+    return ApiError(code, err_code, str(error.get("description", ""))[:200])

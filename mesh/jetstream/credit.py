@@ -1,0 +1,78 @@
+"""How many events a puller may ask for: what is delivered and not settled, plus what is asked for, stays in a limit.
+
+The server takes turns between open pulls, so a delivery cannot be told to belong to one of them; only the sum is kept.
+The sum can drift: a pull's end may be lost with its connection, a message may never reach us. So it is capped by the
+pulls that can still be open, which the clock decides.
+
+Pure: time comes in as monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+GRACE_S = 1.0  # after a pull's expiry, for the server's word that it expired
+SOON_S = 0.05  # how long a small rest of credit may wait to grow before it is asked for
+
+
+class Credit:
+    """The account of one puller.
+
+    Args:
+        limit: Events delivered and not settled, or asked for.
+        batch: Events one pull may ask for.
+        expires_s: When the server forgets a pull.
+    """
+
+    def __init__(self, limit: int, *, batch: int, expires_s: float) -> None:
+        self._limit = limit
+        self._part = max(1, limit // 4)  # ask in quarters: three are on their way or at work while one is settled
+        self._batch = max(1, min(batch, limit))
+        self._expires_s = expires_s
+        self._open: deque[tuple[float, int]] = deque()  # when each pull is over at the latest, and its size
+        self._open_total = 0
+        self.asked = 0  # events asked for and not delivered
+
+    def is_free(self, unsettled: int, *, all_of_it: bool = False) -> bool:
+        """Whether there is credit worth a pull: a quarter, or (*all_of_it*) any rest while nothing is asked for.
+
+        Args:
+            unsettled: Events delivered and not settled.
+            all_of_it: Set by the clock, so that a small rest has had its time to grow.
+        """
+        free = self._limit - unsettled - self.asked
+        return free >= self._part or (all_of_it and free > 0 and self.asked == 0)
+
+    def next_pull(self, unsettled: int, now: float) -> int:
+        """How many to ask for now; they then count as asked for. Only after `is_free`."""
+        self._expire(now)
+        wanted = min(self._limit - unsettled - self.asked, self._batch)
+        self.asked += wanted
+        self._open.append((now + self._expires_s + GRACE_S, wanted))
+        self._open_total += wanted
+        return wanted
+
+    def delivered(self) -> None:
+        """One event came."""
+        if self.asked:
+            self.asked -= 1
+
+    def ended(self, left: int) -> None:
+        """A pull is over with *left* events not delivered."""
+        self.asked = max(0, self.asked - left)
+
+    def lose_pulls(self) -> None:
+        """No pull is open any more."""
+        self.asked = 0
+        self._open.clear()
+        self._open_total = 0
+
+    def idle_s(self, unsettled: int, *, longest: float) -> float:
+        """Seconds after which to ask again, if nothing happens before."""
+        waiting = self.asked == 0 and unsettled < self._limit
+        return min(SOON_S, longest) if waiting else longest
+
+    def _expire(self, now: float) -> None:
+        while self._open and self._open[0][0] <= now:
+            self._open_total -= self._open.popleft()[1]
+            self.asked = min(self.asked, self._open_total)

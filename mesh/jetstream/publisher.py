@@ -1,0 +1,309 @@
+"""Sealed events into streams: one ack inbox, a bounded window, ordered recovery.
+
+What is in flight on each stream, and what happens when an ack does not come, is in `window.py`; sealing and message ids
+are in `sealing.py`. This module moves bytes and time between them and the connection, without a task or a future per
+event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from mesh import logs
+from mesh.errors import Disconnected, MeshError, Overloaded, TooLarge
+from mesh.jetstream import acks, wire
+from mesh.jetstream.acks import ApiError, PubAck
+from mesh.jetstream.connection import Connection
+from mesh.jetstream.listeners import guarded
+from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.room import Room
+from mesh.jetstream.sealing import Seal, Sealer
+from mesh.jetstream.window import Lane, Rules, refusal
+from mesh.telemetry import counter
+
+__all__ = ["Outgoing", "PubAck", "Publisher"]
+
+WINDOW = 4096  # events in flight: 0.1 s at 40 k/s. A stream buffers 10,000 before it answers 429
+WINDOW_BYTES = 64 * 1024 * 1024  # bodies in flight; a quarter of what a pod of an agent gets
+HEADER_ROOM = 2048  # bytes: our headers take up to 1,300 (a signature is at most 1,024)
+MAX_WITNESSES = 64  # unanswered ones that are remembered
+
+RESENT = counter("mesh.publish.resent", unit="{event}", watch="rising: acks are late, or the server restarts often")
+RESEALED = counter("mesh.publish.resealed", unit="{event}", watch="rising: events wait over 30 s for their ack")
+NEW_IDS = counter("mesh.publish.new_generations", unit="{event}", watch="above 0: events waited over 100 s; see lag")
+FOREIGN_ACKS = counter(
+    "mesh.publish.foreign_acks", unit="{ack}", watch="above 0: two streams share a subject, or a forgery"
+)
+DUPLICATE_ACKS = counter(
+    "mesh.publish.duplicate_acks", unit="{ack}", watch="rising without resends: an id is used twice"
+)
+
+log = logs.get("publisher")
+
+
+class Publisher:
+    """Publishes over one connection; `run` has to run beside it, for deadlines and recovery.
+
+    Args:
+        connection: Whose inbox takes the acks.
+        seal: Signs a batch of at most 256 events of one view.
+        message_id: Gives an event's id from its source, id, subject and generation.
+        clock_ms: Unix milliseconds, the clock `seal` signs with.
+        window: Events in flight.
+        window_bytes: Bytes of bodies in flight.
+        ack_deadline_s: How long a stream may be silent before sending stops.
+        give_up_s: From submit; after it the event is done with `StreamUnavailable`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        seal: Seal,
+        message_id: Callable[[Outgoing], str],
+        clock_ms: Callable[[], int],
+        window: int = WINDOW,
+        window_bytes: int = WINDOW_BYTES,
+        ack_deadline_s: float = 1.0,
+        give_up_s: float = 10.0,
+    ) -> None:
+        self._connection = connection
+        self._clock_ms = clock_ms
+        self._window = window
+        self._window_bytes = window_bytes
+        self._rules = Rules(ack_deadline_s=ack_deadline_s, give_up_s=give_up_s)
+        self._now = asyncio.get_running_loop().time
+        self._lanes: dict[str, Lane] = {}
+        self._ack_prefixes: dict[str, bytes] = {}
+        self._witnesses: dict[str, tuple[Lane, str]] = {}
+        self._asked = 0
+        self._bytes = 0
+        self._room = Room(self._fits)
+        self._sleeps_until = NEVER
+        self._wake = asyncio.Event()
+        self._inbox = f"{connection.new_inbox()}."
+        self._cut = len(self._inbox)
+        self._sealer = Sealer(seal, message_id, inbox=self._inbox)
+        self._listener = connection.listen(f"{self._inbox}*", self._on_ack)
+        self._forget = [connection.on_connect(self._online), connection.on_disconnect(self._offline)]
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Events submitted and not done."""
+        return len(self._sealer.by_token)
+
+    @property
+    def room(self) -> int:
+        """Events that `submit` takes now."""
+        return 0 if self._bytes >= self._window_bytes else self._window - len(self._sealer.by_token)
+
+    def submit(self, batch: Sequence[Outgoing]) -> None:
+        """Seal and send a batch of one view, at most 256; each event's `on_done` says how it ended.
+
+        All or nothing: after an exception none of them is in flight. An event on a subject that was refused a moment
+        ago is done before this returns.
+
+        Raises:
+            Overloaded: More than `room`; `wait_for_room` first.
+            TooLarge: A body that does not fit a message of this server with our headers.
+            BadSubject, BadHeader: A field that could not stand in a frame.
+            MeshError: Whatever `seal` raises.
+        """
+        if len(batch) > self.room:
+            raise Overloaded("the publisher's window is full", expected=f"at most {self.room}", got=f"{len(batch)}")
+        limit = self._connection.max_payload - HEADER_ROOM
+        for item in batch:
+            if len(item.body) > limit:
+                raise TooLarge("event over the server's limit", limit=limit, size=len(item.body))
+        now = self._now()
+        refused = {id(item) for item in batch if self._lane(item.stream, now).refuses(item.subject, now)}
+        taken = [item for item in batch if id(item) not in refused] if refused else batch
+        sending = [item for item in taken if self._lanes[item.stream].flowing]
+        frames = self._sealer.admit(taken, sending, self._clock_ms())
+        for item in taken:
+            self._lanes[item.stream].add(item, now)
+            self._bytes += len(item.body)
+        self._write(frames, sending, now)
+        for item in batch:
+            if id(item) in refused:
+                guarded(item.on_done, item, refusal(item))
+        if taken:
+            self._wake_before(min(self._lanes[item.stream].due_at() for item in taken))
+
+    async def wait_for_room(self, n: int) -> None:
+        """Return once `room` is at least *n* (or the window is empty); those who wait are served in their order."""
+        await self._room.wait(n)
+
+    def _fits(self, n: int) -> bool:
+        return self.room >= n or not self._sealer.by_token
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight, for at most *timeout_s*; whether that came true."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.wait_for_room(self._window)
+        except TimeoutError:
+            return not self._sealer.by_token
+        return True
+
+    def close(self, error: MeshError | None = None) -> None:
+        """Stop listening; what is in flight is done, with *error*. Whether the stream has it is then unknown."""
+        self._listener.close()
+        for forget in self._forget:
+            forget()
+        reason = error or Disconnected("the publisher was closed")
+        for item in list(self._sealer.by_token.values()):
+            self._finish(item, reason)
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def _write(self, frames: bytes, items: Sequence[Outgoing], now: float) -> None:
+        if not items:
+            return
+        try:
+            self._connection.write(frames)
+        except Disconnected:
+            return  # the lanes are offline, or about to hear of it
+        for item in items:
+            self._lanes[item.stream].sent(item, now)
+
+    def _resend(self, items: Sequence[Outgoing], now: float) -> None:
+        sealer = self._sealer
+        resealed, new_ids = sealer.resealed, sealer.new_ids
+        RESENT.add(sum(1 for item in items if item.sends))
+        try:
+            frames = sealer.frames(items, self._clock_ms())
+        except Exception as error:  # noqa: BLE001 - no key to sign with, say; time goes on, and may give them up
+            log.error("seal_failed", code=getattr(error, "code", type(error).__name__), events=len(items))
+            for stream in {item.stream for item in items}:
+                self._lanes[stream].interrupt(now + self._rules.probe_last_s)
+            return
+        RESEALED.add(sealer.resealed - resealed)
+        NEW_IDS.add(sealer.new_ids - new_ids)
+        self._write(frames, items, now)
+
+    def _ask(self, lane: Lane, subject: str) -> None:
+        """Have the stream say that it is there: it expects another stream's name, so it answers and stores nothing."""
+        self._asked += 1
+        token = f"w{self._asked}"
+        self._witnesses[token] = (lane, subject)
+        if len(self._witnesses) > MAX_WITNESSES:
+            del self._witnesses[next(iter(self._witnesses))]
+        reply = self._inbox + token
+        with suppress(Disconnected):
+            self._connection.write(wire.publish_frame(subject, b"", reply, {"Nats-Expected-Stream": "-"}))
+
+    def _lane(self, stream: str, now: float) -> Lane:
+        lane = self._lanes.get(stream)
+        if lane is None:
+            lane = self._lanes[stream] = Lane(stream, self._rules, online=self._connection.connected, now=now)
+            self._ack_prefixes[stream] = acks.ack_prefix(stream)
+        return lane
+
+    # --- acks --------------------------------------------------------------------------------------------------------
+
+    def _on_ack(self, subject: str, _reply: str, headers: bytes | None, data: bytes) -> None:
+        item = self._sealer.by_token.get(subject[self._cut :])
+        if item is None:
+            if subject[self._cut :] in self._witnesses:
+                self._on_witness(subject[self._cut :], data)
+            return  # else the ack of an event that is done, or of its former generation
+        prefix = self._ack_prefixes[item.stream]
+        digits = data[len(prefix) : -1]
+        if data.startswith(prefix) and digits.isdigit():
+            self._stored(item, PubAck(item.stream, int(digits)))
+        else:
+            self._on_other_ack(item, headers, data)
+
+    def _on_other_ack(self, item: Outgoing, headers: bytes | None, data: bytes) -> None:
+        answer = acks.answer_of(headers, data)
+        if isinstance(answer, ApiError):
+            self._on_error(item, answer)
+        elif answer is None or answer.stream != item.stream:
+            FOREIGN_ACKS.add(1)
+            log.error("publish_ack_foreign", stream=item.stream, id=item.event_id)
+        else:
+            if answer.duplicate:
+                DUPLICATE_ACKS.add(1)
+            self._stored(item, answer)
+
+    def _stored(self, item: Outgoing, ack: PubAck) -> None:
+        lane, now = self._lanes[item.stream], self._now()
+        if not self._sealer.ack_counts(item, self._clock_ms()):
+            lane.interrupt(now)
+            self._wake_before(now)
+            return
+        again = lane.acked(item, now)
+        if again:  # before `on_done`, which may submit the next event
+            self._resend(again, now)
+        self._finish(item, ack)
+        if not lane.flowing:
+            self._wake_before(lane.due_at())
+
+    def _on_error(self, item: Outgoing, error: ApiError) -> None:
+        lane, now = self._lanes[item.stream], self._now()
+        if error.passes:
+            for refused, reason in lane.rejected(item, now, by_stream=error.err_code != 0):
+                self._finish(refused, reason)
+            self._wake_before(lane.due_at())
+        else:
+            self._resend(lane.drop(item), now)
+            self._finish(item, error.as_error())
+
+    def _on_witness(self, token: str, data: bytes) -> None:
+        lane, subject = self._witnesses.pop(token)
+        answer = acks.parse_pub_ack(data)
+        if isinstance(answer, ApiError) and answer.err_code == acks.WRONG_STREAM:
+            lane.witnessed(subject, self._now())
+            self._wake_before(lane.due_at())
+
+    def _finish(self, item: Outgoing, result: PubAck | MeshError) -> None:
+        self._sealer.forget(item)
+        item.done = True
+        self._bytes -= len(item.body)
+        guarded(item.on_done, item, result)
+        self._room.admit()
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep deadlines and recover, until cancelled."""
+        while True:
+            self._wake.clear()
+            self._sleeps_until = min((lane.due_at() for lane in self._lanes.values()), default=NEVER)
+            pause = self._sleeps_until - self._now()
+            if pause > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause if pause < NEVER else None):
+                        await self._wake.wait()
+            self._step()
+
+    def _step(self) -> None:
+        now = self._now()
+        for lane in tuple(self._lanes.values()):
+            send, failed, witness = lane.step(now)
+            for item, error in failed:
+                self._finish(item, error)
+            if send:
+                self._resend(send, now)
+            if witness is not None:
+                self._ask(lane, witness)
+
+    def _wake_before(self, due: float) -> None:
+        if due < self._sleeps_until:
+            self._sleeps_until = due
+            self._wake.set()
+
+    def _online(self) -> None:
+        now = self._now()
+        for lane in self._lanes.values():
+            lane.online(now)
+        self._wake_before(now)
+
+    def _offline(self) -> None:
+        for lane in self._lanes.values():
+            lane.offline()

@@ -1,0 +1,134 @@
+"""Sealing at egress: which signature and which message id an event carries when it is sent, and which acks count.
+
+An event is sealed when it is sent, and anew when a resend would carry an old signature. An ack counts only while the
+first signature under its message id is young: a server that hung may have stored the first, by then stale copy, and
+answers the fresh one with `duplicate`; every consumer would refuse what it stored (measured). An event that waited
+longer goes out under the next generation of its id.
+
+Pure: time comes in as Unix milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mesh.jetstream import wire
+from mesh.jetstream.outgoing import Outgoing
+
+MAX_BATCH = 256  # leaves under one signature
+RESIGN_AFTER_MS = 30_000  # of a resend; consumers accept up to 120 s between signing and storing
+ACK_COUNTS_MS = (
+    100_000  # age of the first signature of an id up to which an ack proves a fresh copy: 120 s less a margin
+)
+MAX_SUBJECTS = 4096  # whose bytes are kept; a publisher uses tens
+
+Seal = Callable[[Sequence[tuple[str, str, bytes]]], list[str]]
+"""`seal([(subject, msg_id, body), ...])` of one batch gives the `Mesh-Signature` values, in the same order."""
+
+
+class Sealer:
+    """Events by the token of their ack subject, and the frames that carry them.
+
+    Args:
+        seal: Signs a batch of at most 256 events of one view.
+        message_id: Gives an event's id from its source, id, subject and generation.
+        inbox: What ack subjects begin with; a token follows.
+    """
+
+    def __init__(self, seal: Seal, message_id: Callable[[Outgoing], str], *, inbox: str) -> None:
+        self._seal = seal
+        self._message_id = message_id
+        self._inbox = wire.checked_subject(inbox)
+        self._subjects: dict[str, bytes] = {}
+        self._last_token = 0
+        self.by_token: dict[str, Outgoing] = {}
+        self.resealed = 0  # resends that needed a younger signature
+        self.new_ids = 0  # ... and of these, the ones that went out under a new id
+
+    def admit(self, taken: Sequence[Outgoing], sending: Sequence[Outgoing], now_ms: int) -> bytes:
+        """Give each of *taken* its id and token, and return the frames of those *sending*. All of it, or nothing.
+
+        Raises:
+            BadSubject, BadHeader: A field that could not stand in a frame.
+            MeshError: Whatever `seal` raises.
+        """
+        try:
+            for item in taken:
+                self._subject(item.subject)
+                self._identify(item)
+            return self.frames(sending, now_ms)
+        except BaseException:
+            for item in taken:
+                self.forget(item)
+            raise
+
+    def frames(self, items: Sequence[Outgoing], now_ms: int) -> bytes:
+        """One buffer of frames for *items*, sealed anew where there is no signature young enough."""
+        for view in _views(item for item in items if self._renews(item, now_ms)):
+            for start in range(0, len(view), MAX_BATCH):
+                batch = view[start : start + MAX_BATCH]
+                signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
+                for item, signature in zip(batch, signatures, strict=True):
+                    item.signature = signature
+                    item.signed_ms = now_ms
+                    item.first_signed_ms = item.first_signed_ms or now_ms
+        inbox, subject, frame = self._inbox, self._subject, wire.event_frame
+        return b"".join(
+            [
+                frame(
+                    subject(item.subject),
+                    inbox + item.token.encode(),
+                    item.msg_id,
+                    item.signature,
+                    item.traceparent,
+                    item.body,
+                )
+                for item in items
+            ]
+        )
+
+    def ack_counts(self, item: Outgoing, now_ms: int) -> bool:
+        """Whether an ack now proves that a copy was stored which consumers accept."""
+        return now_ms - item.first_signed_ms <= ACK_COUNTS_MS
+
+    def forget(self, item: Outgoing) -> None:
+        """Acks of *item* mean nothing from now on."""
+        self.by_token.pop(item.token, None)
+
+    def _identify(self, item: Outgoing) -> None:
+        self._last_token += 1
+        item.token = str(self._last_token)
+        item.msg_id = self._message_id(item)
+        item.first_signed_ms = 0
+        item.signature = ""
+        self.by_token[item.token] = item
+
+    def _renews(self, item: Outgoing, now_ms: int) -> bool:
+        """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""
+        if not item.signature:
+            return True
+        if not self.ack_counts(item, now_ms):
+            self.forget(item)
+            item.generation += 1
+            self._identify(item)
+            self.new_ids += 1
+        elif now_ms - item.signed_ms <= RESIGN_AFTER_MS:
+            return False
+        self.resealed += 1
+        return True
+
+    def _subject(self, subject: str) -> bytes:
+        checked = self._subjects.get(subject)
+        if checked is None:
+            if len(self._subjects) >= MAX_SUBJECTS:
+                self._subjects.clear()
+            checked = self._subjects[subject] = wire.checked_subject(subject)
+        return checked
+
+
+def _views(items: Iterable[Outgoing]) -> list[list[Outgoing]]:
+    """*items* by view: a batch under one signature never mixes views, since proofs hold the siblings' hashes."""
+    views: dict[tuple[str, ...], list[Outgoing]] = {}
+    for item in items:
+        views.setdefault(tuple(item.subject.split(".", 3)[:3]), []).append(item)  # ev.<site>.<view>.
+    return list(views.values())

@@ -1,0 +1,103 @@
+"""A key-value bucket: a stream `KV_<bucket>` with one subject a key. Read by Direct Get: a right can name a key.
+
+Buckets are made by the topology, and only the control plane may put.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from mesh.errors import BadSubject, RequestFailed
+
+if TYPE_CHECKING:
+    from mesh.jetstream.connection import Connection
+
+WRONG_LAST_SEQUENCE = 10071  # err_code of a put whose expected revision is not the last one
+_KEY_RE = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
+_NOT_FOUND = 404
+_OK = (None, 200)
+
+
+class Entry(NamedTuple):
+    """A key's value and the stream sequence it was put at."""
+
+    value: bytes
+    revision: int
+
+
+class KeyValue:
+    """One bucket over one connection."""
+
+    def __init__(self, connection: Connection, bucket: str) -> None:
+        self._connection = connection
+        self._subject = f"$KV.{bucket}."
+        self._stream = f"KV_{bucket}"
+
+    async def get(self, key: str) -> Entry | None:
+        """The last value of *key*; None where there is none, or it was deleted.
+
+        A replica may answer, and lag: a reader that knows a newer revision exists reads again.
+
+        Raises:
+            BadSubject: *key* is not letters, digits, `_`, `=`, `-` in tokens joined by dots.
+            RequestFailed: The server refused, or answered with another key.
+            Unavailable: Nobody answered, or our account does not import this key.
+        """
+        subject = self._subject + _checked(key)
+        reply = await self._connection.request(f"$JS.API.DIRECT.GET.{self._stream}.{subject}", b"")
+        if reply.status == _NOT_FOUND:
+            return None
+        headers = {name.lower(): value for name, value in reply.headers.items()}
+        if reply.status not in _OK or headers.get("nats-subject") != subject:
+            message = f"{self._stream} did not answer with the key {key}"
+            raise RequestFailed(message, got=f"status {reply.status}", err_code=0)
+        if headers.get("kv-operation", "PUT") != "PUT" or "nats-marker-reason" in headers:
+            return None
+        return Entry(reply.data, int(headers["nats-sequence"]))
+
+    async def put(self, key: str, value: bytes, expected_revision: int | None = None) -> int:
+        """Store *value* and return its revision.
+
+        Args:
+            key: As for `get`.
+            value: At most the server's max_payload.
+            expected_revision: Refuse unless the key's last revision is this one; 0 means the key is new.
+
+        Raises:
+            BadSubject: *key* is malformed.
+            RequestFailed: The server refused; `err_code` is `WRONG_LAST_SEQUENCE` where somebody else was first.
+            Unavailable: Nobody answered. The value may be stored all the same: read it.
+        """
+        headers = None
+        if expected_revision is not None:
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)}
+        reply = await self._connection.request(self._subject + _checked(key), value, headers=headers)
+        ack = msgspec.json.decode(reply.data, type=_Ack)
+        if ack.error is not None:
+            message = f"{self._stream} refused the key {key}: {ack.error.description}"
+            raise RequestFailed(message, err_code=ack.error.err_code)
+        if ack.stream != self._stream:
+            message = f"another stream took the key {key}"
+            raise RequestFailed(message, expected=self._stream, got=ack.stream, err_code=0)
+        return ack.seq
+
+
+class _AckError(msgspec.Struct):
+    description: str = ""
+    err_code: int = 0
+
+
+class _Ack(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    error: _AckError | None = None
+
+
+def _checked(key: str) -> str:
+    if _KEY_RE.fullmatch(key) is None:  # no wildcard: `>` in a Direct Get reads whatever the grant covers
+        message = "a key is outside the grammar"
+        raise BadSubject(message, expected="tokens of [A-Za-z0-9_=-] joined by dots", got=f"{len(key)} characters")
+    return key

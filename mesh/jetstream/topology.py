@@ -1,0 +1,276 @@
+"""Streams and consumers as data: what a mesh needs, from its grants.
+
+`desired()` says what must be, `manage.read_actual()` what is, `changes.plan()` what lies between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mesh.subjects import Pattern, physical_pattern, stream_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Config = dict[str, Any]  # as in the JetStream API: durations in ns
+
+DAY_S = 86_400.0
+MIB = 1024 * 1024
+EVENT_AGE_S = 7 * DAY_S
+EVENT_MESSAGE_BYTES = 320 * 1024  # an event of 256 KiB, its headers, and 60 KiB for what attributes and masks add
+DLQ_MESSAGE_BYTES = 640 * 1024  # a dead letter carries the event in base64, its history and its errors
+DUPLICATE_WINDOW_S = 180.0  # the publisher counts an ack for 100 s, V7 for 120 s; each id costs 185 B of server memory
+DELIVER_HEADROOM = 3  # see ConsumerSpec.config
+MIN_ACK_PENDING = 20_000  # delayed naks occupy it: 5 of 15 s at a limit of 5 stopped everything else, measured
+ACK_PENDING_PER_IN_FLIGHT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much each stream may hold. Full means refused: agents spool, `AUDIT` and `DLQ` raise an alarm."""
+
+    event_bytes: int = 1024 * MIB
+    dlq_bytes: int = 512 * MIB
+    audit_bytes: int = 1024 * MIB
+    small_bytes: int = 256 * MIB  # advisories, reports, each KV bucket
+    replicas: int = 1
+
+
+# --- what grants ask for ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PublishGrant:
+    """*agent* may publish types of *pattern* into *view*."""
+
+    agent: str
+    view: str
+    pattern: Pattern
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionGrant:
+    """One active subscription: what its team may pull, and how it retries.
+
+    Attributes:
+        filters: What it may see, in any order; contained ones are dropped here.
+        ack_wait_s: Seconds until the server delivers again what nobody answered.
+        attempts: Deliveries after which an event is a dead letter.
+        max_in_flight: Events one replica handles at a time.
+        start: `new`, `all`, or an RFC 3339 time. Counts when the durable is made, never again.
+    """
+
+    team: str
+    subscription: str
+    view: str
+    filters: tuple[Pattern, ...]
+    ack_wait_s: float = 30.0
+    attempts: int = 8
+    max_in_flight: int = 1000
+    start: str = "new"
+
+    @property
+    def durable(self) -> str:
+        """`<team>--<subscription>`; neither holds `--`."""
+        return f"{self.team}--{self.subscription}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Durable:
+    """Where a subscription pulls in one stream."""
+
+    stream: str
+    name: str
+    filters: tuple[str, ...]
+
+
+def durables(site: str, domains: Iterable[str], grant: SubscriptionGrant) -> tuple[Durable, ...]:
+    """The durables of one subscription: one in the stream of each domain that a filter reaches.
+
+    Args:
+        site: The site of the streams.
+        domains: Every domain that has a stream.
+        grant: With its filters; one without a literal first token reaches every domain.
+    """
+    found = []
+    for domain in sorted(set(domains)):
+        whole = Pattern.parse(f"{domain}.>")
+        parts = [part for pattern in grant.filters if (part := pattern.intersection(whole)) is not None]
+        if parts:
+            filters = tuple(physical_pattern(site, grant.view, p) for p in reduced(parts))
+            found.append(Durable(stream_name(site, domain), grant.durable, filters))
+    return tuple(found)
+
+
+def reduced(patterns: Iterable[Pattern]) -> list[Pattern]:
+    """*patterns* without those that another covers (the server refuses contained filters: 10138), sorted."""
+    kept: list[Pattern] = []
+    for pattern in sorted(set(patterns)):
+        if not any(k.covers(pattern) for k in kept):
+            kept = [k for k in kept if not pattern.covers(k)] + [pattern]
+    return sorted(kept)
+
+
+# --- what must be ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """One stream. No spec enables rollups outside KV, schedules or TTLs: each lets a publisher delete or redirect."""
+
+    name: str
+    subjects: tuple[str, ...]
+    max_bytes: int
+    max_age_s: float = 0.0
+    max_message_bytes: int = MIB
+    max_per_subject: int = -1
+    full: Literal["new", "old"] = "new"  # which message gives way: `new` is a refusal the publisher sees
+    append_only: bool = False
+    rollup: bool = False
+    replicas: int = 1
+
+    def config(self) -> Config:
+        """What we state, in the API's names and units."""
+        return {
+            "name": self.name,
+            "subjects": list(self.subjects),
+            "retention": "limits",
+            "storage": "file",
+            "num_replicas": self.replicas,
+            "max_age": _ns(self.max_age_s),
+            "max_bytes": self.max_bytes,
+            "max_msg_size": self.max_message_bytes,
+            "max_msgs_per_subject": self.max_per_subject,
+            "discard": self.full,
+            "duplicate_window": _ns(DUPLICATE_WINDOW_S),
+            "allow_direct": True,
+            "deny_delete": self.append_only,
+            "deny_purge": self.append_only,
+            "allow_rollup_hdrs": self.rollup,
+            "allow_msg_schedules": False,
+            "allow_msg_ttl": False,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSpec:
+    """One durable pull consumer."""
+
+    stream: str
+    name: str
+    filters: tuple[str, ...]
+    ack_wait_s: float
+    attempts: int
+    max_in_flight: int
+    start: str
+    replicas: int = 1
+
+    def config(self) -> Config:
+        """What we state. None: the field must be absent.
+
+        `max_deliver` lies `DELIVER_HEADROOM` above `attempts`. Our library dead-letters at `attempts`, before it acks;
+        the headroom brings the event back when a process dies during that last attempt. A plain client meets
+        `max_deliver` alone: what it leaves there reaches `DLQ` through the server's advisory.
+        The server's own `backoff` is not used: it ignores naks, so the library naks with a delay.
+        """
+        single = len(self.filters) == 1
+        return {
+            "durable_name": self.name,
+            "name": self.name,
+            "ack_policy": "explicit",
+            "replay_policy": "instant",
+            "ack_wait": _ns(self.ack_wait_s),
+            "max_deliver": self.attempts + DELIVER_HEADROOM,
+            "max_ack_pending": max(MIN_ACK_PENDING, ACK_PENDING_PER_IN_FLIGHT * self.max_in_flight),
+            "filter_subject": self.filters[0] if single else None,
+            "filter_subjects": None if single else list(self.filters),
+        }
+
+    def start_config(self) -> Config:
+        """Where delivery begins; the server takes it when the consumer is made and never again."""
+        if self.start in {"new", "all"}:
+            return {"deliver_policy": self.start}
+        return {"deliver_policy": "by_start_time", "opt_start_time": self.start}
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Every stream and consumer of one tenant at one site."""
+
+    site: str
+    streams: tuple[StreamSpec, ...]
+    consumers: tuple[ConsumerSpec, ...]
+
+
+def desired(
+    site: str, domains: Iterable[str], subscriptions: Iterable[SubscriptionGrant], sizes: Sizes | None = None
+) -> Topology:
+    """What the grants ask for.
+
+    Args:
+        site: The site.
+        domains: First tokens of the types anybody may publish or subscribe; each has its stream.
+        subscriptions: The active ones.
+        sizes: How much each stream may hold.
+    """
+    sizes = sizes or Sizes()
+    domains = sorted(set(domains))
+    consumers = [
+        ConsumerSpec(
+            stream=durable.stream,
+            name=durable.name,
+            filters=durable.filters,
+            ack_wait_s=grant.ack_wait_s,
+            attempts=grant.attempts,
+            max_in_flight=grant.max_in_flight,
+            start=grant.start,
+            replicas=sizes.replicas,
+        )
+        for grant in subscriptions
+        for durable in durables(site, domains, grant)
+    ]
+    streams = [*(_event_stream(site, domain, sizes) for domain in domains), *_fixed_streams(sizes)]
+    return Topology(site, tuple(streams), tuple(sorted(consumers, key=lambda c: (c.stream, c.name))))
+
+
+def _event_stream(site: str, domain: str, sizes: Sizes) -> StreamSpec:
+    return StreamSpec(
+        name=stream_name(site, domain),
+        subjects=(f"ev.{site}.*.*.{domain}.>",),
+        max_bytes=sizes.event_bytes,
+        max_age_s=EVENT_AGE_S,
+        max_message_bytes=EVENT_MESSAGE_BYTES,
+        replicas=sizes.replicas,
+    )
+
+
+def _fixed_streams(sizes: Sizes) -> tuple[StreamSpec, ...]:
+    def small(name: str, *subjects: str, **more: Any) -> StreamSpec:
+        return StreamSpec(name, subjects, sizes.small_bytes, replicas=sizes.replicas, **more)
+
+    def bucket(name: str, history: int) -> StreamSpec:
+        # A KV put may carry `Nats-Rollup: all` and wipe its bucket: nobody but the control plane may put.
+        return small(f"KV_{name}", f"$KV.{name}.>", max_per_subject=history, rollup=True)
+
+    return (
+        StreamSpec(
+            "DLQ", ("dlq.>",), sizes.dlq_bytes, 30 * DAY_S, max_message_bytes=DLQ_MESSAGE_BYTES, replicas=sizes.replicas
+        ),
+        StreamSpec("AUDIT", ("audit.>",), sizes.audit_bytes, append_only=True, replicas=sizes.replicas),
+        small(  # core advisories are lost while nobody listens
+            "ADVISORY",
+            "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.>",
+            "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.>",
+            max_age_s=EVENT_AGE_S,
+            full="old",
+        ),
+        small("REPORTS", "report.>", max_per_subject=1),
+        bucket("mesh_policy", 64),  # old bundles stay, to roll back to and to read old copies with
+        bucket("mesh_trust", 1),
+        bucket("mesh_agents", 1),
+    )
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)

@@ -1,0 +1,252 @@
+"""The bytes between us and a NATS server: frames out, frames in, and what JetStream writes into them.
+
+Rules of this file:
+- No I/O and no nats-py. What comes in is untrusted: a publisher chooses subject, reply, headers and body.
+- A frame is cut at single spaces and CRLF, as the server writes it, and at nothing else. nats-py cuts at any ASCII
+  whitespace, so a subject with a vertical tab (which a server accepts and stores) moves its other arguments by one.
+- What goes out cannot carry a CR or LF that we did not put there.
+
+Source: NATS client protocol; ADR-4 (headers).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from mesh.errors import BadHeader, BadSubject
+
+MAX_LINE_BYTES = 64 * 1024  # a control line; INFO of a large cluster takes a few KiB, anything longer is no NATS server
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
+
+_CRLF = b"\r\n"
+_HM = b"HM"  # how message lines begin
+_VERSION = b"NATS/1.0"
+_STARTS = (b"NATS/1.0\r\n", b"NATS/1.0 ")
+_SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no space
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 token
+_ID_LINE = b"\r\nNats-Msg-Id:"
+_SIGNATURE_LINE = b"\r\nMesh-Signature:"
+_EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
+
+
+class WireError(ValueError):
+    """The server sent what is no NATS frame. The connection cannot go on; a new one can."""
+
+
+# --- in: frames ------------------------------------------------------------------------------------------------------
+
+Deliver = Callable[[int, bytes, bytes, "bytes | None", bytes], None]
+"""`deliver(sid, subject, reply, headers, data)`; `headers` is the raw block, None for a MSG. It must not raise."""
+
+
+class FrameReader:
+    """Cuts a byte stream into frames: messages go to `deliver` at once, the rare control lines are returned."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._chunks: list[bytes] = []
+        self._held = 0  # bytes in _chunks
+        self._need = 0  # bytes the frame at the front needs at least; below it there is nothing to look at
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take *data*, hand on every message it completes, and return the control lines without their CRLF.
+
+        Raises:
+            WireError: What came is no frame. The reader is then useless.
+        """
+        if self._chunks:
+            self._chunks.append(data)
+            self._held += len(data)
+            if self._held < self._need:
+                return []
+            data = b"".join(self._chunks)
+            self._chunks = []
+        lines: list[bytes] = []
+        position = self._cut(data, lines)
+        if position < len(data):
+            self._chunks = [data[position:]]
+            self._held = len(data) - position
+        return lines
+
+    def _cut(self, data: bytes, lines: list[bytes]) -> int:
+        position, size = 0, len(data)
+        while position < size:
+            end = data.find(_CRLF, position, position + MAX_LINE_BYTES)
+            if end < 0:
+                if size - position >= MAX_LINE_BYTES:
+                    raise WireError(f"a line of more than {MAX_LINE_BYTES} bytes")
+                self._need = size - position + 1
+                break
+            first = data[position]
+            if first in _HM:
+                frame_end = self._message(data, position, end)
+                if frame_end > size:
+                    self._need = frame_end - position
+                    break
+                position = frame_end
+            else:
+                lines.append(data[position:end])
+                position = end + 2
+        return position
+
+    def _message(self, data: bytes, position: int, end: int) -> int:
+        """Deliver the message whose line is `data[position:end]`; returns where it ends, delivered or still to come."""
+        name, *arguments = data[position:end].split(b" ")
+        headed = name == b"HMSG"
+        if headed:
+            header_size = _size(arguments.pop(-2)) if len(arguments) > 3 else -1  # noqa: PLR2004 - subject sid size
+        elif name == b"MSG":
+            header_size = 0
+        else:
+            header_size = -1
+        if header_size < 0 or not 3 <= len(arguments) <= 4:  # noqa: PLR2004 - subject, sid, [reply,] size
+            raise WireError("a malformed message line")
+        size = _size(arguments[-1])
+        if header_size > size:
+            raise WireError("a message whose headers are longer than the whole")
+        start = end + 2
+        stop = start + size
+        if len(data) < stop + 2:
+            return stop + 2
+        if data[stop : stop + 2] != _CRLF:
+            raise WireError("a message that does not end where it says")
+        body = start + header_size
+        reply = arguments[2] if len(arguments) == 4 else b""  # noqa: PLR2004
+        self._deliver(_size(arguments[1]), arguments[0], reply, data[start:body] if headed else None, data[body:stop])
+        return stop + 2
+
+
+def _size(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 10 or (number := int(text)) > MAX_FRAME_BYTES:  # noqa: PLR2004 - digits
+        raise WireError("a number that is none, or too large")
+    return number
+
+
+def headers_sound(block: bytes) -> bool:
+    """Whether a header block has the shape every reader may rely on: its first line, its end, and valid UTF-8.
+
+    A server passes on and stores blocks that have none of it; nats-py 2.16 stops reading at the first one.
+    """
+    if not block.startswith(_STARTS) or not block.endswith(b"\r\n\r\n"):
+        return False
+    if block.isascii():
+        return True
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+# --- in: headers and statuses ----------------------------------------------------------------------------------------
+
+
+class Status(NamedTuple):
+    """A status line of the server, `NATS/1.0 <code> <text>`."""
+
+    code: int
+    text: str
+
+
+def status_of(block: bytes | None) -> Status | None:
+    """The inline status of a sound header block; an application's header named `Status` is none."""
+    if block is None or block[8:9] != b" " or not block[9:12].isdigit():
+        return None
+    line = block[9 : block.index(_CRLF)]
+    return Status(int(line[:3]), line[3:].decode().strip())
+
+
+def parse_headers(block: bytes | None) -> dict[str, str]:
+    """The headers of a sound block, the last of equal names; the status line is left out."""
+    if block is None:
+        return {}
+    pairs = (line.partition(":") for line in block.decode().split("\r\n")[1:])
+    return {name: value.strip() for name, colon, value in pairs if colon}
+
+
+def event_headers(block: bytes | None) -> tuple[tuple[str, ...], str | None]:
+    """Every `Nats-Msg-Id` and the `Mesh-Signature` of a sound header block.
+
+    Signatures given twice come joined by a comma, which is outside the grammar of one, so that V1 refuses them.
+    """
+    if block is None:
+        return (), None
+    signatures = _values(block, _SIGNATURE_LINE)
+    if len(signatures) == 1:
+        return _values(block, _ID_LINE), signatures[0]
+    return _values(block, _ID_LINE), ",".join(signatures) if signatures else None
+
+
+def _values(block: bytes, line: bytes) -> tuple[str, ...]:
+    at = block.find(line)
+    if at < 0:
+        return ()
+    start = at + len(line)
+    end = block.find(_CRLF, start)
+    value = block[start:end].lstrip(b" ").decode()  # as the server reads it for its duplicate check
+    if block.find(line, end) < 0:
+        return (value,)
+    return (value, *_values(block[end:], line))
+
+
+# --- out -------------------------------------------------------------------------------------------------------------
+
+
+def checked_subject(subject: str) -> bytes:
+    """*subject* as bytes for a frame.
+
+    Raises:
+        BadSubject: It is empty, or has a space or anything else than printable ASCII in it.
+    """
+    if not _SUBJECT.fullmatch(subject):
+        raise BadSubject("not a NATS subject", expected="printable ASCII without spaces", got=f"{len(subject)} chars")
+    return subject.encode()
+
+
+def event_frame(  # noqa: PLR0917 - once per event: keywords would cost
+    subject: bytes, reply: bytes, msg_id: str, signature: str, traceparent: str | None, body: bytes
+) -> bytes:
+    """One event as an HPUB frame. *subject* and *reply* come from `checked_subject`.
+
+    Raises:
+        BadHeader: A CR or LF in one of the header values.
+    """
+    lines, trace = _EVENT_LINES, b""
+    if traceparent is not None:
+        lines, trace = _EVENT_LINES + 1, b"traceparent: %b\r\n" % traceparent.encode()
+    block = (
+        b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: %b\r\nMesh-Signature: %b\r\n%b\r\n"
+        % (msg_id.encode(), signature.encode(), trace)
+    )
+    if block.count(b"\n") != lines or block.count(b"\r") != lines:
+        raise BadHeader("a header value with a line break in it")
+    size = len(block)
+    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(body), block, body)
+
+
+def publish_frame(subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> bytes:
+    """Any message as a PUB or HPUB frame.
+
+    Raises:
+        BadSubject: Subject or reply could not stand in a frame.
+        BadHeader: A header name that is no token, or a value with a line break.
+    """
+    target = checked_subject(subject) + (b" " + checked_subject(reply) if reply else b"")
+    if not headers:
+        return b"PUB %b %d\r\n%b\r\n" % (target, len(data), data)
+    block = b"%b\r\n%b\r\n" % (_VERSION, b"".join(_header_lines(headers.items())))
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (target, len(block), len(block) + len(data), block, data)
+
+
+def _header_lines(headers: Iterable[tuple[str, str]]) -> Iterable[bytes]:
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or "\r" in value or "\n" in value or value != value.strip():
+            raise BadHeader("not a NATS header", expected="a token, and a value without line breaks or outer spaces")
+        yield b"%b: %b\r\n" % (name.encode(), value.encode())
+
+
+def ack_frame(reply: str, verb: bytes) -> bytes:
+    """The answer to a delivery; *reply* was parsed by `AckSubject`, so it has no space in it."""
+    return b"PUB %b %d\r\n%b\r\n" % (reply.encode(), len(verb), verb)

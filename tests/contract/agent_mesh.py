@@ -1,0 +1,285 @@
+"""For the door tests: a real server with one tenant's streams and bundle, an agent's directory, a raw HTTP client."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate
+
+from agent.lifecycle import Sidecar
+from agent.settings import load as load_settings
+from mesh.control.nats_server import NatsServer, plain_config
+from mesh.identity import MeshCA, SpiffeId, seed_to_pem
+from mesh.jetstream import manage
+from mesh.jetstream.changes import plan
+from mesh.jetstream.connection import Connection
+from mesh.jetstream.store import KeyValue
+from mesh.jetstream.topology import Sizes, desired
+from mesh.policy.bundle import compile_bundles
+from mesh.policy.load import load
+
+POLICIES = """
+apiVersion: mesh/v1
+kind: Tenant
+metadata: {name: acme, owner: security}
+spec: {teams: {crm: {agents: [crm-adapter]}, support: {agents: [desk]}}}
+---
+apiVersion: mesh/v1
+kind: Classification
+metadata: {name: crm, tenant: acme, owner: crm}
+spec:
+  types: ["crm.>", "github.>"]
+  fields: {data.country: [public], data.email: [pii.contact.email], data.name: [pii.name]}
+---
+apiVersion: mesh/v1
+kind: View
+metadata: {name: clear, tenant: acme, owner: security}
+spec: {otherwise: clear}
+---
+apiVersion: mesh/v1
+kind: View
+metadata: {name: service, tenant: acme, owner: security}
+spec:
+  mask:
+    - {tags: [public], as: clear}
+    - {tags: [pii.contact.email], as: pseudonym, with: {domain: customer}}
+    - {tags: [pii.name], as: drop}
+  otherwise: redact
+---
+apiVersion: mesh/v1
+kind: Access
+metadata: {name: crm, tenant: acme, owner: security}
+spec:
+  allow:
+    - {id: crm-publishes, who: {teams: [crm]}, publish: ["crm.>", "github.>"], sources: ["/github/*"]}
+    - {id: crm-reads, who: {teams: [crm]}, subscribe: ["crm.contact.>", "crm.deal.>", "github.>"], view: clear}
+    - {id: support-reads, who: {teams: [support]}, subscribe: ["crm.contact.>"], view: service}
+  deny:
+    - id: no-tests
+      who: {teams: [crm]}
+      publish: ["crm.>"]
+      when: "has(data.account) && data.account.endsWith('-test')"
+"""
+SMALL = Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=16 << 20)
+DOMAINS = ("crm", "github")
+SETTINGS = """
+name = "crm-adapter"
+tenant = "acme"
+team = "crm"
+http_port = 0
+webhooks_port = 0
+health_port = 0
+trust_dir = "trust"
+creds_file = ""  # a server without authentication
+[webhooks.main]
+provider = "github"
+secret_files = ["hook.secret", "hook.next"]
+"""
+
+
+def now_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    """A good event; a change to None leaves the attribute out."""
+    fields: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": secrets.token_hex(8),
+        "source": "/crm",
+        "type": "crm.contact.created.v1",
+        "data": {"country": "DE", "email": "ada@example.org", "name": "Ada Lovelace"},
+    }
+    fields.update(changes)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def write_directory(base: Path) -> Path:
+    """What an agent reads: keys, certificate, token, domain keys, webhook secrets."""
+    base.mkdir(parents=True, exist_ok=True)
+    seed = secrets.token_bytes(32)
+    public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    ca = MeshCA.create("mesh.local", now_ms=now_ms() - 60_000, lifetime_s=86_400)
+    issued = ca.issue(SpiffeId.for_agent("mesh.local", "acme", "crm-adapter"), public, now_ms=now_ms(), lifetime_s=3600)
+    for directory in ("trust", "domains"):
+        (base / directory).mkdir(exist_ok=True)
+    (base / "trust" / "ca.crt").write_bytes(ca.cert_pem)
+    (base / "event.key").write_bytes(seed_to_pem(seed))
+    (base / "event.crt").write_bytes(load_der_x509_certificate(issued).public_bytes(Encoding.PEM))
+    for name in ("dedupe.key", "domains/customer.key"):
+        (base / name).write_text(secrets.token_hex(32) + "\n")
+    for name in ("token", "hook.secret", "hook.next"):
+        (base / name).write_text(secrets.token_urlsafe(32) + "\n")
+    (base / "agent.toml").write_text(SETTINGS)
+    return base
+
+
+@dataclass
+class Streams:
+    """The tenant's streams, as the control plane makes them."""
+
+    server: NatsServer
+    connection: Connection
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, directory: Path, *, bundle: bool = True) -> AsyncIterator[Streams]:
+        """A server with the streams, and the bundle unless the test hands it out later."""
+        server = await NatsServer.start(plain_config(directory / "store"), directory)
+        connection = await Connection.open(server.url, name="control", creds=None)
+        try:
+            wanted = plan(desired("local", DOMAINS, (), SMALL), await manage.read_actual(connection))
+            await manage.apply(connection, wanted)
+            streams = cls(server, connection)
+            if bundle:
+                await streams.hand_out()
+            yield streams
+        finally:
+            await connection.close()
+            await server.stop()
+
+    async def hand_out(self, *, revision: int = 1, policies: str = POLICIES) -> None:
+        """Put a bundle and tell the agents."""
+        bundles = compile_bundles(
+            load({"policies.yaml": policies}),
+            revision=revision,
+            site="local",
+            trust_domain="mesh.local",
+            created_ms=now_ms(),
+        )
+        await KeyValue(self.connection, "mesh_policy").put("bundle", bundles["acme"].encode())
+        await self.connection.publish("ctl.notice", b"{}")
+
+    async def stored(self, stream: str = "EV_local_crm") -> int:
+        """Messages in a stream."""
+        info = await manage.stream_info(self.connection, stream)
+        return int(info["state"]["messages"])
+
+    async def message(self, stream: str, sequence: int) -> dict[str, Any]:
+        """The stored body."""
+        request = msgspec.json.encode({"seq": sequence})
+        reply = await self.connection.request(f"$JS.API.DIRECT.GET.{stream}", request)
+        return dict(msgspec.json.decode(reply.data))
+
+
+@asynccontextmanager
+async def sidecar(base: Path, nats_url: str, **settings: object) -> AsyncIterator[Sidecar]:
+    """A sidecar in this process, started and closed; it is ready when the bundle is there."""
+    environ = {f"MESH_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
+    environ["MESH_AGENT_NATS_URL"] = nats_url
+    text = (base / "agent.toml").read_text()
+    running = Sidecar(load_settings(text, environ).settings, base)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+@dataclass
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON."""
+        return msgspec.json.decode(self.body)
+
+
+@dataclass
+class Http:
+    """Sends bytes as they are: a library would not let the bad requests through."""
+
+    url: str
+    token: str
+
+    @property
+    def port(self) -> int:
+        """Of the door."""
+        return int(self.url.rpartition(":")[2])
+
+    async def post(
+        self, body: object, *, path: str = "/v1/events", headers: Mapping[str, str | None] | None = None
+    ) -> Answer:
+        """A well-formed request with *body* as JSON, or as it is where it is bytes."""
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        fields = {"Content-Type": "application/cloudevents+json", **(headers or {})}
+        return await self.send("POST", path, fields, content)
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str | None],
+        body: bytes = b"",
+        *,
+        lines: tuple[str, ...] = (),
+        version: str = "HTTP/1.1",
+    ) -> Answer:
+        """Any request; a header that is None is left out, and *lines* go in raw."""
+        fields: dict[str, str | None] = {
+            "Host": f"127.0.0.1:{self.port}",
+            "Authorization": f"Bearer {self.token}",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **headers,
+        }
+        known = {"{token}": self.token, "{port}": str(self.port)}
+        text = [f"{method} {path} {version}"]
+        text += [f"{name}: {value}" for name, value in fields.items() if value is not None]
+        raw = "\r\n".join([*text, *lines, "", ""])
+        for mark, value in known.items():
+            raw = raw.replace(mark, value)
+        return await self.raw(raw.encode() + body)
+
+    async def raw(self, request: bytes) -> Answer:
+        """Send *request*, read one answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            return await read_answer(reader)
+        finally:
+            writer.close()
+            with suppress(ConnectionError):  # the door was first
+                await writer.wait_closed()
+
+
+async def read_answer(reader: asyncio.StreamReader) -> Answer:
+    """One response, with the body that its Content-Length says."""
+    async with asyncio.timeout(20):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        status = int(head[0].split(" ")[1])
+        length = int(headers.get("content-length", "0"))
+        try:
+            body = await reader.readexactly(length)
+        except asyncio.IncompleteReadError as short:
+            body = short.partial  # an answer to HEAD
+        return Answer(status, headers, body)
+
+
+async def until(condition: Any, *, timeout_s: float = 20) -> None:
+    """Poll until *condition* (a function, may be async) is true."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return
+            await asyncio.sleep(0.01)

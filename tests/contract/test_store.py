@@ -1,0 +1,101 @@
+"""A key-value bucket against the real server: what is put is read back by Direct Get."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mesh.control.nats_server import NatsServer, plain_config
+from mesh.errors import BadSubject, RequestFailed, Unavailable
+from mesh.jetstream import manage
+from mesh.jetstream.changes import plan
+from mesh.jetstream.connection import Connection
+from mesh.jetstream.store import WRONG_LAST_SEQUENCE, Entry, KeyValue
+from mesh.jetstream.topology import Sizes, desired
+
+pytestmark = pytest.mark.anyio
+
+SMALL = Sizes(event_bytes=16 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=16 << 20)
+
+
+@pytest.fixture
+async def connection(tmp_path: Path) -> AsyncIterator[Connection]:
+    """A connection to a server with the fixed streams."""
+    server = await NatsServer.start(plain_config(tmp_path / "store"), tmp_path)
+    try:
+        opened = await Connection.open(server.url, name="control", creds=None)
+        try:
+            changes = plan(desired("local", (), (), SMALL), await manage.read_actual(opened))
+            await manage.apply(opened, changes)
+            yield opened
+        finally:
+            await opened.close()
+    finally:
+        await server.stop()
+
+
+async def test_put_then_get(connection: Connection) -> None:
+    """A value is read back byte for byte under the revision that put returned; another key stays absent."""
+    store = KeyValue(connection, "mesh_trust")
+    value = bytes(range(256)) * 3
+    revision = await store.put("cert.Ab-_9", value)
+    assert await store.get("cert.Ab-_9") == Entry(value, revision)
+    assert await store.get("cert.other") is None
+
+
+async def test_the_last_put_wins(connection: Connection) -> None:
+    """The newest value is read, and an empty value is a value."""
+    store = KeyValue(connection, "mesh_policy")
+    await store.put("bundle", b"one")
+    revision = await store.put("bundle", b"")
+    assert await store.get("bundle") == Entry(b"", revision)
+
+
+async def test_expected_revision(connection: Connection) -> None:
+    """A put with an expected revision succeeds once; the loser learns the error code."""
+    store = KeyValue(connection, "mesh_policy")
+    first = await store.put("bundle", b"one", expected_revision=0)
+    await store.put("bundle", b"two", expected_revision=first)
+    for stale in (first, 0):
+        with pytest.raises(RequestFailed) as refusal:
+            await store.put("bundle", b"three", expected_revision=stale)
+        assert refusal.value.details["err_code"] == WRONG_LAST_SEQUENCE
+    entry = await store.get("bundle")
+    assert entry is not None
+    assert entry.value == b"two"
+
+
+async def test_a_deleted_key_is_absent(connection: Connection) -> None:
+    """A delete marker, as any KV client writes it, reads as no value."""
+    store = KeyValue(connection, "mesh_trust")
+    await store.put("trust", b"x")
+    await connection.request("$KV.mesh_trust.trust", b"", headers={"KV-Operation": "DEL"})
+    assert await store.get("trust") is None
+
+
+async def test_policy_keeps_old_bundles_and_trust_does_not(connection: Connection) -> None:
+    """64 revisions of the bundle stay in the stream, one of the trust statement."""
+    for bucket, kept in (("mesh_policy", 64), ("mesh_trust", 1)):
+        store = KeyValue(connection, bucket)
+        for number in range(70):
+            await store.put("bundle", b"%d" % number)
+        state = (await manage.stream_info(connection, f"KV_{bucket}"))["state"]
+        assert state["messages"] == kept
+
+
+@pytest.mark.parametrize("key", ["", ">", "*", "a.>", "a.*", ".a", "a.", "a..b", "a b", "a\r\nPUB x 0", "a/b"])
+async def test_a_malformed_key_is_refused(connection: Connection, key: str) -> None:
+    """No wildcard, space or line break reaches a subject."""
+    store = KeyValue(connection, "mesh_trust")
+    with pytest.raises(BadSubject):
+        await store.get(key)
+    with pytest.raises(BadSubject):
+        await store.put(key, b"")
+
+
+async def test_a_bucket_that_is_not_there(connection: Connection) -> None:
+    """Without its stream a bucket is unavailable, which a retry may cure; it is not an absent key."""
+    with pytest.raises(Unavailable):
+        await KeyValue(connection, "nowhere").get("key")
