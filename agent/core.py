@@ -1,0 +1,363 @@
+"""`Agent`: everything between an accepted event and its receipt, without any HTTP.
+
+The process puts doors around it; a Python adapter embeds it and saves the hop. The promises are the same: `publish`
+returns when every copy is durable, one denied or malformed event refuses its whole batch, and publishing the same id
+again is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from agent import metrics
+from agent.keys import Keys, read
+from agent.outbound import Outbound, Room
+from agent.settings import load
+from mesh import logs
+from mesh.errors import Disconnected, Draining, MeshError, NoBundle, OutsideCertificate, Overloaded, SignerExpired
+from mesh.event import Draft, Limits, draft_from_fields
+from mesh.jetstream.connection import Connection
+from mesh.jetstream.publisher import Publisher
+from mesh.signing import message_id, seal
+from mesh.statements import SALT_BYTES
+from mesh.watch import BundleWatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from types import TracebackType
+
+    from agent.receipts import Receipt
+    from agent.settings import AgentSettings
+    from mesh.jetstream.outgoing import Outgoing
+    from mesh.policy.compile import Plans
+
+STOP_S = 2.0  # for a background task to end once cancelled
+
+log = logs.get("agent")
+
+
+def clock_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Agent:
+    """One agent: use it as `async with Agent(settings) as agent`, then `await agent.publish(...)`.
+
+    Args:
+        settings: Every limit and file name.
+        base: The directory that relative file names start from.
+
+    Raises:
+        ConfigError: A file is missing, malformed or somebody else's.
+    """
+
+    def __init__(self, settings: AgentSettings, base: str | os.PathLike[str] = ".") -> None:
+        self.settings = settings
+        self.base = Path(base)
+        self.keys = Keys(settings, self.base)
+        self.limits = Limits(
+            max_event_bytes=settings.max_event_bytes,
+            max_depth=settings.max_depth,
+            max_batch_events=settings.max_batch_events,
+            max_batch_bytes=settings.max_batch_bytes,
+            max_headers=settings.max_headers,
+        )
+        self.clock_ms = clock_ms
+        self.outbound: Outbound | None = None
+        self.failed = asyncio.Event()
+        self._creds = read(self.base / settings.creds_file, "NATS credentials") if settings.creds_file else None
+        self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
+        self._connection: Connection | None = None
+        self._publisher: Publisher | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dead: list[str] = []
+        self._bundle_arrived = asyncio.Event()
+        self._gauges: list[Callable[[], None]] = []
+        self._draining = False
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Self:
+        """An agent as its `agent.toml` and `MESH_AGENT_*` describe it.
+
+        Raises:
+            ConfigError: The file or a variable is wrong.
+        """
+        file = Path(path)
+        text = read(file, "an agent.toml").decode(errors="replace")
+        return cls(load(text, os.environ, file=file.name).settings, file.resolve().parent)
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Begin: connect, fetch the bundle, publish. Returns at once; until the bundle is there, all is refused.
+
+        Raises:
+            ConfigError: The creds file is none.
+        """
+        s = self.settings
+        connection = await Connection.open(s.nats_url, name=s.name, creds=self._creds, wait=False)
+        publisher = Publisher(
+            connection,
+            seal=self._seal,
+            message_id=self._message_id,
+            clock_ms=clock_ms,
+            window=s.publish_window,
+            ack_deadline_s=s.ack_deadline_s,
+            give_up_s=s.give_up_s,
+        )
+        outbound = Outbound(s, self.keys, publisher)
+        self._connection, self._publisher, self.outbound = connection, publisher, outbound
+        self._gauges = metrics.watch(outbound, lambda: not self.not_ready())
+        self._spawn("publisher", publisher.run())
+        self._spawn("bundle", self._watch_bundle(connection))
+        self._spawn("keys", self._watch_keys())
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until events are accepted.
+
+        Raises:
+            NoBundle: No valid bundle arrived in time.
+            Disconnected: Not even NATS was reached.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._bundle_arrived.wait()
+        except TimeoutError:
+            self.check_open()
+            raise NoBundle("no valid policy bundle arrived in time") from None
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing new, finish what was accepted; True where all of it is durable."""
+        self._draining = True
+        publisher = self._publisher
+        if publisher is None or self.outbound is None:
+            return True
+        deadline = time.monotonic() + timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.outbound.idle()
+        except TimeoutError:
+            drained = False
+        else:
+            drained = await publisher.drain(max(0.0, deadline - time.monotonic()))
+        if not drained:
+            log.error("drain_incomplete", waiting=self.outbound.room.used, in_flight=publisher.in_flight)
+        return drained
+
+    async def close(self) -> None:
+        """End every task and the connection; what is not acknowledged by now gets no receipt."""
+        self._draining = True
+        for forget in self._gauges:
+            forget()
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_S)
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        try:
+            await self.wait_ready(self.settings.connect_timeout_s)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.drain(self.settings.drain_s)
+        finally:
+            await self.close()
+
+    # --- publishing ---
+
+    async def publish(self, event: Mapping[str, Any] | Draft) -> Receipt:
+        """Publish one event; returns when every copy is durable.
+
+        Args:
+            event: CloudEvents attributes and `data` as JSON values; it is copied and not changed.
+
+        Raises:
+            InputError: The event is malformed or over a limit.
+            Denied: Policy refuses it; `rule` and `reason` say why.
+            Unavailable: It is not durable now; publishing it again, with the same id, is safe.
+        """
+        self.check_open()
+        return (await self.publish_drafts([self._draft(event)]))[0]
+
+    async def publish_many(self, events: Sequence[Mapping[str, Any] | Draft]) -> list[Receipt]:
+        """Publish events together: all are checked and decided before any goes out.
+
+        Raises:
+            InputError: One is malformed; `index` says which, and nothing was published.
+            Denied: Policy refuses one; `index` says which, and nothing was published.
+            Unavailable: Not all are durable; `accepted` says how many are, `failed` which are not.
+        """
+        self.check_open()
+        drafts: list[Draft] = []
+        for index, event in enumerate(events):
+            try:
+                drafts.append(self._draft(event))
+            except MeshError as error:
+                error.details.setdefault("index", index)
+                raise
+        receipts: list[Receipt] = []
+        for start in range(0, len(drafts), self.settings.max_batch_events):
+            receipts += await self.publish_drafts(drafts[start : start + self.settings.max_batch_events])
+        return receipts
+
+    async def publish_drafts(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        """Like `publish_many`, for events that a door has accepted; also while draining.
+
+        Raises:
+            Denied: As above.
+            Unavailable: As above.
+        """
+        if self.outbound is None:
+            raise NoBundle("the agent is not started")
+        return await self.outbound.publish(drafts)
+
+    def _draft(self, event: Mapping[str, Any] | Draft) -> Draft:
+        if isinstance(event, Draft):
+            return event
+        return draft_from_fields(event, now_ms=clock_ms(), limits=self.limits)
+
+    @asynccontextmanager
+    async def bytes_held(self, size: int) -> AsyncIterator[None]:
+        """Set aside memory for a body while it is read and published.
+
+        Raises:
+            Overloaded: Too many bodies are held already, and none ended in time.
+        """
+        await self._bytes.enter(size)
+        try:
+            yield
+        finally:
+            self._bytes.leave(size)
+
+    # --- state ---
+
+    def check_open(self) -> None:
+        """Refuse early what would be refused later.
+
+        Raises:
+            Draining: The agent is shutting down.
+            Disconnected: NATS is away and no bundle has arrived since the start.
+            NoBundle: No valid bundle yet.
+            SignerExpired: Nobody would believe what we seal.
+        """
+        if self._draining:
+            raise Draining(
+                "the agent is shutting down and takes nothing new",
+                expected="a running agent",
+                next="send the same again to the agent that takes over",
+            )
+        if not self._bundle_arrived.is_set():
+            if self._connection is None or not self._connection.connected:
+                raise Disconnected(
+                    "NATS is not reached, and no policy bundle has arrived yet",
+                    expected="a connection to NATS",
+                    next="check nats_url and creds_file; the agent goes on trying",
+                )
+            raise NoBundle(
+                "no valid policy bundle has arrived yet, and so nothing is allowed",
+                expected="a bundle from the control plane",
+                next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
+            )
+        if self.keys.signer.not_after_ms <= clock_ms():
+            raise self._signer_expired()
+
+    def _signer_expired(self) -> SignerExpired:
+        return SignerExpired(
+            "the event key's certificate is not in force, and nobody would believe what it seals",
+            expected="a certificate in force, and a clock that is right",
+            next=f"have the control plane renew {self.settings.event_cert_file}; it is read as soon as it is there",
+        )
+
+    def not_alive(self) -> list[str]:
+        """Why the process should be restarted; empty while it should not."""
+        return [f"task {name} died" for name in self._dead]
+
+    def not_ready(self) -> list[str]:
+        """Why the door takes nothing now; empty while it does."""
+        reasons = self.not_alive()
+        try:
+            self.check_open()
+        except MeshError as error:
+            reasons.append(error.code)
+        outbound = self.outbound
+        if outbound is None or outbound.room.free <= 0 or self._bytes.free <= 0:
+            reasons.append(Overloaded.code)
+        return reasons
+
+    def state(self) -> dict[str, Any]:
+        """Facts for people who look at a probe: no data, no names."""
+        outbound = self.outbound
+        return {
+            "nats_connected": self._connection is not None and self._connection.connected,
+            "bundle_revision": 0 if outbound is None else outbound.revision,
+            "waiting_events": 0 if outbound is None else outbound.room.used,
+            "draining": self._draining,
+        }
+
+    # --- tasks ---
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=f"agent-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            return
+        name = task.get_name().removeprefix("agent-")
+        self._dead.append(name)
+        log.exception("task_died", error, task=name)  # noqa: LOG004, PLE1205 - ours takes the error
+        self.failed.set()
+
+    async def _watch_bundle(self, connection: Connection) -> None:
+        up = asyncio.Event()
+        forget = connection.on_connect(up.set)
+        if not connection.connected:
+            await up.wait()
+        forget()
+        await BundleWatch(connection, on_change=self._adopt).run()
+
+    def _adopt(self, plans: Plans) -> None:
+        self.keys.refresh()  # a new bundle can mask in a new domain
+        if self.outbound is not None:
+            self.outbound.adopt(plans)
+        self._bundle_arrived.set()
+
+    async def _watch_keys(self) -> None:
+        while True:
+            await asyncio.sleep(max(self.settings.file_check_s, 1.0))
+            self.keys.refresh()
+
+    def _seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
+        chance = os.urandom(SALT_BYTES * len(items))
+        salts = [chance[i : i + SALT_BYTES] for i in range(0, len(chance), SALT_BYTES)]
+        try:
+            return seal(items, self.keys.signer, signed_ms=clock_ms(), salts=salts)
+        except OutsideCertificate:
+            raise self._signer_expired() from None
+
+    def _message_id(self, outgoing: Outgoing) -> str:
+        return message_id(self.keys.dedupe, outgoing.source, outgoing.event_id, outgoing.subject, outgoing.generation)

@@ -1,0 +1,76 @@
+"""What the doors have in common: one request in, one response out, and every error a problem document."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from agent import listener, metrics
+from agent.listener import Listener
+from mesh.errors import Draining
+
+if TYPE_CHECKING:
+    from aiohttp.web import BaseRequest, Response
+
+    from agent.settings import AgentSettings
+
+
+class Door:
+    """A listener and what answers on it. A subclass sets `name` and answers in `route`."""
+
+    name = "door"
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self.listener: Listener | None = None
+        self.in_progress = 0
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """What `Host` may say when the request is for this listener by its loopback name."""
+        return frozenset() if self.listener is None else self.listener.own_names
+
+    async def open(self, *, host: str, port: int, path: str = "") -> None:
+        """Bind and listen.
+
+        Raises:
+            OSError: The address is taken or not ours.
+        """
+        bound = Listener(self.name, self.handle, self._settings, host=host, port=port, path=path)
+        await bound.start()
+        self.listener = bound
+
+    async def close(self, timeout_s: float) -> None:
+        """Stop listening; requests in progress get *timeout_s* seconds."""
+        if self.listener is not None:
+            await self.listener.close(timeout_s)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return "" if self.listener is None else self.listener.url
+
+    async def route(self, request: BaseRequest) -> Response:
+        """Answer one request.
+
+        Raises:
+            MeshError: Its problem document is the answer.
+        """
+        raise NotImplementedError
+
+    async def handle(self, request: BaseRequest) -> Response:
+        """Answer one request, whatever happens; only a lost connection raises."""
+        started = time.perf_counter()
+        self.in_progress += 1
+        try:
+            response = await self.route(request)
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - every error becomes a problem document, whoever raised it
+            response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=self.name)
+            if isinstance(error, Draining) or not request.content.is_eof():
+                response.force_close()
+        finally:
+            self.in_progress -= 1
+        metrics.request(self.name, response.status, time.perf_counter() - started)
+        return response

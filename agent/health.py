@@ -1,0 +1,54 @@
+"""Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`.
+
+Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
+accepts and has room. That NATS is reachable is not asked, since taking the application out of service would help
+nobody; that a bundle has arrived is, since before it everything is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent import listener, requests
+from agent.door import Door
+from mesh import telemetry
+from mesh.errors import MethodNotAllowed
+
+if TYPE_CHECKING:
+    from aiohttp.web import BaseRequest, Response
+
+    from agent.core import Agent
+
+JSON = "application/json"
+OK = 200
+NOT_OK = 503
+PATHS = ("/livez", "/readyz", "/metrics")
+
+
+class Health(Door):
+    """The kubelet's and Prometheus' door."""
+
+    name = "health"
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent.settings)
+        self._agent = agent
+
+    async def route(self, request: BaseRequest) -> Response:
+        """Answer one probe.
+
+        Raises:
+            MeshError: Its problem document is the answer.
+        """
+        path = request.rel_url.raw_path
+        if path not in PATHS:
+            raise requests.no_such_path(" or ".join(PATHS))
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed("probes are read", expected="GET", got="another method", allow="GET, HEAD")
+        if path == "/metrics":
+            return listener.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
+        reasons = self._agent.not_alive() if path == "/livez" else self._agent.not_ready()
+        state = {"ok": not reasons, "because": reasons, **self._agent.state()}
+        return listener.answer(NOT_OK if reasons else OK, msgspec.json.encode(state), JSON)

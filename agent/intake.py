@@ -1,0 +1,121 @@
+"""The door of the application: `POST /v1/events` in the three CloudEvents HTTP modes, and `GET /openapi.json`.
+
+202 means durable: every copy is acknowledged by the stream. A batch is checked and decided whole before any of it is
+published, so bad input and a denial publish nothing. Where a copy is not acknowledged in time the answer is 503, and
+sending the same again is safe.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent import listener, requests
+from agent.door import Door
+from agent.openapi import document
+from agent.receipts import BatchReceipt
+from mesh.errors import UnsupportedMediaType
+from mesh.event import (
+    BATCH_CONTENT_TYPE,
+    CONTENT_TYPE,
+    draft_from_binary,
+    draft_from_structured,
+    drafts_from_batch,
+)
+
+if TYPE_CHECKING:
+    from aiohttp.web import BaseRequest, Response
+
+    from agent.core import Agent
+    from agent.keys import Secrets
+    from agent.receipts import Receipt
+    from mesh.event import Draft
+
+EVENTS = "/v1/events"
+OPENAPI = "/openapi.json"
+JSON = "application/json"
+ACCEPTED = 202
+_BINARY_MARK = "ce-specversion"
+_CLOUDEVENTS = "application/cloudevents"
+
+
+class Intake(Door):
+    """The application's door.
+
+    Args:
+        agent: Publishes.
+        token: Who may.
+    """
+
+    name = "intake"
+
+    def __init__(self, agent: Agent, token: Secrets) -> None:
+        super().__init__(agent.settings)
+        self._agent = agent
+        self._token = token
+        self._openapi = b""
+
+    async def route(self, request: BaseRequest) -> Response:
+        """Answer one request.
+
+        Raises:
+            MeshError: Its problem document is the answer.
+        """
+        requests.check_origin(request, self.own_names)
+        requests.check_fields(request, self._settings)
+        path = request.rel_url.raw_path
+        if path == OPENAPI:
+            requests.check_method(request, "GET")
+            return self._describe()
+        if path != EVENTS:
+            raise requests.no_such_path(f"{EVENTS} or {OPENAPI}")
+        requests.check_method(request, "POST")
+        requests.check_token(request, self._token)
+        requests.check_encoding(request)
+        self._agent.check_open()
+        return await self._events(request)
+
+    async def _events(self, request: BaseRequest) -> Response:
+        limits = self._agent.limits
+        kind = requests.media_type(request.headers)
+        batch = kind == BATCH_CONTENT_TYPE
+        if not batch and kind != CONTENT_TYPE:
+            _check_binary(request, kind)
+        limit = limits.max_batch_bytes if batch else limits.max_event_bytes
+        async with self._agent.bytes_held(requests.announced(request, limit)):
+            body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
+            drafts = self._drafts(request, kind, body)
+            receipts = await self._agent.publish_drafts(drafts)
+        if batch:
+            return _accepted(BatchReceipt(len(receipts), receipts))
+        return _accepted(receipts[0])
+
+    def _drafts(self, request: BaseRequest, kind: str, body: bytes) -> list[Draft]:
+        """The events of a body, in the mode that *kind* says."""
+        now_ms, limits = self._agent.clock_ms(), self._agent.limits
+        if kind == CONTENT_TYPE:
+            return [draft_from_structured(body, now_ms=now_ms, limits=limits)]
+        if kind == BATCH_CONTENT_TYPE:
+            return drafts_from_batch(body, now_ms=now_ms, limits=limits)
+        content_type = request.headers.get("Content-Type")
+        return [draft_from_binary(request.headers.items(), body, content_type, now_ms=now_ms, limits=limits)]
+
+    def _describe(self) -> Response:
+        if not self._openapi:
+            self._openapi = msgspec.json.encode(document(self._settings))
+        return listener.answer(200, self._openapi, JSON)
+
+
+def _check_binary(request: BaseRequest, kind: str) -> None:
+    if kind.startswith(_CLOUDEVENTS) or _BINARY_MARK not in request.headers:
+        raise UnsupportedMediaType(
+            "the content type is none of the CloudEvents HTTP modes",
+            expected=f"{CONTENT_TYPE}, {BATCH_CONTENT_TYPE}, or ce- header fields beside any other type",
+            got="another" if kind else "none",
+            next=f"set Content-Type: {CONTENT_TYPE}",
+        )
+
+
+def _accepted(receipt: Receipt | BatchReceipt) -> Response:
+    return listener.answer(ACCEPTED, msgspec.json.encode(receipt), JSON)

@@ -1,0 +1,235 @@
+"""The files an agent holds: event key and certificate, the keys of its ids and pseudonyms, its token.
+
+A file that is replaced while we run (a rotated certificate, a new token) is read again; one that cannot be read or does
+not check leaves the last good one in force, and the log says so.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from mesh import logs
+from mesh.errors import ConfigError, MeshError
+from mesh.identity import Signer, SpiffeId, check_certificate, seed_from_pem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from agent.settings import AgentSettings
+
+KEY_BYTES = 32
+MIN_TOKEN_CHARS = 32  # 128 bits in hexadecimal, and more in base64url
+MIN_SECRET_BYTES = 16  # a webhook secret that is typed by hand is too short
+MAX_FILE_BYTES = 65_536
+
+log = logs.get("agent")
+
+
+class Secrets:
+    """One or more secrets in files, read again when a file changes.
+
+    Args:
+        paths: One secret a file; white space at the end does not count.
+        min_bytes: A shorter secret is refused.
+        check_s: Seconds between looks at the files.
+        clock: Monotonic seconds.
+
+    Raises:
+        ConfigError: A file cannot be read, or its secret is too short.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, min_bytes: int, check_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._paths = tuple(paths)
+        self._min_bytes = min_bytes
+        self._check_s = check_s
+        self._clock = clock
+        self._stamp = _stamp(self._paths)
+        self._values = self._read()
+        self._next = clock() + check_s
+
+    def values(self) -> tuple[bytes, ...]:
+        """The secrets in force."""
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + self._check_s
+            self._refresh()
+        return self._values
+
+    def fits(self, given: bytes) -> bool:
+        """Whether *given* is one of the secrets; the time this takes says nothing about them."""
+        return any([hmac.compare_digest(value, given) for value in self.values()])  # noqa: C419 - a list: no early end
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._paths)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._values = self._read()
+            log.info("secret_reloaded", files=[path.name for path in self._paths])
+        except ConfigError as error:
+            log.error("secret_not_reloaded", code=error.code, error=error.message)
+
+    def _read(self) -> tuple[bytes, ...]:
+        return tuple(self._secret(path) for path in self._paths)
+
+    def _secret(self, path: Path) -> bytes:
+        secret = read(path, "a secret").strip()
+        if len(secret) < self._min_bytes:
+            raise ConfigError(
+                f"the secret in {path.name} is too short",
+                expected=f"{self._min_bytes} characters or more",
+                got=f"{len(secret)}",
+                next="make a random one",
+            )
+        return secret
+
+
+class DomainKeys:
+    """The pseudonym keys of this agent, by domain."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        self._keys = dict(keys)
+
+    def domain(self, name: str) -> bytes:
+        """The 32-byte key of a pseudonym domain.
+
+        Raises:
+            ConfigError: We hold none: the control plane hands keys only to agents that mask with them.
+        """
+        if name not in self._keys:
+            raise ConfigError(
+                f"this agent has no key for the pseudonym domain {name}",
+                expected=f"{name}.key in domains_dir",
+                next="have the control plane hand out the key; it is read as soon as it is there",
+            )
+        return self._keys[name]
+
+
+class Keys:
+    """What an agent masks, addresses and seals with.
+
+    Args:
+        settings: Which files.
+        base: The directory of `agent.toml`; relative paths start there.
+
+    Raises:
+        ConfigError: A file is missing, malformed, or belongs to somebody else.
+    """
+
+    def __init__(self, settings: AgentSettings, base: Path) -> None:
+        self._settings = settings
+        self._base = base
+        self.dedupe = hex_key(self.path(settings.dedupe_key_file))
+        self.masks = self._masks()
+        self._stamp = self._signing_stamp()
+        self.signer = self._signer()
+
+    def path(self, name: str) -> Path:
+        """A file of the settings."""
+        return self._base / name
+
+    def refresh(self) -> None:
+        """Read a replaced event key or certificate, and new domain keys; keep the last good ones."""
+        stamp = self._signing_stamp()
+        if stamp == self._stamp:
+            return
+        try:
+            self.masks = self._masks()
+            self.signer = self._signer()
+            self._stamp = stamp
+            log.info("keys_reloaded", kid=self.signer.kid)
+        except ConfigError as error:  # perhaps the key is replaced and the certificate not yet: look again next time
+            log.error("keys_not_reloaded", code=error.code, error=error.message)
+
+    def _signing_stamp(self) -> tuple[int, ...]:
+        names = (self._settings.event_key_file, self._settings.event_cert_file, self._settings.domains_dir)
+        return _stamp([self.path(name) for name in names])
+
+    def _masks(self) -> DomainKeys:
+        directory = self.path(self._settings.domains_dir)
+        return DomainKeys({file.stem: hex_key(file) for file in sorted(directory.glob("*.key"))})
+
+    def _signer(self) -> Signer:
+        settings = self._settings
+        key, certificate = self.path(settings.event_key_file), self.path(settings.event_cert_file)
+        try:
+            der = x509.load_pem_x509_certificate(read(certificate, "a certificate")).public_bytes(Encoding.DER)
+            signer = Signer.from_seed(seed_from_pem(read(key, "an event key")), der)
+            root = self.path(settings.trust_dir) / "ca.crt"
+            if root.exists():
+                check_certificate(der, [root.read_bytes()])
+        except (ValueError, MeshError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"{key.name} and {certificate.name} do not make an identity: {error}",
+                expected="an Ed25519 key and its certificate, issued by the CA in trust_dir",
+                next="have the control plane issue a certificate again",
+            ) from error
+        ours = settings.spiffe_id or str(SpiffeId.for_agent(settings.trust_domain, settings.tenant, settings.name))
+        if str(signer.spiffe_id) != ours:
+            raise ConfigError(
+                f"{certificate.name} is somebody else's",
+                expected=ours,
+                got=str(signer.spiffe_id),
+                next="compare name, tenant and trust_domain with the certificate",
+            )
+        return signer
+
+
+def read(path: Path, what: str) -> bytes:
+    """A small file of ours.
+
+    Raises:
+        ConfigError: It cannot be read, or is no small file.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error.__class__.__name__}",
+            expected=what,
+            next="check the setting that names it, and its owner and mode",
+        ) from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is no {what}", expected=f"at most {MAX_FILE_BYTES} bytes", got=f"{len(content)}")
+    return content
+
+
+def hex_key(path: Path) -> bytes:
+    """A 32-byte key kept as 64 hexadecimal characters.
+
+    Raises:
+        ConfigError: Something else is in the file.
+    """
+    try:
+        key = bytes.fromhex(read(path, "a key").decode("ascii").strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"{path} is not a key", expected=f"{2 * KEY_BYTES} hexadecimal characters", next="restore or issue it again"
+        )
+    return key
+
+
+def _stamp(paths: Sequence[Path]) -> tuple[int, ...]:
+    """What changes when a file does: inode, size and time of each."""
+    stamp: list[int] = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError:
+            stamp.append(-1)
+        else:
+            stamp.extend((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(stamp)

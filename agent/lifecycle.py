@@ -1,0 +1,179 @@
+"""The process: what starts in which order, and what SIGTERM does.
+
+Start order: core, health, intake, webhooks. The drain is its reverse and keeps the listeners open to the end of it: a
+new request gets 503 `draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says
+why not. Requests in progress end, the publisher's window empties, then all closes. A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent.core import Agent
+from agent.health import Health
+from agent.intake import Intake
+from agent.keys import MIN_TOKEN_CHARS, Secrets
+from agent.webhooks.door import Webhooks
+from mesh import logs
+from mesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agent.door import Door
+    from agent.settings import AgentSettings
+
+PORTS_FILE = "ports.json"
+EXIT_DRAINED = 0
+EXIT_FAILED = 1
+EXIT_NOW = 130  # a second signal: 128 + SIGINT, as shells count
+CLOSE_S = 1.0  # for a listener's connections, once nothing is in progress
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = logs.get("agent")
+
+
+class Sidecar:
+    """The agent with its doors.
+
+    Args:
+        settings: As loaded.
+        base: The directory of `agent.toml`; `ports.json` is written there.
+
+    Raises:
+        ConfigError: A file of ours is missing or malformed.
+    """
+
+    def __init__(self, settings: AgentSettings, base: Path) -> None:
+        self._settings = settings
+        self._base = base
+        self.agent = Agent(settings, base)
+        token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
+        self.health = Health(self.agent)
+        self.intake = Intake(self.agent, token)
+        self.webhooks = Webhooks(self.agent, base)
+        self._started: list[tuple[str, Door]] = []
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start everything, in order.
+
+        Raises:
+            ConfigError: A listener cannot bind.
+        """
+        s = self._settings
+        self._forget_ports()
+        await self.agent.start()
+        order: tuple[tuple[str, Door, Callable[[], Awaitable[None]]], ...] = (
+            ("health", self.health, lambda: self.health.open(host=s.health_host, port=s.health_port)),
+            ("intake", self.intake, lambda: self.intake.open(host=s.http_host, port=s.http_port, path=s.http_socket)),
+            ("webhooks", self.webhooks, lambda: self.webhooks.open(host=s.webhooks_host, port=s.webhooks_port)),
+        )
+        for name, door, bind in order:
+            try:
+                await bind()
+            except OSError as error:
+                await self.close()
+                raise ConfigError(
+                    f"the {name} door cannot listen: {error.strerror or error.__class__.__name__}",
+                    expected="a free address of this machine",
+                    next=f"change the {name} settings; port 0 takes any free port",
+                ) from error
+            self._started.append((name, door))
+
+    async def run(self) -> int:
+        """Start, serve until a signal or a failure, drain; returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        await self.start()
+        announce = asyncio.create_task(self._announce(), name="announce")
+        try:
+            await _first(self._stop.wait(), self.agent.failed.wait())
+            return await self._finish()
+        finally:
+            announce.cancel()
+            await self.close()
+
+    def stop(self) -> None:
+        """Begin the drain; a second call ends it."""
+        if self._stop.is_set():
+            self._now.set()
+        self._stop.set()
+
+    async def _finish(self) -> int:
+        if self.agent.failed.is_set():
+            return EXIT_FAILED
+        log.info("draining", limit_s=self._settings.drain_s)
+        started = time.monotonic()
+        drain = asyncio.create_task(self.drain(), name="drain")
+        await _first(asyncio.shield(drain), self._now.wait())
+        if not drain.done():
+            drain.cancel()
+            log.warning("drain_aborted", code="second-signal")
+            return EXIT_NOW
+        log.info("drained", complete=drain.result(), seconds=round(time.monotonic() - started, 3))
+        return EXIT_DRAINED if drain.result() else EXIT_FAILED
+
+    async def drain(self) -> bool:
+        """Take nothing new and finish what is in progress; True where all of it is durable."""
+        deadline = time.monotonic() + self._settings.drain_s
+        drained = await self.agent.drain(self._settings.drain_s)
+        while any(door.in_progress for _, door in self._started):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return drained
+
+    async def close(self) -> None:
+        """Close the doors in reverse order, then the core."""
+        for _, door in reversed(self._started):
+            await door.close(CLOSE_S)
+        self._started.clear()
+        await self.agent.close()
+        self._forget_ports()
+
+    # --- ports.json ---
+
+    async def _announce(self) -> None:
+        """Write `ports.json` once events are accepted, so that a supervisor reads it when it may rely on it."""
+        while self.agent.not_ready():  # noqa: ASYNC110 - polled once, at the start
+            await asyncio.sleep(0.01)
+        ports = {
+            "url": self.intake.url,
+            "webhooks_url": self.webhooks.url,
+            "health_url": self.health.url,
+            "pid": os.getpid(),
+        }
+        write_whole(self._base / PORTS_FILE, msgspec.json.encode(ports))
+        log.info("ready", url=self.intake.url, webhooks_url=self.webhooks.url, health_url=self.health.url)
+
+    def _forget_ports(self) -> None:
+        (self._base / PORTS_FILE).unlink(missing_ok=True)
+
+
+async def _first(*works: Awaitable[object]) -> None:
+    """Wait for the first of *works* and cancel the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace *path* by *content*, mode 0600; a reader sees the old file or the new one."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    Path(name).replace(path)

@@ -1,0 +1,78 @@
+"""The agent's metrics, and the few moments at which they count."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mesh.telemetry import counter, gauge, histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.outbound import Outbound
+    from agent.receipts import Flight
+
+ACCEPTED = counter(
+    "mesh.agent.accepted", "{event}", "events that got a receipt; falling while callers post: see refused"
+)
+UNREAD = counter("mesh.agent.unread", "{event}", "accepted but readable by nobody: add a view, or stop sending them")
+REFUSED = counter(
+    "mesh.agent.refused",
+    "{request}",
+    "by door and code: 4xx is the caller's to fix, 503 ours; `next` in the answer says how",
+)
+PUBLISHED = counter(
+    "mesh.agent.published", "{copy}", "by view; against accepted it shows how many views an event feeds"
+)
+DUPLICATES = counter(
+    "mesh.agent.duplicates", "{copy}", "copies the stream had already: callers repeat what was accepted"
+)
+UNDURABLE = counter(
+    "mesh.agent.undurable", "{copy}", "given up: the stream is away, full, or refuses us; callers got 503"
+)
+DURATION = histogram(
+    "mesh.agent.request.duration", "s", "by door and status class; p99 above 5 ms: the stream acks slowly"
+)
+IN_FLIGHT = gauge("mesh.agent.in_flight", "{event}", "accepted and not acked; at max_waiting_events callers are slowed")
+REVISION = gauge(
+    "mesh.agent.policy.revision", "{revision}", "behind the control plane's: notices and polls do not arrive"
+)
+READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
+
+_CLASSES = {n: f"{n}xx" for n in range(1, 6)}
+_accepted = ACCEPTED.at()
+_unread = UNREAD.at()
+_duplicates = DUPLICATES.at()
+_undurable = UNDURABLE.at()
+
+
+def request(door: str, status: int, seconds: float) -> None:
+    """One request was answered."""
+    DURATION.record(seconds, door=door, status=_CLASSES.get(status // 100, "other"))
+
+
+def refused(door: str, code: str) -> None:
+    """One request got a problem document."""
+    REFUSED.add(1, door=door, code=code)
+
+
+def landed(flight: Flight) -> None:
+    """Every copy of a request is durable or given up."""
+    _accepted.value += flight.accepted
+    _unread.value += flight.unread
+    _duplicates.value += flight.duplicates
+    _undurable.value += flight.undurable
+
+
+def published(view: str) -> None:
+    """One copy is durable."""
+    PUBLISHED.at(view=view).value += 1
+
+
+def watch(outbound: Outbound, ready: Callable[[], bool]) -> list[Callable[[], None]]:
+    """Read these levels at each scrape; calling what is returned ends that."""
+    return [
+        IN_FLIGHT.read(lambda: outbound.room.used),
+        REVISION.read(lambda: outbound.revision),
+        READY.read(lambda: float(ready())),
+    ]

@@ -1,0 +1,244 @@
+"""From accepted drafts to receipts: admit, decide, mask, queue in lanes, publish, collect.
+
+A request is decided whole before any copy of it goes out: one denied event refuses them all, and says which. Memory is
+bounded twice, in events and in bytes; a caller who finds no room waits a moment, then gets `overloaded`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from agent import metrics
+from agent.lanes import Lane
+from agent.receipts import Flight
+from mesh import journey
+from mesh.errors import Denied, NoBundle, Overloaded, TooLarge
+from mesh.jetstream.topology import EVENT_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.keys import Keys
+    from agent.lanes import Window
+    from agent.receipts import Receipt
+    from agent.settings import AgentSettings
+    from mesh.event import Draft
+    from mesh.policy.compile import Plans
+    from mesh.policy.decide import PublisherPlans
+
+MAX_COPY_BYTES = EVENT_MESSAGE_BYTES - 4096  # what a stream takes, less our headers; masks can make an event longer
+_DECIDED_AT_ONCE = 64  # events, about 1 ms: other requests get their turn between
+
+
+class Room:
+    """A bounded amount of something. Who finds too little waits in line, for a bounded time.
+
+    Args:
+        limit: All there is.
+        wait_s: Seconds in line before `Overloaded`.
+        unit: For the error: what is counted.
+    """
+
+    def __init__(self, limit: int, *, wait_s: float, unit: str) -> None:
+        self._limit = limit
+        self._wait_s = wait_s
+        self._unit = unit
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self.used = 0
+
+    @property
+    def free(self) -> int:
+        """What is left; none while somebody waits."""
+        return 0 if self._line else self._limit - self.used
+
+    async def enter(self, amount: int) -> None:
+        """Take *amount*, after those who came before.
+
+        Raises:
+            Overloaded: There was not enough in time.
+        """
+        if not self._line and self.used + amount <= self._limit:
+            self.used += amount
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (amount, turn)
+        self._line.append(entry)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.leave(amount)  # our turn came in the same moment
+            else:
+                self._line.remove(entry)
+                self._admit()
+            if not isinstance(error, TimeoutError):
+                raise
+            raise Overloaded(
+                f"the agent holds {self.used} {self._unit} that are not acknowledged yet, limit {self._limit}",
+                expected=f"room for {amount} {self._unit}",
+                got=f"{self._limit - self.used} {self._unit} free",
+                next="slow down and send the same again",
+            ) from None
+
+    def leave(self, amount: int) -> None:
+        """Give *amount* back."""
+        self.used -= amount
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._line and self.used + self._line[0][0] <= self._limit:
+            amount, turn = self._line.popleft()
+            if not turn.done():
+                self.used += amount
+                turn.set_result(None)
+
+
+class Outbound:
+    """Publishes drafts as the policies in force say.
+
+    Args:
+        settings: Window sizes and deadlines.
+        keys: What masks and message ids are keyed with.
+        window: The publisher.
+    """
+
+    def __init__(self, settings: AgentSettings, keys: Keys, window: Window) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._window = window
+        self._lanes: dict[str, Lane] = {}
+        self._call_later = asyncio.get_running_loop().call_later
+        self._plans: PublisherPlans | None = None
+        self._revision = 0
+        self._pumping = False
+        self._landed = asyncio.Event()
+        self.room = Room(settings.max_waiting_events, wait_s=settings.admit_wait_s, unit="events")
+
+    @property
+    def revision(self) -> int:
+        """The revision of the bundle in force; 0 before the first."""
+        return self._revision
+
+    async def idle(self) -> None:
+        """Wait until everything accepted has landed."""
+        while self.room.used:
+            self._landed.clear()
+            await self._landed.wait()
+
+    def adopt(self, plans: Plans) -> None:
+        """Decide by *plans* from now on; what is decided already goes out as it is."""
+        self._plans = plans.publisher(self._settings.name)
+        self._revision = plans.bundle.revision
+
+    async def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        """Publish *drafts*; returns when every copy of every one is durable.
+
+        Raises:
+            NoBundle: No valid bundle has arrived yet.
+            Overloaded: No room in time.
+            Denied: Policy refuses one of them, `index` says which; nothing was published.
+            Unavailable: Some copy is not durable.
+        """
+        count = len(drafts)
+        await self.room.enter(count)
+        try:
+            decided = await self._decide(drafts)
+            landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        except BaseException:
+            self.room.leave(count)
+            raise
+
+        def land(_: Flight) -> None:
+            self.room.leave(count)
+            self._landed.set()
+            if not landed.done():  # the caller may have gone; its events are stored all the same
+                landed.set_result(None)
+
+        flight = Flight(decided, on_copy=self._copy_done, on_landed=land)
+        if not flight.waiting:
+            land(flight)
+        self._launch(flight)
+        await landed
+        metrics.landed(flight)
+        return flight.receipts()
+
+    async def _decide(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
+        plans, revision = self._plans, self._revision  # one bundle for the whole request
+        if plans is None:
+            raise NoBundle(
+                "no valid policy bundle has arrived yet, and so nothing is allowed",
+                expected="a bundle from the control plane",
+                next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
+            )
+        decided: list[journey.Outbound] = []
+        for index, draft in enumerate(drafts):
+            if index and index % _DECIDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            try:
+                decided.append(self._outbound(draft, plans, revision))
+            except (Denied, TooLarge) as error:
+                if len(drafts) > 1:
+                    error.details["index"] = index
+                raise
+        return decided
+
+    def _outbound(self, draft: Draft, plans: PublisherPlans, revision: int) -> journey.Outbound:
+        settings = self._settings
+        decided = journey.outbound(
+            draft,
+            plans,
+            self._keys.masks,
+            site=settings.site,
+            tenant=settings.tenant,
+            revision=revision,
+            dedupe_key=self._keys.dedupe,
+        )
+        for copy in decided.copies:
+            if len(copy.body) > MAX_COPY_BYTES:
+                raise _too_large(copy)
+        return decided
+
+    def _launch(self, flight: Flight) -> None:
+        touched: dict[str, Lane] = {}
+        for view, outgoing in flight.outgoing:
+            lane = touched[view] = self._lane(view)
+            lane.put(outgoing)
+        flight.outgoing.clear()
+        for lane in touched.values():
+            lane.pump()
+
+    def _lane(self, view: str) -> Lane:
+        lane = self._lanes.get(view)
+        if lane is None:
+            s = self._settings
+            lane = Lane(self._window, self._call_later, batch=s.batch_events, hold_s=s.batch_hold_s)
+            self._lanes[view] = lane
+        return lane
+
+    def _copy_done(self, view: str, durable: bool) -> None:
+        if durable:
+            metrics.published(view)
+        self._lanes[view].done()
+        if not self._pumping:  # once a turn of the loop, however many acknowledgements came in it
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        for lane in self._lanes.values():
+            if lane:
+                lane.pump()
+
+
+def _too_large(copy: journey.Copy) -> TooLarge:
+    return TooLarge(
+        f"the event has {len(copy.body)} bytes once masked for the view {copy.view}, limit {MAX_COPY_BYTES}",
+        expected=f"at most {MAX_COPY_BYTES} bytes in every view",
+        got=f"{len(copy.body)} bytes",
+        next="send fewer values that are masked as pseudonyms, which are longer than what they replace",
+        limit=MAX_COPY_BYTES,
+        size=len(copy.body),
+    )

@@ -1,0 +1,310 @@
+"""Every setting of the agent: one frozen object, each number with its unit, default and reason.
+
+A value comes from `MESH_AGENT_<NAME>`, else from `agent.toml`, else from the default; `Loaded.origins` says which.
+Secrets are never settings: a setting names the file that holds one. Paths start from the directory of `agent.toml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from mesh.errors import ConfigError, MeshError
+from mesh.subjects import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ENV_PREFIX = "MESH_AGENT_"
+CONFIG_VARIABLE = "MESH_AGENT_CONFIG"  # where agent.toml lies; read by the command line, not a setting
+PROVIDERS = ("github",)
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_WEBHOOK_SECRETS = 2  # the one in use and, while it is rotated, the next
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def _setting(
+    default: Any = dataclasses.MISSING, *, why: str, unit: str = "", low: float = 0, high: float = math.inf
+) -> Any:
+    return field(default=default, metadata={"why": why, "unit": unit, "low": low, "high": high})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookSource:
+    """One `[webhooks.<source>]` table: a provider that may post to `/v1/webhooks/<source>`."""
+
+    name: str
+    provider: str
+    secret_files: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What one agent is, where its files lie, and every limit it keeps. Durations are seconds, sizes bytes."""
+
+    name: str = _setting(why="the agent's name in the tenant's policies; its SPIFFE id ends in it")
+    tenant: str = _setting(why="whose policies and streams these are")
+    team: str = _setting("", why="the team the agent belongs to; for logs only, the policies decide")
+    site: str = _setting("local", why="first part of every subject; one value for a single site")
+    trust_domain: str = _setting("mesh.local", why="the SPIFFE trust domain of the mesh's CA")
+    spiffe_id: str = _setting("", why="where the policies' `identities` give another than the usual one")
+
+    nats_url: str = _setting("nats://127.0.0.1:4222", why="where NATS listens")
+    connect_timeout_s: float = _setting(
+        30.0,
+        unit="s",
+        low=0.1,
+        high=600,
+        why="for the first bundle of an embedded agent; a process goes on trying",
+    )
+    creds_file: str = _setting("nats.creds", why="the agent's own NATS account; empty for a server without any")
+    event_key_file: str = _setting("event.key", why="Ed25519 key that seals events, PKCS 8 PEM")
+    event_cert_file: str = _setting("event.crt", why="its certificate; read again when the file changes")
+    dedupe_key_file: str = _setting("dedupe.key", why="keys message ids and slots; the same for all replicas")
+    domains_dir: str = _setting("domains", why="one <domain>.key for each pseudonym domain this agent masks in")
+    trust_dir: str = _setting("../../trust", why="ca.crt and trust.pub: our own certificate is checked against them")
+    token_file: str = _setting("token", why="bearer token of the HTTP door, 0600, read again when the file changes")
+
+    http_host: str = _setting("127.0.0.1", why="the door of the application; loopback only, whoever is in the pod")
+    http_port: int = _setting(8480, unit="port", high=65535, why="0 takes any free port; see ports.json")
+    http_socket: str = _setting("", why="a Unix socket (0660) instead of the port")
+    webhooks_host: str = _setting("127.0.0.1", why="own listener, so that an ingress reaches nothing but webhooks")
+    webhooks_port: int = _setting(8481, unit="port", high=65535, why="0 takes any free port")
+    health_host: str = _setting("127.0.0.1", why="probes and metrics hold no data; 0.0.0.0 in a pod for the kubelet")
+    health_port: int = _setting(8482, unit="port", high=65535, why="0 takes any free port")
+
+    max_event_bytes: int = _setting(
+        256 * KIB, unit="B", low=1 * KIB, high=256 * KIB, why="streams take 320 KiB a message, with headers and masks"
+    )
+    max_depth: int = _setting(64, unit="levels", low=4, high=200, why="far above real events, below any stack's end")
+    max_batch_events: int = _setting(1000, unit="events", low=1, high=10_000, why="one request, about 30 ms of work")
+    max_batch_bytes: int = _setting(4 * MIB, unit="B", low=1 * KIB, high=64 * MIB, why="1,000 events of 4 KiB")
+    max_headers: int = _setting(64, unit="fields", low=8, high=256, why="CloudEvents in binary mode use about 20")
+    max_header_bytes: int = _setting(16 * KIB, unit="B", low=1 * KIB, high=64 * KIB, why="all header fields together")
+    max_connections: int = _setting(256, unit="connections", low=1, high=10_000, why="a pod's adapter uses a few")
+
+    header_timeout_s: float = _setting(5.0, unit="s", low=0.05, high=60, why="first header byte to last: slowloris")
+    body_timeout_s: float = _setting(10.0, unit="s", low=0.05, high=300, why="a whole body on loopback takes ms")
+    keepalive_s: float = _setting(75.0, unit="s", low=1, high=3600, why="above the 60 s most client pools keep")
+
+    max_waiting_events: int = _setting(
+        8192, unit="events", low=16, why="accepted and not yet acked; 16 busy clients with batches of 500"
+    )
+    max_waiting_bytes: int = _setting(
+        32 * MIB, unit="B", low=1 * MIB, why="the same in bytes as they came: keeps the process below 150 MB"
+    )
+    admit_wait_s: float = _setting(1.0, unit="s", low=0, high=30, why="a caller is slowed this long before it gets 503")
+    batch_events: int = _setting(64, unit="copies", low=1, high=256, why="one signature; more gains under 1 us each")
+    batch_hold_s: float = _setting(
+        0.002, unit="s", low=0, high=1, why="longest wait for the last batch's acks before the next one goes anyway"
+    )
+    publish_window: int = _setting(4096, unit="copies", low=256, high=65_536, why="sent and not acked: 4 MiB of 1 KiB")
+    ack_deadline_s: float = _setting(1.0, unit="s", low=0.05, high=30, why="1,000 times a loopback ack; then recovery")
+    give_up_s: float = _setting(
+        8.0, unit="s", low=0.1, high=300, why="then the caller gets 503; below GitHub's 10 s for a webhook"
+    )
+    retry_after_s: int = _setting(2, unit="s", low=1, high=600, why="what a 503 asks the caller to wait")
+
+    drain_s: float = _setting(10.0, unit="s", low=0.1, high=600, why="SIGTERM to end; below a pod's grace of 30 s")
+    file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")
+    log_level: str = _setting("info", why=f"one of {', '.join(LOG_LEVELS)}")
+
+    webhooks: tuple[WebhookSource, ...] = _setting((), why="[webhooks.<source>] provider, secret_files, hosts")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and where each came from: `default`, the file's name, or the variable's."""
+
+    settings: AgentSettings
+    origins: dict[str, str]
+
+
+_FIELDS = {f.name: f for f in dataclasses.fields(AgentSettings)}
+_KINDS = {"str": str, "int": int, "float": float}
+
+
+def load(toml: str = "", environ: Mapping[str, str] | None = None, *, file: str = "agent.toml") -> Loaded:
+    """Read settings from the text of an `agent.toml` and from `MESH_AGENT_*`.
+
+    Args:
+        toml: The file's text; may be empty.
+        environ: Variables; those without the prefix are ignored.
+        file: What to call the text in errors and origins.
+
+    Raises:
+        ConfigError: An unknown name, a value of the wrong type or outside its bounds, or a required one missing.
+    """
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(_FIELDS, "default")
+    for name, value in _parse_toml(toml, file).items():
+        if name not in _FIELDS:
+            raise _unknown(name, file, list(_FIELDS))
+        values[name] = _webhooks(value, file) if name == "webhooks" else _typed(name, value, file)
+        origins[name] = file
+    for variable, text in (environ or {}).items():
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name not in _FIELDS or name == "webhooks":
+            raise _unknown(variable, "the environment", [ENV_PREFIX + f.upper() for f in _FIELDS if f != "webhooks"])
+        values[name] = _typed(name, _from_text(name, text, variable), variable)
+        origins[name] = variable
+    missing = [name for name, f in _FIELDS.items() if f.default is dataclasses.MISSING and name not in values]
+    if missing:
+        variables = ", ".join(ENV_PREFIX + name.upper() for name in missing)
+        raise ConfigError(
+            f"{file} does not set {', '.join(missing)}", expected="a value", next=f"add it there, or set {variables}"
+        )
+    settings = AgentSettings(**values)
+    _check(settings)
+    return Loaded(settings, origins)
+
+
+def _parse_toml(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}", expected="name = value lines", file=file) from None
+
+
+def _unknown(name: str, where: str, known: list[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1)
+    return ConfigError(
+        f"{where} sets {name}, which is no setting",
+        expected=f"{near[0]}?" if near else "a setting that `mesh-agent config` lists",
+        got=name,
+        next="secrets are never settings: name the file that holds one",
+    )
+
+
+def _from_text(name: str, text: str, variable: str) -> Any:
+    kind = _KINDS[str(_FIELDS[name].type)]
+    try:
+        return kind(text)
+    except ValueError:
+        raise _wrong(name, variable, kind.__name__, "text that is none") from None
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
+    kind = _KINDS[str(_FIELDS[name].type)]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise _wrong(name, where, kind.__name__, type(value).__name__)
+    if kind is not str:
+        low, high = _FIELDS[name].metadata["low"], _FIELDS[name].metadata["high"]
+        if not low <= value <= high:
+            raise _wrong(name, where, f"{low:g} to {high:g} {_FIELDS[name].metadata['unit']}", f"{value:g}")
+    return value
+
+
+def _wrong(name: str, where: str, expected: str, got: str) -> ConfigError:
+    return ConfigError(f"{where}: {name} must be {expected}, not {got}", expected=expected, got=got, next=f"fix {name}")
+
+
+def _webhooks(tables: Any, file: str) -> tuple[WebhookSource, ...]:
+    if not isinstance(tables, dict):
+        raise _wrong("webhooks", file, "tables [webhooks.<source>]", type(tables).__name__)
+    return tuple(_webhook(name, table, file) for name, table in tables.items())
+
+
+def _webhook(name: str, table: Any, file: str) -> WebhookSource:
+    where = f"{file} [webhooks.{name}]"
+    _named(name, where)
+    if not isinstance(table, dict):
+        raise _wrong("it", where, "a table", type(table).__name__)
+    for key in table:
+        if key not in ("provider", "secret_files", "hosts"):
+            raise _unknown(key, where, ["provider", "secret_files", "hosts"])
+    if table.get("provider") not in PROVIDERS:
+        raise _wrong("provider", where, f"one of {', '.join(PROVIDERS)}", "another or none")
+    secrets = _texts(table.get("secret_files"), "secret_files", where)
+    if not 1 <= len(secrets) <= MAX_WEBHOOK_SECRETS:
+        raise _wrong("secret_files", where, "one file, or two while a secret is rotated", str(len(secrets)))
+    hosts = _texts(table.get("hosts", []), "hosts", where)
+    lowered = tuple(host.lower() for host in hosts)
+    return WebhookSource(name=name, provider=table["provider"], secret_files=secrets, hosts=lowered)
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise _wrong(name, where, "a list of texts", type(value).__name__)
+    return tuple(value)
+
+
+def _named(name: str, where: str) -> None:
+    try:
+        check_name(name)
+    except MeshError as error:
+        raise ConfigError(f"{where}: {error}", expected=error.expected, got=error.got, next="rename it") from None
+
+
+def _check(settings: AgentSettings) -> None:
+    """What only shows between settings, or needs more than a type."""
+    for name in ("name", "tenant", "site"):
+        _named(getattr(settings, name), name)
+    for name in ("http_host", "webhooks_host", "health_host"):
+        try:
+            address = ip_address(getattr(settings, name))
+        except ValueError:
+            raise _wrong(name, "settings", "an IP address", "another text") from None
+        if name == "http_host" and not address.is_loopback:
+            raise _wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
+    if settings.log_level not in LOG_LEVELS:
+        raise _wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
+    if settings.max_waiting_events < settings.max_batch_events or settings.max_waiting_bytes < settings.max_batch_bytes:
+        raise ConfigError(
+            "one full batch would never be admitted",
+            expected="max_waiting_events >= max_batch_events and max_waiting_bytes >= max_batch_bytes",
+            got=f"{settings.max_waiting_events} and {settings.max_waiting_bytes}",
+            next="raise the former or lower the latter",
+        )
+
+
+def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:
+    """(name, value, unit, origin) of every setting, for people."""
+    return [
+        (name, _shown(getattr(loaded.settings, name)), f.metadata["unit"], loaded.origins[name])
+        for name, f in _FIELDS.items()
+    ]
+
+
+def as_dict(loaded: Loaded) -> dict[str, dict[str, Any]]:
+    """The same for machines."""
+    return {
+        name: {
+            "value": _plain(getattr(loaded.settings, name)),
+            "unit": f.metadata["unit"],
+            "origin": loaded.origins[name],
+        }
+        for name, f in _FIELDS.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return {item.name: {**dataclasses.asdict(item)} for item in value}
+    return value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "; ".join(f"{item.name}: {item.provider}, secrets in {', '.join(item.secret_files)}" for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def markdown() -> str:
+    """The table of settings for the reference page."""
+    lines = ["| setting | default | unit | why |", "|---|---|---|---|"]
+    for name, f in _FIELDS.items():
+        default = "required" if f.default is dataclasses.MISSING else f"`{_shown(f.default)}`" if f.default else ""
+        lines.append(f"| `{name}` | {default} | {f.metadata['unit']} | {f.metadata['why']} |")
+    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""The command line: noun, then verb. `mesh --help` shows them all, with examples.
+
+Exit codes: 0 yes, 1 no, 2 misuse. Every command that prints has `--json`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mesh import __version__
+from mesh.cli import events, subscription
+from mesh.cli.demo import demo
+from mesh.cli.status import status
+from mesh.cli.up import up
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="An event mesh for SaaS integration on NATS JetStream.",
+    epilog="Start here:  mesh demo    then:  mesh up    then:  mesh status",
+)
+app.command("up", epilog="Examples:  mesh up   |   mesh up --data /srv/mesh --nats-port 4222 --base-port 8400")(up)
+app.command("demo", epilog="Examples:  mesh demo   |   mesh demo --events 1000 --json")(demo)
+app.command("status", epilog="Example:  mesh status --json")(status)
+app.add_typer(events.app, name="events")
+app.add_typer(subscription.app, name="subscription")
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        typer.echo(f"mesh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[  # noqa: ARG001 - the callback answers
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An event mesh for SaaS integration on NATS JetStream."""
+
+
+def main() -> None:
+    """The console script `mesh`."""
+    app()

@@ -1,0 +1,97 @@
+"""What the commands print: tables and colour for a person, JSON for a machine, errors that say what to do next.
+
+Exit codes: 0 yes, 1 no, 2 misuse (a wrong argument, setting or file).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+import anyio
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mesh.errors import ConfigError, InputError, MeshError, PolicyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+YES, NO, MISUSE = 0, 1, 2
+INTERRUPTED = 130  # the shell's 128 + SIGINT
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def print_line(value: object) -> None:
+    """One JSON document on one line: the reader of a stream knows where it ends."""
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table with a title; says so where it is empty."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, style="cyan" if column == columns[0] else "", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"[bold]{title}[/]: none")
+
+
+def fail(error: MeshError, *, as_json: bool) -> NoReturn:
+    """Print *error* and leave: 2 where the caller has to change something, else 1."""
+    if as_json:
+        print_json({"error": error.as_dict()})
+    else:
+        errors.print(f"[bold red]error[/] [dim]{error.code}[/] {error.message}", soft_wrap=True)
+        for name in ("expected", "got", "next"):
+            if value := getattr(error, name):
+                errors.print(f"  [dim]{name:<9}[/]{value}", soft_wrap=True)
+    raise typer.Exit(MISUSE if isinstance(error, ConfigError | InputError | PolicyError) else NO)
+
+
+def command(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
+    """Run an async command; a `MeshError` becomes a message and an exit code. The command has a `json_` parameter."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        async def call() -> R:
+            return await function(*args, **kwargs)
+
+        as_json = bool(kwargs.get("json_"))
+        try:
+            return anyio.run(call, backend_options={"use_uvloop": True})
+        except MeshError as error:
+            fail(error, as_json=as_json)
+        except BaseExceptionGroup as group:  # from a task group: the first of ours speaks for all
+            ours, others = group.split(MeshError)
+            if ours is None or others is not None:
+                raise
+            fail(_first(ours), as_json=as_json)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def _first(group: BaseExceptionGroup[MeshError]) -> MeshError:
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found

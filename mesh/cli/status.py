@@ -1,0 +1,98 @@
+"""`mesh status`: is the mesh well? Exit 0 if it is, 1 if something needs a look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import typer
+
+from mesh.cli.events import ContextOption, JsonOption, TenantOption
+from mesh.cli.output import NO, command, console, print_json, print_table
+from mesh.cli.session import Session, operator_session
+from mesh.cli.subscription import describe
+from mesh.control.reconcile import now_ms
+from mesh.errors import StaleTrust
+from mesh.jetstream.manage import api
+
+HEALTH_TIMEOUT_S = 2.0
+
+
+@command
+async def status(context: ContextOption = None, tenant: TenantOption = None, json_: JsonOption = False) -> None:
+    """Show streams, agents, subscriptions, dead letters and trust at a glance."""
+    async with operator_session(context, tenant=tenant) as session:
+        report = await _report(session)
+    if json_:
+        print_json(report)
+    else:
+        _print(report)
+    if report["problems"]:
+        raise typer.Exit(NO)
+
+
+async def _report(session: Session) -> dict[str, Any]:
+    streams = [
+        {"stream": info["config"]["name"], "messages": info["state"]["messages"], "bytes": info["state"]["bytes"]}
+        for info in (await api(session.connection, "STREAM.LIST"))["streams"]
+    ]
+    agents = await _agents(session)
+    subscriptions = await describe(session, team=None)
+    dead = next((stream["messages"] for stream in streams if stream["stream"] == "DLQ"), 0)
+    statement = session.trust.keyring.statement
+    problems = [f"agent {agent['agent']}: {agent['state']}" for agent in agents if agent["state"] != "ready"]
+    problems += [
+        f"subscription {fact['team']}/{fact['subscription']} is inactive: {fact['reason']}"
+        for fact in subscriptions
+        if not fact["active"]
+    ]
+    try:
+        session.trust.keyring.check_fresh(now_ms())
+    except StaleTrust as error:
+        problems.append(str(error))
+    return {
+        "nats_url": session.context.mesh.nats_url,
+        "tenant": session.context.tenant,
+        "revision": session.plans.bundle.revision,
+        "trust": {"epoch": statement.epoch, "age_s": round((now_ms() - statement.issued_ms) / 1000, 1)} if statement else None,
+        "streams": sorted(streams, key=lambda stream: stream["stream"]),
+        "agents": agents,
+        "subscriptions": subscriptions,
+        "dead_letters": dead,
+        "problems": problems,
+    }
+
+
+async def _agents(session: Session) -> list[dict[str, str]]:
+    """Ask each agent's health port."""
+    found = []
+    timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as http:
+        for name, address in sorted(session.context.mesh.tenants[session.context.tenant].agents.items()):
+            try:
+                async with http.get(f"{address.health_url}/readyz") as response:
+                    state = "ready" if response.ok else "not ready"
+            except (aiohttp.ClientError, TimeoutError):
+                state = "unreachable"
+            found.append({"agent": name, "url": address.url, "state": state})
+    return found
+
+
+def _print(report: dict[str, Any]) -> None:
+    trust = report["trust"]
+    age = f"trust epoch {trust['epoch']}, {trust['age_s']} s old" if trust else "no trust statement"
+    console.print(f"[bold]{report['tenant']}[/] on {report['nats_url']}, policy revision {report['revision']}, {age}\n")
+    print_table("Agents", ("agent", "door", "state"), ((a["agent"], a["url"], a["state"]) for a in report["agents"]))
+    console.print()
+    print_table(
+        "Streams", ("stream", "messages", "bytes"), ((s["stream"], s["messages"], s["bytes"]) for s in report["streams"])
+    )
+    console.print()
+    print_table(
+        "Subscriptions",
+        ("team", "subscription", "view", "lag", "in flight"),
+        ((f["team"], f["subscription"], f["view"] or "", f["lag"], f["in_flight"]) for f in report["subscriptions"]),
+    )
+    console.print(f"\ndead letters: {report['dead_letters']}")
+    for problem in report["problems"]:
+        console.print(f"[bold yellow]look at[/] {problem}")

@@ -1,0 +1,97 @@
+"""`mesh up`: a whole mesh on loopback that stays up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+
+from mesh import logs
+from mesh.cli.output import command, console, errors, print_line
+from mesh.control.up import Options, Running, running
+from mesh.errors import ConfigError
+
+DataOption = Annotated[Path, typer.Option("--data", envvar="MESH_DATA_DIR", help="Where everything lies; mode 0700.")]
+PoliciesOption = Annotated[
+    Path | None, typer.Option("--policies", help="Directory of YAML documents; else ./policies, else the worked example.")
+]
+
+
+def policies_directory(given: Path | None) -> Path:
+    """The policies to use: *given*, else `./policies`, else the worked example that comes with the package.
+
+    Raises:
+        ConfigError: *given* is no directory.
+    """
+    if given is not None:
+        if not given.is_dir():
+            raise ConfigError(f"{given} is no directory", expected="YAML documents in a directory", next="check --policies")
+        return given
+    here = Path("policies")
+    if here.is_dir():
+        return here
+    example = Path(str(resources.files("mesh"))) / "example"
+    if example.is_dir():
+        return example
+    beside = Path(str(resources.files("mesh"))).parent / "policies"  # an editable install
+    if beside.is_dir():
+        return beside
+    raise ConfigError("there are no policies", expected="a directory ./policies", next="name one with --policies")
+
+
+@command
+async def up(
+    data: DataOption = Path(".mesh"),
+    policies: PoliciesOption = None,
+    nats_port: Annotated[int, typer.Option("--nats-port", min=0, max=65535, help="0: a free one.")] = 0,
+    base_port: Annotated[
+        int, typer.Option("--base-port", min=0, max=65000, help="Agents take three each from here; 0: free ones.")
+    ] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print mesh.json on one line once ready, then stay up.")] = False,
+) -> None:
+    """Start a whole mesh on loopback and keep it up until Ctrl-C: nats-server, control plane, one agent per agent.
+
+    Everything lies under --data; a second start there goes on with its keys and events.
+    """
+    logs.setup(service="mesh-up")
+    options = Options(
+        data=data, policies=policies_directory(policies), nats_port=nats_port, base_port=base_port
+    )
+    quiet = json_ or not sys.stderr.isatty()
+    # before anything is started: a signal during the start still drains what runs
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as group:
+
+            async def wait_for_signal() -> None:
+                async for _ in signals:
+                    group.cancel_scope.cancel()
+
+            group.start_soon(wait_for_signal)
+            async with running(options, progress=_ignore if quiet else _progress) as mesh:
+                if json_:
+                    print_line(mesh.file)
+                else:
+                    _welcome(mesh, data)
+                await mesh.watch()
+
+
+def _ignore(_step: str) -> None:
+    pass
+
+
+def _progress(step: str) -> None:
+    errors.print(f"[dim]starting[/] {step}")
+
+
+def _welcome(mesh: Running, data: Path) -> None:
+    console.print(f"[bold green]The mesh is up.[/] NATS {mesh.file.nats_url}, everything else in {os.path.relpath(data)}/\n")
+    for tenant, address in mesh.file.tenants.items():
+        for name, agent in address.agents.items():
+            console.print(f"  [cyan]{tenant}/{name:<18}[/] {agent.url}")
+    console.print("\nTry:   mesh status    mesh subscription list    mesh events tail '>' --team TEAM\nStop:  Ctrl-C")

@@ -1,0 +1,273 @@
+"""The library a Python team uses: `connect()`, `publish()`, `subscription()`.
+
+```python
+async with mesh.connect(team="support", agent="desk") as m:
+    await m.publish("support.ticket.opened.v1", {"contact": "c-17"})
+    async with m.subscription("contacts") as contacts:
+        await contacts.run(handle)
+```
+Publishing posts to the local agent's door, the one place that decides, masks and signs. Subscribing pulls with the
+team's own credentials and verifies every event here, offline.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import aiohttp
+import anyio
+import msgspec
+
+from mesh.context import Context
+from mesh.errors import ConfigError, MeshError, NoBundle, Unavailable
+from mesh.event import CONTENT_TYPE, encode
+from mesh.identity import Keyring
+from mesh.jetstream.connection import Connection
+from mesh.subscription import Subscription, handling
+from mesh.watch import BundleWatch, TrustWatch
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from types import TracebackType
+
+PUBLISH_TIMEOUT_S = 30.0  # the agent answers within its own deadline of 10 s, or the connection is dead
+FIRST_STATE_S = 15.0  # for the first bundle and trust statement
+
+
+class CopyReceipt(msgspec.Struct, frozen=True):
+    """Where one view's copy rests."""
+
+    view: str
+    stream: str
+    seq: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The agent's 202: every copy is durable."""
+
+    id: str
+    durable: str
+    duplicate: bool
+    copies: tuple[CopyReceipt, ...] = ()
+
+
+class PublishFailed(MeshError):
+    """The agent refused the event; `problem` is its problem document, `code` and `rule` are in it."""
+
+    code = "publish-failed"
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.http_status = status
+        self.problem = dict(problem)
+        super().__init__(
+            str(problem.get("detail") or problem.get("title") or f"the agent answered {status}"),
+            expected=str(problem.get("expected", "202")),
+            got=str(problem.get("got", status)),
+            next=str(problem.get("next", "read the agent's log")),
+            problem=self.problem,
+        )
+
+    @property
+    def can_retry(self) -> bool:
+        """True where the same event may be published again later: the agent or its stream was away."""
+        return self.http_status in {408, 429, 503}
+
+
+class Mesh:
+    """A connection to the mesh as one team, one agent, or both. Made by `connect()`; use it as `async with`."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._stack = AsyncExitStack()
+        self._http: aiohttp.ClientSession | None = None
+        self._token = ""
+        self._nats: Connection | None = None
+        self._bundle: BundleWatch | None = None
+        self._trust: TrustWatch | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if self.context.team is not None:
+                await self._open_reading(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    async def publish(  # noqa: PLR0913 - the attributes of a CloudEvent
+        self,
+        type: str,  # noqa: A002 - the CloudEvents name
+        data: object = None,
+        *,
+        source: str,
+        id: str | None = None,  # noqa: A002 - the CloudEvents name
+        subject: str | None = None,
+        time: str | None = None,
+        partitionkey: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> Receipt:
+        """Publish one event through the local agent; returns once every copy is durable.
+
+        Args:
+            type: The logical type, such as `crm.contact.updated.v1`.
+            data: JSON values.
+            source: A URI reference below `/<team>`, or what the policy adds.
+            id: Unique within the source; publishing it again is safe. A random one where there is none.
+            subject: What the event is about, within the source.
+            time: RFC 3339; now, where there is none.
+            partitionkey: Events with equal keys keep their order.
+            extensions: More CloudEvents attributes. While handling another event, `correlationid` is inherited from it
+                and `causationid` names it.
+
+        Raises:
+            PublishFailed: The agent refused it, or could not make it durable.
+            Unavailable: The agent cannot be reached.
+        """
+        fields: dict[str, Any] = {"specversion": "1.0", "id": id or uuid4().hex, "source": source, "type": type}
+        optional = {"subject": subject, "time": time, "partitionkey": partitionkey, "data": data}
+        fields.update({name: value for name, value in optional.items() if value is not None})
+        cause = handling.get()
+        if cause is not None:
+            fields["correlationid"] = cause.correlationid
+            fields["causationid"] = cause.id
+        fields.update(extensions or {})
+        return await self._post(encode(fields))
+
+    async def _post(self, body: bytes) -> Receipt:
+        session = await self._session()
+        try:
+            async with session.post("/v1/events", data=body, headers={"Content-Type": CONTENT_TYPE}) as response:
+                answer = await response.read()
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unavailable(
+                f"the agent at {self.context.agent_address().url} cannot be reached: {error.__class__.__name__}",
+                expected="a running agent",
+                next="start it; publishing the same id again is safe",
+            ) from error
+        if status == 202:  # noqa: PLR2004 - HTTP's own number
+            return msgspec.json.decode(answer, type=Receipt)
+        try:
+            problem = msgspec.json.decode(answer, type=dict[str, Any])
+        except msgspec.DecodeError:
+            problem = {"title": f"the agent answered {status}"}
+        raise PublishFailed(status, problem)
+
+    def subscription(self, name: str, *, max_in_flight: int | None = None) -> Subscription:
+        """Our team's subscription *name*; more replicas of it share its events.
+
+        Raises:
+            ConfigError: We have no team, or it has no such subscription.
+        """
+        address = self.context.team_address()
+        if name not in address.subscriptions:
+            raise ConfigError(
+                f"team {self.context.team} has no active subscription {name}",
+                expected=f"one of {', '.join(sorted(address.subscriptions)) or 'none'}",
+                next="`mesh subscription list` shows them all, and why one is inactive",
+            )
+        if self._nats is None or self._bundle is None or self._trust is None or self.context.team is None:
+            raise ConfigError("the mesh is not connected", expected="`async with connect(...)`", next="connect first")
+        return Subscription(
+            self._nats,
+            team=self.context.team,
+            name=name,
+            address=address.subscriptions[name],
+            bundle=self._bundle,
+            trust=self._trust,
+            max_in_flight=max_in_flight,
+        )
+
+    async def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            address = self.context.agent_address()
+            token = (await anyio.Path(address.token_file).read_text()).strip()
+            self._http = await self._stack.enter_async_context(
+                aiohttp.ClientSession(
+                    base_url=address.url,
+                    headers={"Authorization": f"Bearer {token}"},
+                    timeout=aiohttp.ClientTimeout(total=PUBLISH_TIMEOUT_S),
+                )
+            )
+        return self._http
+
+    async def _open_reading(self, stack: AsyncExitStack) -> None:
+        """Connect with the team's credentials and wait for the first bundle and trust statement."""
+        mesh, team = self.context.mesh, self.context.team_address()
+        creds = await anyio.Path(team.creds_file).read_bytes()
+        self._nats = await Connection.open(mesh.nats_url, name=f"team-{self.context.team}", creds=creds)
+        stack.push_async_callback(self._nats.close)
+        self._trust = TrustWatch(self._nats, open_keyring(self.context.data / "trust"))
+        self._bundle = BundleWatch(self._nats)
+        with anyio.move_on_after(FIRST_STATE_S):
+            await first_state(self._bundle, self._trust)
+        if self._bundle.plans is None:
+            raise NoBundle(
+                f"no valid policy bundle after {FIRST_STATE_S:.0f} s",
+                expected="one from the control plane",
+                next="`mesh status` shows whether the control plane runs",
+            )
+        group = anyio.create_task_group()
+        await stack.enter_async_context(group)
+        stack.callback(group.cancel_scope.cancel)
+        group.start_soon(self._bundle.run)
+        group.start_soon(self._trust.run)
+
+
+def connect(
+    context: Context | str | os.PathLike[str] | None = None,
+    *,
+    tenant: str | None = None,
+    team: str | None = None,
+    agent: str | None = None,
+) -> Mesh:
+    """The mesh of *context*: a `Context`, a `mesh.json`, a data directory, else `MESH_CONTEXT`, else `.mesh/mesh.json`.
+
+    Args:
+        context: Where the mesh is.
+        tenant: Whose mesh, where there are several tenants.
+        team: Who reads; needed for `subscription()`.
+        agent: Whose door `publish()` uses, where there are several agents.
+
+    Raises:
+        ConfigError: There is no such mesh, or nobody of that name in it.
+    """
+    if not isinstance(context, Context):
+        context = Context.load(context, tenant=tenant, team=team, agent=agent)
+    return Mesh(context)
+
+
+def open_keyring(trust: Path) -> Keyring:
+    """A keyring with the roots and the trust key of a `trust/` directory.
+
+    Raises:
+        ConfigError: A file is missing or is not what it should be.
+    """
+    try:
+        root = (trust / "ca.crt").read_bytes()
+        key = bytes.fromhex((trust / "trust.pub").read_text().strip())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{trust} holds no trust anchors: {error.__class__.__name__}",
+            expected="ca.crt (PEM) and trust.pub (64 hexadecimal characters)",
+            next="copy them from the control plane",
+        ) from error
+    return Keyring([root], key)
+
+
+async def first_state(bundle: BundleWatch, trust: TrustWatch) -> None:
+    """Read until there is a bundle and a trust statement."""
+    while bundle.plans is None or trust.keyring.statement is None:
+        try:
+            await trust.refresh()
+            await bundle.refresh()
+        except Unavailable:
+            pass  # the server or the control plane is still coming up; the caller's deadline bounds this
+        await anyio.sleep(0.1)

@@ -1,0 +1,160 @@
+"""The agent processes of a development mesh: one per agent of the policies, started again when one ends.
+
+An agent writes the ports it took to `ports.json` once it is ready. It gets the same ports again after a crash, so that
+an application keeps its URL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from mesh import logs
+from mesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_TIMEOUT_S = 30.0  # an agent is ready in under a second; a busy machine with many agents takes its time
+STOP_TIMEOUT_S = 15.0  # above the agent's own drain_s
+RESTART_WAIT_S = (0.1, 0.5, 2.0, 5.0)  # between a crash and the next start; the last one repeats
+STEADY_S = 30.0  # a process that lived this long starts again at once
+_POLL_S = 0.02
+
+log = logs.get("agents")
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """`ports.json`, as the agent writes it."""
+
+    url: str
+    webhooks_url: str
+    health_url: str
+    pid: int
+
+
+class AgentProcess:
+    """One agent as a child process."""
+
+    def __init__(self, name: str, directory: Path, *, log_file: Path, nats_url: str) -> None:
+        self.name = name
+        self.directory = directory
+        self._log_file = log_file
+        self._nats_url = nats_url
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = False
+        self.ports: Ports | None = None
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 while it is not running."""
+        return 0 if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready.
+
+        Raises:
+            ConfigError: It ended, or was not ready in time; the log says why.
+        """
+        self._spawn()
+        with anyio.move_on_after(START_TIMEOUT_S):
+            while not self._ready():
+                self._check_alive()
+                await anyio.sleep(_POLL_S)
+            return
+        raise self._failed(f"agent {self.name} was not ready within {START_TIMEOUT_S:.0f} s")
+
+    async def supervise(self) -> None:
+        """Start it again whenever it ends, until `stop`."""
+        crashes = 0
+        while True:
+            started = anyio.current_time()
+            while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110 - no event to wait for
+                await anyio.sleep(_POLL_S)
+            if self._stopping:
+                return
+            status = None if self._process is None else self._process.returncode
+            crashes = 0 if anyio.current_time() - started > STEADY_S else crashes
+            log.warning("agent_ended", agent=self.name, status=status)
+            if crashes:
+                await anyio.sleep(RESTART_WAIT_S[min(crashes - 1, len(RESTART_WAIT_S) - 1)])
+            crashes += 1
+            if self._stopping:
+                return
+            self.restarts += 1
+            try:
+                await self.start()
+            except ConfigError as error:
+                log.error("agent_not_restarted", agent=self.name, code=error.code, error=str(error))
+            else:
+                log.info("agent_restarted", agent=self.name, pid=self.pid)
+
+    async def stop(self) -> None:
+        """SIGTERM: it drains; SIGKILL where that takes too long."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with anyio.move_on_after(STOP_TIMEOUT_S, shield=True):
+            while process.poll() is None:  # noqa: ASYNC110 - a process ends without an event to wait for
+                await anyio.sleep(_POLL_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def _spawn(self) -> None:
+        self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        environment = {**os.environ, "MESH_AGENT_NATS_URL": self._nats_url, **self._same_ports()}
+        with os.fdopen(descriptor, "wb") as output:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", "agent", "run", "--config", str(self.directory / "agent.toml")],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches `mesh up` alone, which drains its agents in order
+            )
+
+    def _same_ports(self) -> dict[str, str]:
+        """After a crash, the ports it had before."""
+        if self.ports is None:
+            return {}
+        urls = {"HTTP": self.ports.url, "WEBHOOKS": self.ports.webhooks_url, "HEALTH": self.ports.health_url}
+        return {f"MESH_AGENT_{door}_PORT": url.rpartition(":")[2] for door, url in urls.items()}
+
+    def _ready(self) -> bool:
+        try:
+            ports = msgspec.json.decode((self.directory / "ports.json").read_bytes(), type=Ports)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return False
+        if ports.pid != self.pid:
+            return False
+        self.ports = ports
+        return True
+
+    def _check_alive(self) -> None:
+        if self._process is not None and self._process.poll() is not None:
+            raise self._failed(f"agent {self.name} ended while starting")
+
+    def _failed(self, message: str) -> ConfigError:
+        lines = self._log_file.read_text(errors="replace").strip().splitlines() if self._log_file.exists() else []
+        last = lines[-1][:300] if lines else "no log"
+        with suppress(ValueError):
+            last = json.dumps(json.loads(last))
+        return ConfigError(message, expected="a running agent", got=last, next=f"read {self._log_file.name} in log/")

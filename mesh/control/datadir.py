@@ -1,0 +1,156 @@
+"""The data directory of a mesh on one machine: every path in it, and every secret made once and kept.
+
+Directories are 0700 and files 0600, whatever the umask. A secret is written to a new file that is then renamed, so a
+crash leaves the old one or the new one, never half of either. A second start on the same directory finds everything.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh.errors import ConfigError
+
+KEY_BYTES = 32  # dedupe and domain keys: BLAKE2b takes up to 64, 32 are beyond guessing
+TOKEN_BYTES = 32  # 43 characters of base64url
+
+
+def private_directory(path: Path) -> Path:
+    """Make *path* and its parents; *path* itself is readable by its owner alone."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    return path
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace *path* whole by *content*, mode 0600."""
+    private_directory(path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_if_changed(path: Path, content: bytes) -> bool:
+    """Like `write_private`, but leaves an equal file alone; True if it wrote."""
+    if path.exists() and path.read_bytes() == content:
+        return False
+    write_private(path, content)
+    return True
+
+
+def hex_key(path: Path) -> bytes:
+    """A 32-byte key kept as 64 hexadecimal characters; made on first use.
+
+    Raises:
+        ConfigError: The file holds something else.
+    """
+    if not path.exists():
+        write_private(path, secrets.token_hex(KEY_BYTES).encode() + b"\n")
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"{path} is not a key",
+            expected=f"{2 * KEY_BYTES} hexadecimal characters",
+            next="restore it from a backup; a new key makes new tokens and new message ids",
+        )
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """The paths below `--data`."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> DataDirectory:
+        """Make the directory where it is missing.
+
+        Raises:
+            ConfigError: It exists and is not ours to use.
+        """
+        try:
+            private_directory(root)
+        except (OSError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"{root} cannot be the data directory: {error.strerror or error}",
+                expected="a directory we may write",
+                next="name another with --data or MESH_DATA_DIR",
+            ) from error
+        return cls(root.resolve())
+
+    @property
+    def mesh_file(self) -> Path:
+        """`mesh.json`: written last, when everything is ready."""
+        return self.root / "mesh.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while a mesh runs on this directory."""
+        return self.root / "mesh.lock"
+
+    @property
+    def admin(self) -> Path:
+        """The control plane's own credentials."""
+        return self.root / "admin"
+
+    @property
+    def nats(self) -> Path:
+        """The server: its configuration, keys and store."""
+        return self.root / "nats"
+
+    @property
+    def keys(self) -> Path:
+        """Seeds of the operator, the accounts and their users."""
+        return self.nats / "keys"
+
+    @property
+    def trust(self) -> Path:
+        """The mesh CA and the trust key."""
+        return self.root / "trust"
+
+    @property
+    def log(self) -> Path:
+        """One log file a process."""
+        return self.root / "log"
+
+    def agent(self, name: str) -> Path:
+        """One agent's settings and keys."""
+        return self.root / "agents" / name
+
+    def team(self, name: str) -> Path:
+        """One team's credentials."""
+        return self.root / "teams" / name
+
+    def admin_creds(self, tenant: str, tenants: list[str]) -> Path:
+        """The control plane's credentials in *tenant*: `nats.creds` for the first tenant, `nats-<tenant>.creds` after."""
+        return self.admin / ("nats.creds" if tenant == min(tenants) else f"nats-{tenant}.creds")
+
+    def token(self, agent: str) -> Path:
+        """The bearer token of an agent's door; made on first use."""
+        path = self.agent(agent) / "token"
+        if not path.exists():
+            write_private(path, urlsafe_b64encode(secrets.token_bytes(TOKEN_BYTES)).rstrip(b"=") + b"\n")
+        return path
+
+    def dedupe_key(self, agent: str) -> bytes:
+        """The key of an agent's message ids, slots and partition tokens: the same for all its replicas and restarts."""
+        return hex_key(self.agent(agent) / "dedupe.key")
+
+    def domain_key(self, tenant: str, domain: str) -> bytes:
+        """A pseudonym domain's key; agents that mask in the domain get a copy."""
+        return hex_key(self.admin / "domains" / tenant / f"{domain}.key")

@@ -1,0 +1,201 @@
+"""After the handler has answered: what becomes of the event, and which events were handled already.
+
+    the handler returned                        Ack
+    it raised Reject                            DeadLetter, at once
+    it raised RetryLater(delay_s)               Retry after its delay
+    it raised anything else                     Retry after the subscription's backoff
+    any of the two, in the last attempt         DeadLetter("attempts-exhausted")
+
+Delivery is at least once: an event counts as handled only when its handler has succeeded, so a crash in between brings
+it again, and `DuplicateWindow` keeps most second copies of handled events away from handlers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+
+from mesh.errors import ConfigError
+
+ATTEMPTS_EXHAUSTED = "attempts-exhausted"
+REJECTED = "rejected"
+MAX_REASON_CHARS = 200  # a reason is a word or a sentence; it becomes a label in `mesh dlq list`
+MAX_ERROR_CHARS = 100  # of an error's class name
+MAX_DELAY_S = 86_400.0  # a day; to wait longer is a schedule, not a retry
+JITTER = 0.2  # +-20 %: events that failed together do not come back together
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Handled: never deliver it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Deliver it again after `delay_s` seconds (a delayed nak: the server's own `backoff` ignores naks)."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Store it in the dead letter stream, then ack it.
+
+    Attributes:
+        reason: Stable and short: `attempts-exhausted`, or what `Reject` said.
+        error: Class name of the last error.
+    """
+
+    reason: str
+    error: str
+
+
+Outcome = Ack | Retry | DeadLetter
+
+
+class Reject(Exception):
+    """Raised by a handler: no retry can help, so the event becomes a dead letter at once.
+
+    Args:
+        reason: Why, as code or sentence; kept to `MAX_REASON_CHARS`, control characters become spaces. It is stored
+            and listed, so it should not quote the event.
+    """
+
+    def __init__(self, reason: str = REJECTED) -> None:
+        self.reason = _one_line(str(reason), MAX_REASON_CHARS) or REJECTED
+        super().__init__(self.reason)
+
+
+class RetryLater(Exception):
+    """Raised by a handler: not now, again after `delay_s` seconds. Counts as an attempt.
+
+    Args:
+        delay_s: Seconds, held between 0 and `MAX_DELAY_S`; taken as it is, without jitter.
+        reason: For the log.
+    """
+
+    def __init__(self, delay_s: float, reason: str = "") -> None:
+        self.delay_s = _delay(delay_s)
+        super().__init__(reason or f"again in {self.delay_s:g} s")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """A subscription's `retry`.
+
+    Attributes:
+        attempts: Deliveries in all, the first included.
+        backoff_s: Seconds before the second, third, ... delivery; the last value repeats.
+        ack_wait_s: Seconds that a handler may be silent before the server delivers again.
+    """
+
+    attempts: int = 8
+    backoff_s: tuple[float, ...] = (1.0, 5.0, 30.0, 300.0)
+    ack_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        fine = self.attempts >= 1 and bool(self.backoff_s) and 0 < self.ack_wait_s <= MAX_DELAY_S
+        if not fine or not all(0 <= delay <= MAX_DELAY_S for delay in self.backoff_s):
+            raise ConfigError(
+                "a retry policy is outside its limits",
+                expected=f"attempts >= 1, a backoff, ack_wait > 0 s, and no delay over {MAX_DELAY_S:g} s",
+                got=f"attempts {self.attempts}, backoff {self.backoff_s}, ack_wait {self.ack_wait_s}",
+            )
+
+    def delay_s(self, attempt: int, jitter: float) -> float:
+        """Seconds to wait after *attempt* (1 is the first), spread by *jitter* (0 to 1) over +-20 %."""
+        base = self.backoff_s[min(max(attempt, 1), len(self.backoff_s)) - 1]
+        return base * (1 + JITTER * (2 * min(max(jitter, 0.0), 1.0) - 1))
+
+
+def settle(error: Exception | None, *, attempt: int, policy: RetryPolicy, jitter: float) -> Outcome:
+    """Decide what becomes of an event.
+
+    Args:
+        error: What the handler raised, or None where it returned. Cancellation is not an answer: leave the event be.
+        attempt: Which delivery this was, from 1.
+        policy: The subscription's.
+        jitter: 0 to 1, handed in.
+    """
+    if error is None:
+        return Ack()
+    name = _one_line(type(error).__name__, MAX_ERROR_CHARS)
+    if isinstance(error, Reject):
+        return DeadLetter(error.reason, name)
+    if attempt >= policy.attempts:
+        return DeadLetter(ATTEMPTS_EXHAUSTED, name)
+    if isinstance(error, RetryLater):
+        return Retry(error.delay_s)
+    return Retry(policy.delay_s(attempt, jitter))
+
+
+def _delay(delay_s: float) -> float:
+    return min(max(float(delay_s), 0.0), MAX_DELAY_S) if delay_s == delay_s else 0.0  # noqa: PLR0124 - NaN is not itself
+
+
+def _one_line(text: str, limit: int) -> str:
+    shown = text[: 4 * limit]  # bounded first: the text may be an event
+    return " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:limit]
+
+
+# --- duplicates ------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str]  # (source, id): what makes an event itself, CloudEvents 1.0.2
+
+
+class Claim(Enum):
+    """What the window knows of an event."""
+
+    NEW = "new"
+    IN_FLIGHT = "in-flight"  # a handler of ours has it right now: let it finish, do not start another, do not ack
+    HANDLED = "handled"  # a handler succeeded with it: ack it
+
+
+class DuplicateWindow:
+    """Remembers the last *size* handled events, and all that are in a handler now.
+
+    Args:
+        size: Events to remember once handled; the oldest goes first. 100,000 take about 30 MB.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ConfigError("a duplicate window has no room", expected="size >= 1", got=str(size))
+        self._size = size
+        self._handled: OrderedDict[Key, None] = OrderedDict()
+        self._in_flight: set[Key] = set()
+
+    def __len__(self) -> int:
+        """Handled events remembered."""
+        return len(self._handled)
+
+    @property
+    def in_flight(self) -> int:
+        """Events claimed and neither added nor forgotten."""
+        return len(self._in_flight)
+
+    def seen(self, key: Key) -> bool:
+        """Whether a handler has succeeded with this event."""
+        return key in self._handled
+
+    def claim(self, key: Key) -> Claim:
+        """Take a new event in hand: NEW once, then IN_FLIGHT until `add` (HANDLED from then on) or `forget`."""
+        if key in self._handled:
+            return Claim.HANDLED
+        if key in self._in_flight:
+            return Claim.IN_FLIGHT
+        self._in_flight.add(key)
+        return Claim.NEW
+
+    def add(self, key: Key) -> None:
+        """The handler succeeded: remember it."""
+        self._in_flight.discard(key)
+        self._handled[key] = None
+        self._handled.move_to_end(key)
+        if len(self._handled) > self._size:
+            self._handled.popitem(last=False)
+
+    def forget(self, key: Key) -> None:
+        """The handler failed, or never answered: the next copy is new. What was handled stays handled."""
+        self._in_flight.discard(key)

@@ -1,0 +1,164 @@
+"""What each mask action makes of one value. An action that cannot read a value redacts it: none passes it on.
+
+Partial forms, by `style` (each keeps at most what is said here, and less where the value is short):
+
+    email   first character, and the last label of the domain            anna@mail.example.com -> a***@***.com
+    phone   the last two digits                                          +49 170 1234520       -> ***20
+    iban    country and the last two characters                          DE89 3704 0044 0532 0130 00 -> DE***00
+    pan     the last four digits                                         4111 1111 1111 1111   -> ***1111
+    first/last  that many characters of each end, if two or more stay hidden
+
+A pseudonym is `p<key id>_<base64url of a keyed hash>`: equal values of one domain give equal tokens, and without the
+key nobody can test a guess. Numbers and booleans enter by their JSON text.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from binascii import b2a_base64
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
+
+from mesh.errors import ConfigError
+from mesh.policy.model import With
+
+REDACTED: Final = "[REDACTED]"
+DROPPED: Final[Any] = object()  # an action's answer that means: the member is not there
+KEY_BYTES = 32  # of a domain key
+MIN_HIDDEN = 2  # characters that `first` and `last` leave hidden
+
+Masker: TypeAlias = Callable[[Any], Any]  # of one scalar (or, for redact and drop, anything)
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_EMAIL_RE = re.compile(r"([^@\s])[^@\s]*@[^@\s]+\.([A-Za-z]{2,24})")
+_IBAN_RE = re.compile(r"([A-Z]{2})[0-9]{2}[A-Z0-9]{9,28}([A-Z0-9]{2})")
+_SEPARATORS = str.maketrans("", "", " -./()")
+_PHONE_DIGITS = (7, 15)  # E.164 has at most 15; below 7 the last two are too much of the whole
+_PAN_DIGITS = (13, 19)  # ISO/IEC 7812
+_PARTIAL_MARK = "***"
+
+
+class MaskKeys(Protocol):
+    """The pseudonym keys an agent holds."""
+
+    def domain(self, name: str) -> bytes:
+        """The 32-byte key of the pseudonym domain *name*. Raises KeyError or ConfigError where we hold none."""
+
+
+def redact(value: Any) -> Any:
+    """A string becomes `[REDACTED]`, anything else null: the type does not change under a reader's schema."""
+    return REDACTED if value.__class__ is str else None
+
+
+def drop(_value: Any) -> Any:
+    """The member is left out."""
+    return DROPPED
+
+
+def partial(params: With) -> Masker:
+    """The masker for `partial` with *params*."""
+    if params.style is not None:
+        return _STYLES[params.style]
+    return _ends(params.first or 0, params.last or 0)
+
+
+def _email(value: Any) -> Any:
+    match = _EMAIL_RE.fullmatch(value) if value.__class__ is str else None
+    return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}@{_PARTIAL_MARK}.{match[2]}"
+
+
+def _phone(value: Any) -> Any:
+    digits = value.translate(_SEPARATORS).removeprefix("+") if value.__class__ is str else ""
+    low, high = _PHONE_DIGITS
+    if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
+        return redact(value)
+    return _PARTIAL_MARK + digits[-2:]
+
+
+def _iban(value: Any) -> Any:
+    match = _IBAN_RE.fullmatch(value.translate(_SEPARATORS)) if value.__class__ is str else None
+    return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}{match[2]}"
+
+
+def _pan(value: Any) -> Any:
+    digits = value.translate(_SEPARATORS) if value.__class__ is str else ""
+    low, high = _PAN_DIGITS
+    if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
+        return redact(value)
+    return _PARTIAL_MARK + digits[-4:]
+
+
+_STYLES: dict[str, Masker] = {"email": _email, "phone": _phone, "iban": _iban, "pan": _pan}
+
+
+def _ends(first: int, last: int) -> Masker:
+    def mask(value: Any) -> Any:
+        if value.__class__ is not str or len(value) < first + last + MIN_HIDDEN:
+            return redact(value)
+        return value[:first] + _PARTIAL_MARK + (value[-last:] if last else "")
+
+    return mask
+
+
+def key_id(key: bytes) -> str:
+    """Four hexadecimal characters that tell the tokens of one key from another's."""
+    return blake2b(key, digest_size=2).hexdigest()
+
+
+def pseudonym(params: With, keys: MaskKeys) -> Masker:
+    """The masker for `pseudonym` with *params*.
+
+    Raises:
+        ConfigError: *keys* has no usable key for the domain. Nothing falls back to another mask.
+    """
+    domain = params.domain or ""
+    key = _key(domain, keys)
+    prefix = f"p{key_id(key)}_"
+    size = params.bits // 8
+    padding = -size % 3
+    length = None if padding == 0 else -padding
+    table = _URL_SAFE
+    digest_of = _hmac_sha256(key, size) if params.algorithm == "hmac-sha256" else _blake2b(key, size)
+
+    def mask(value: Any) -> Any:
+        kind = value.__class__
+        if kind is str:
+            try:
+                data = value.encode()
+            except UnicodeEncodeError:
+                return REDACTED
+        elif kind is int or kind is float or kind is bool:
+            data = msgspec.json.encode(value)
+        else:
+            return None
+        return prefix + b2a_base64(digest_of(data), newline=False)[:length].translate(table).decode()
+
+    return mask
+
+
+def _blake2b(key: bytes, size: int) -> Callable[[bytes], bytes]:
+    return lambda data: blake2b(data, digest_size=size, key=key).digest()
+
+
+def _hmac_sha256(key: bytes, size: int) -> Callable[[bytes], bytes]:
+    return lambda data: hmac.digest(key, data, "sha256")[:size]
+
+
+def _key(domain: str, keys: MaskKeys) -> bytes:
+    try:
+        key = keys.domain(domain)
+    except KeyError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ConfigError(
+            f"no usable key for the pseudonym domain `{domain}`",
+            expected=f"a key of {KEY_BYTES} bytes",
+            got=f"{len(key)} bytes",
+            next="the control plane hands out domain keys; nothing is published in this view until it is here",
+            domain=domain,
+        )
+    return key

@@ -1,0 +1,295 @@
+"""What each document must hold by itself: names, patterns, paths, tags, conditions, times.
+
+Every fault is noted with the line it stands on, and the walk goes on: a person mends a file in one go.
+`crosscheck.py` asks what documents must hold together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mesh.attributes import ATTRIBUTES_NEVER_MASKED
+from mesh.errors import ExpressionError, MeshError
+from mesh.policy.bind import Path as At
+from mesh.policy.bind import shown
+from mesh.policy.documents import Document, Findings
+from mesh.policy.expressions import compile_condition
+from mesh.policy.model import (
+    LATER_ACTIONS,
+    WITH_KEYS,
+    Access,
+    Allow,
+    Classification,
+    Deny,
+    MaskLine,
+    Retry,
+    Subscription,
+    Tenant,
+    View,
+    With,
+    instant_ms,
+    is_rule_id,
+    is_tag,
+    seconds,
+)
+from mesh.policy.paths import Path
+from mesh.policy.rules import ROOTS_PUBLISH, ROOTS_ROWS
+from mesh.subjects import Glob, Pattern, check_name
+
+RESERVED_SUBSCRIPTIONS = frozenset({"tail", "replay"})  # their durables are ours
+_ATTRIBUTE_RE = re.compile(r"[a-z0-9]{1,20}")
+_SPIFFE_RE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
+
+
+def check(document: Document, findings: Findings) -> None:
+    """Check one document by itself."""
+    _Checker(document, findings).check()
+
+
+class _Checker:
+    def __init__(self, document: Document, findings: Findings) -> None:
+        self._document = document
+        self._findings = findings
+
+    def check(self) -> None:
+        value = self._document.value
+        metadata: Any = value.metadata
+        for key in ("name", "tenant", "team"):
+            text = getattr(metadata, key, None)
+            if text is not None:
+                self._name(text, ("metadata", key), reserved=isinstance(value, Subscription) and key == "name")
+        if isinstance(value, Tenant):
+            self._tenant(value)
+        elif isinstance(value, Classification):
+            self._classification(value)
+        elif isinstance(value, View):
+            self._view(value)
+        elif isinstance(value, Access):
+            self._access(value)
+        else:
+            self._subscription(value)
+
+    def _error(self, at: At, message: str, fix: str) -> None:
+        self._findings.error(self._document, at, message, fix)
+
+    def _try(self, read: Callable[[str], object], text: str, at: At) -> Any:
+        """What *read* makes of *text*; None where it refuses, which is noted."""
+        try:
+            return read(text)
+        except MeshError as error:
+            self._error(at, f"`{shown(text)}`: {error}", error.next or error.expected)
+        except ValueError as error:
+            self._error(at, f"`{shown(text)}`: {error}", "write it in that form")
+        return None
+
+    def _name(self, text: str, at: At, *, reserved: bool = False) -> None:
+        self._try(check_name, text, at)
+        if reserved and text in RESERVED_SUBSCRIPTIONS:
+            self._error(at, f"the subscription name `{text}` is taken by the mesh", "choose another name")
+
+    def _patterns(self, texts: Iterable[str], at: At, *, literal_domain: bool = False) -> None:
+        seen: set[str] = set()
+        for index, text in enumerate(texts):
+            pattern = self._try(Pattern.parse, text, (*at, index))
+            if pattern is None:
+                continue
+            if literal_domain and pattern.domain is None:
+                fix = "begin the pattern with the domain, such as `crm.>`: each domain has a stream of its own"
+                self._error((*at, index), f"`{shown(text)}` publishes in every domain", fix)
+            if pattern.text in seen:
+                self._error((*at, index), f"`{shown(text)}` stands twice in this list", "remove one")
+            seen.add(pattern.text)
+
+    # --- Tenant ------------------------------------------------------------------------------------------------------
+
+    def _tenant(self, value: Tenant) -> None:
+        spec = value.spec
+        owner: dict[str, str] = {}
+        for team, members in spec.teams.items():
+            at: At = ("spec", "teams", team)
+            self._name(team, at)
+            for index, agent in enumerate(members.agents):
+                here = (*at, "agents", index)
+                self._agent(agent, here, value.metadata.name)
+                if agent in owner:
+                    fix = "an agent runs for one team: remove it from the other, or run a second agent"
+                    self._error(here, f"agent `{shown(agent)}` is in team `{shown(owner[agent])}` already", fix)
+                owner.setdefault(agent, team)
+        ids: dict[str, str] = {}
+        for agent, spiffe_id in spec.identities.items():
+            at = ("spec", "identities", agent)
+            if agent not in owner:
+                self._error(at, f"`{shown(agent)}` is an agent of no team", "add it to a team, or remove this line")
+            if len(spiffe_id) > 2048 or _SPIFFE_RE.fullmatch(spiffe_id) is None:  # noqa: PLR2004 - SPIFFE-ID, section 2.3
+                self._error(at, "not a SPIFFE id", "write spiffe://<trust domain>/<path>")
+            if spiffe_id in ids:
+                self._error(at, f"agent `{shown(ids[spiffe_id])}` has this identity already", "give each its own")
+            ids[spiffe_id] = agent
+        self._retry(spec.delivery.retry, ("spec", "delivery", "retry"))
+
+    def _agent(self, text: str, at: At, tenant: str) -> None:
+        owner, slash, name = text.rpartition("/")
+        if slash and owner == tenant:
+            self._error(at, f"`{shown(text)}` names an agent of this tenant by the tenant", f"write `{shown(name)}`")
+        for part in (owner, name) if slash else (name,):
+            self._name(part, at)
+
+    def _retry(self, retry: Retry, at: At) -> None:
+        for index, text in enumerate(retry.backoff or ()):
+            self._try(seconds, text, (*at, "backoff", index))
+        if retry.ack_wait is not None:
+            length = self._try(seconds, retry.ack_wait, (*at, "ack_wait"))
+            if length == 0.0:
+                self._error(
+                    (*at, "ack_wait"), "an `ack_wait` of nothing redelivers at once, for ever", "use 1s or more"
+                )
+
+    # --- Classification ----------------------------------------------------------------------------------------------
+
+    def _classification(self, value: Classification) -> None:
+        self._patterns(value.spec.types, ("spec", "types"))
+        for text, tags in value.spec.fields.items():
+            at: At = ("spec", "fields", text)
+            path = self._try(Path.parse, text, at)
+            if path is not None:
+                self._path(path, at)
+            for index, tag in enumerate(tags):
+                if not is_tag(tag):
+                    fix = (
+                        "write tokens of [a-z0-9_-] joined by dots, such as pii.contact.email; patterns stand in Views"
+                    )
+                    self._error((*at, index), f"`{shown(tag)}` is not a tag", fix)
+
+    def _path(self, path: Path, at: At) -> None:
+        root = path.root
+        if root is None or root == "data":
+            return
+        if root == "data_base64":
+            self._error(at, "`data_base64` is the field `data`", "classify `data`")
+        elif root == "partitionkey":
+            self._error(at, "`partitionkey` is a pseudonym in every view", "remove this line")
+        elif root in ATTRIBUTES_NEVER_MASKED:
+            self._error(at, f"the attribute `{root}` is alike in every view, never masked", "remove this line")
+        elif _ATTRIBUTE_RE.fullmatch(root) is None:
+            self._error(at, f"no event has an attribute `{shown(root)}`", "fields of the data begin with `data.`")
+        elif len(path.steps) > 1:
+            self._error(at, f"the attribute `{root}` has nothing inside it", f"write `{root}`, or begin with `data.`")
+
+    # --- View --------------------------------------------------------------------------------------------------------
+
+    def _view(self, value: View) -> None:
+        spec = value.spec
+        if spec.rows is not None:
+            self._condition(spec.rows, ("spec", "rows"), ROOTS_ROWS)
+        if spec.like is not None:
+            self._name(spec.like, ("spec", "like"))
+            if spec.mask:
+                fix = "remove `mask`, or remove `like` and write all masks"
+                self._error(("spec", "mask"), "a view with `like` takes its masks from there", fix)
+        elif spec.otherwise is None:
+            fix = "add `otherwise: redact`: unclassified fields and tags that no line names need a mask"
+            self._error(("spec",), "the view has no `otherwise`", fix)
+        for index, line in enumerate(spec.mask):
+            at: At = ("spec", "mask", index)
+            for number, tag in enumerate(line.tags):
+                self._try(Glob.tag, tag, (*at, "tags", number))
+            self._mask(line, at)
+
+    def _mask(self, line: MaskLine, at: At) -> None:
+        action, params = line.action, line.params
+        if action in LATER_ACTIONS:
+            self._error((*at, "as"), f"`{action}` is not available in this version", "use redact or drop until it is")
+            return
+        default = With()
+        given = {key for key in With.__struct_fields__ if getattr(params, key) != getattr(default, key)}
+        stray = sorted(given - WITH_KEYS.get(action, frozenset()))
+        if stray:
+            self._error((*at, "with"), f"`{action}` takes no `{stray[0]}`", "remove it, or use another action")
+        if action == "partial" and (params.style is not None) == bool(given & {"first", "last"}):
+            fix = "write `with: {style: email|phone|iban|pan}` or `with: {first: n, last: m}`"
+            self._error(at, "`partial` needs a style, or first and last", fix)
+        if action == "pseudonym":
+            if params.domain is None:
+                fix = "write `with: {domain: <name>}`: equal values get equal tokens inside one domain"
+                self._error(at, "`pseudonym` needs a domain", fix)
+            else:
+                self._name(params.domain, (*at, "with", "domain"))
+
+    def _condition(self, text: str, at: At, roots: frozenset[str]) -> None:
+        try:
+            compile_condition(text, roots=roots)
+        except ExpressionError as error:
+            self._error(
+                at, f"the condition does not hold up: {error}", error.next or "see the CEL subset in the manual"
+            )
+
+    # --- Access ------------------------------------------------------------------------------------------------------
+
+    def _access(self, value: Access) -> None:
+        spec = value.spec
+        if not spec.allow and not spec.deny:
+            self._error(
+                ("spec",), "an Access document without a rule", "add one to `allow` or `deny`, or remove the file"
+            )
+        for index, allow in enumerate(spec.allow):
+            self._allow(allow, ("spec", "allow", index))
+        for index, deny in enumerate(spec.deny):
+            self._rule(deny, ("spec", "deny", index))
+
+    def _rule(self, rule: Allow | Deny, at: At) -> None:
+        if not is_rule_id(rule.id):
+            self._error(
+                (*at, "id"), f"`{shown(rule.id)}` is not a rule id", "use lower-case words joined by single hyphens"
+            )
+        if rule.who.teams is None and rule.who.agents is None:
+            self._error((*at, "who"), "`who` names nobody", "add `teams: [...]` or `agents: [...]`")
+        if (rule.publish is None) == (rule.subscribe is None):
+            self._error(at, "a rule has exactly one of `publish` and `subscribe`", "split it into two rules")
+        for verb in ("publish", "subscribe"):
+            texts = getattr(rule, verb)
+            if texts is not None:
+                domain = verb == "publish" and isinstance(rule, Allow)
+                self._patterns(texts, (*at, verb), literal_domain=domain)
+        if rule.when is not None:
+            if rule.subscribe is not None:
+                fix = "readers are filtered by rows: give the team a View with `rows:` instead"
+                self._error((*at, "when"), "`when` has no place on a subscribe rule", fix)
+            else:
+                self._condition(rule.when, (*at, "when"), ROOTS_PUBLISH)
+
+    def _allow(self, rule: Allow, at: At) -> None:
+        self._rule(rule, at)
+        if rule.publish is not None and rule.view is not None:
+            self._error((*at, "view"), "a publish rule has no view: every reader's view is made", "remove `view`")
+        if rule.subscribe is not None and rule.view is None:
+            self._error(at, "a subscribe rule names the view its team reads", "add `view: <name>`")
+        if rule.sources is not None and rule.publish is None:
+            self._error((*at, "sources"), "`sources` belongs to a publish rule", "remove it")
+        for index, text in enumerate(rule.sources or ()):
+            self._try(Glob.source, text, (*at, "sources", index))
+        if rule.view is not None:
+            self._name(rule.view, (*at, "view"))
+        if rule.expires is not None:
+            self._try(instant_ms, rule.expires, (*at, "expires"))
+            if rule.reason is None:
+                self._error((*at, "expires"), "a grant that expires says why", "add `reason:`, such as the incident")
+
+    # --- Subscription ------------------------------------------------------------------------------------------------
+
+    def _subscription(self, value: Subscription) -> None:
+        spec = value.spec
+        self._patterns(spec.types, ("spec", "types"))
+        if spec.view is not None:
+            self._name(spec.view, ("spec", "view"))
+        if spec.start not in ("new", "all"):
+            try:
+                instant_ms(spec.start)
+            except ValueError:
+                fix = "use `new`, `all`, or a time such as 2026-12-01T00:00:00Z"
+                self._error(("spec", "start"), f"`{shown(spec.start)}` is no start", fix)
+        if spec.order_by is not None:
+            fix = "remove `order_by`; without it events of one key may be handled side by side"
+            self._error(("spec", "order_by"), "ordered delivery is not available in this version", fix)
+        self._retry(spec.retry, ("spec", "retry"))

@@ -1,0 +1,173 @@
+"""Plans: a bundle made ready to decide and mask with. One object a bundle, swapped whole.
+
+Everything by type is worked out when the type is first met and kept, bounded; maskings are shared by all types that the
+same classifications cover. So the cost of an event does not grow with the number of policies.
+"""
+
+from __future__ import annotations
+
+from mesh.errors import NotFound
+from mesh.policy.bundle import Bundle
+from mesh.policy.decide import NO_READ, LastingView, PublisherPlans, ReadDecision, ViewPlan
+from mesh.policy.grants import Grants, GrantsCompiler, SubscriptionGrant
+from mesh.policy.mask import Masking
+from mesh.policy.rules import Rule, spiffe_id
+
+MAX_ANSWERS = 8192  # in each of the caches by type; full means emptied, then filled again
+
+
+class Plans:
+    """Answers every question of the journey from one bundle.
+
+    Attributes:
+        bundle: What it was made from.
+
+    Raises:
+        BadBundle: The bundle's policies do not parse.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self._tenancy = tenancy = bundle.tenancy()
+        self._maskings: dict[tuple[str, tuple[int, ...]], Masking] = {}
+        self._views: dict[str, tuple[LastingView, ...]] = {}
+        self._publishers: dict[str, PublisherPlans] = {}
+        self._reads: dict[tuple[str, str, str], tuple[tuple[int | None, ReadDecision], ...]] = {}
+        self._agents = {self.spiffe_id(agent): agent for agent in tenancy.team_of}
+        self._may_publish: dict[tuple[str, str, str], bool] = {}
+        self._grants: dict[int | None, Grants] = {}
+
+    # --- who ---------------------------------------------------------------------------------------------------------
+
+    def spiffe_id(self, agent: str) -> str:
+        """The SPIFFE id of *agent*: the one given in `identities`, else by the trust domain's rule."""
+        tenant = self._tenancy.tenant
+        return tenant.spec.identities.get(agent) or spiffe_id(self.bundle.trust_domain, self.bundle.tenant, agent)
+
+    # --- publishing --------------------------------------------------------------------------------------------------
+
+    def publisher(self, agent: str) -> PublisherPlans:
+        """The plans of *agent*; of one that the tenant does not know they refuse everything."""
+        plans = self._publishers.get(agent)
+        if plans is None:
+            tenancy = self._tenancy
+            team = tenancy.team_of.get(agent)
+            plans = PublisherPlans(
+                team,
+                tenancy.publishing(agent),
+                tenancy.publish_denies(agent),
+                principal={"agent": agent, "team": team or "", "tenant": tenancy.name, "id": self.spiffe_id(agent)},
+                views_of=self.views,
+            )
+            if team is not None:
+                self._publishers[agent] = plans
+        return plans
+
+    def may_publish(self, spiffe_id: str, type_: str, source: str) -> bool:
+        """V5: whether this identity may publish *type_* from *source*; conditions and ends are not asked."""
+        key = (spiffe_id, type_, source)
+        known = self._may_publish.get(key)
+        if known is None:
+            agent = self._agents.get(spiffe_id)
+            known = agent is not None and self.publisher(agent).may_publish(type_, source)
+            if len(self._may_publish) >= MAX_ANSWERS:
+                self._may_publish.clear()
+            self._may_publish[key] = known
+        return known
+
+    def views(self, type_: str) -> tuple[LastingView, ...]:
+        """The views of *type_* that some team may read, each with the time its last grant ends, by name."""
+        views = self._views.get(type_)
+        if views is None:
+            until: dict[str, int | None] = {}
+            for team in self._tenancy.members:
+                refused, allows = self._reading(team, type_)
+                for rule in () if refused else allows:
+                    before = until.get(rule.view, 0)
+                    ends = rule.expires_ms
+                    until[rule.view] = None if before is None or ends is None else max(before, ends)
+            views = tuple(LastingView(self.view(name, type_), until[name]) for name in sorted(until))
+            if len(self._views) >= MAX_ANSWERS:
+                self._views.clear()
+            self._views[type_] = views
+        return views
+
+    def view(self, name: str, type_: str) -> ViewPlan:
+        """The plan of the view *name* for *type_*, readers or not. Raises KeyError where there is no such view."""
+        tenancy = self._tenancy
+        table = tenancy.tables[name]
+        covering = tuple(
+            index
+            for index, document in enumerate(tenancy.classified)
+            if any(pattern.matches(type_) for pattern in document.patterns)
+        )
+        masking = self._maskings.get((name, covering))
+        if masking is None:
+            masking = Masking((pair for i in covering for pair in tenancy.classified[i].fields), table)
+            if len(self._maskings) >= MAX_ANSWERS:
+                self._maskings.clear()
+            self._maskings[name, covering] = masking
+        return ViewPlan(name, masking, tenancy.rows[name])
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def reader(self, team: str, type_: str, view: str, *, now_ms: int) -> ReadDecision:
+        """Whether *team* may be handed a copy of *type_* in *view* now.
+
+        Args:
+            team: The reader.
+            type_: Logical.
+            view: Of the copy.
+            now_ms: Unix milliseconds, for grants that end.
+        """
+        key = (team, type_, view)
+        known = self._reads.get(key)
+        if known is None:
+            refused, allows = self._reading(team, type_)
+            if refused is not None:
+                known = ((None, ReadDecision(allowed=False, rule=refused.id, reason="rule")),)
+            else:
+                mine = (rule for rule in allows if rule.view == view)
+                known = tuple((r.expires_ms, ReadDecision(allowed=True, rule=r.id, reason="rule")) for r in mine)
+            if len(self._reads) >= MAX_ANSWERS:
+                self._reads.clear()
+            self._reads[key] = known
+        for expires_ms, decision in known:
+            if expires_ms is None or now_ms < expires_ms:
+                return decision
+        return NO_READ
+
+    def _reading(self, team: str, type_: str) -> tuple[Rule | None, list[Rule]]:
+        """The deny that stands in *team*'s way to *type_*, and the allows it has."""
+        tenancy = self._tenancy
+        refused = next((rule for rule in tenancy.read_denies(team) if rule.covers_type(type_)), None)
+        return refused, [rule for rule in tenancy.reading(team) if rule.covers_type(type_)]
+
+    # --- structure ---------------------------------------------------------------------------------------------------
+
+    def subscription(self, team: str, name: str, *, now_ms: int | None = None) -> SubscriptionGrant:
+        """The subscription *name* of *team*, active or not.
+
+        Raises:
+            NotFound: The policies declare none of that name.
+        """
+        found = self.grants(now_ms=now_ms).subscriptions.get((team, name))
+        if found is None:
+            names = sorted(n for t, n in self.grants(now_ms=now_ms).subscriptions if t == team)
+            raise NotFound(
+                f"team `{team}` has no subscription `{name}`",
+                expected=", ".join(names) or "a Subscription document of that team",
+                got=name,
+                next="declare it in the policies, or use another name",
+            )
+        return found
+
+    def grants(self, *, now_ms: int | None = None) -> Grants:
+        """What NATS enforces. Without *now_ms* every grant that can expire counts as expired."""
+        grants = self._grants.get(now_ms)
+        if grants is None:
+            bundle = self.bundle
+            compiler = GrantsCompiler(self._tenancy, site=bundle.site, trust_domain=bundle.trust_domain, now_ms=now_ms)
+            self._grants = {now_ms: compiler.compile()}  # one is kept: whoever asks twice asks for the same time
+            grants = self._grants[now_ms]
+        return grants

@@ -1,0 +1,244 @@
+"""Deciding: may this agent publish this event, into which views, and may this team be handed a copy now.
+
+Default deny; a deny beats every allow; a condition that fails in an allow is no match, and one that fails in a deny is
+a match; an expired grant is no grant. Every answer names the rule and the reason:
+
+    rule                 the named rule decided
+    no-allow-matched     no allow is about this
+    source-not-allowed   an allow is about this type, but not from this source (the rule is the first such)
+    error-in-deny        the condition of the named deny failed on this event
+    row-filter           the view's rows leave this event out
+    no-valid-bundle      no bundle, so no answer but no
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mesh.policy.expressions import Condition, ConditionFailed
+from mesh.policy.mask import Masking, MaskKeys
+from mesh.policy.rules import Rule
+
+MAX_TYPES = 4096  # types an agent keeps an answer for; more are worked out again
+MAX_SOURCES = 1024  # sources it keeps an answer for, for each type
+
+REASONS: Final = (
+    "rule", "no-allow-matched", "error-in-deny", "row-filter", "no-valid-bundle", "source-not-allowed",
+)  # fmt: skip
+
+
+class ViewPlan:
+    """One view of one type: which events it shows, and how.
+
+    Attributes:
+        name: The view.
+        masking: Shared by all types that the same classifications cover.
+    """
+
+    __slots__ = ("_rows", "masking", "name")
+
+    def __init__(self, name: str, masking: Masking, rows: tuple[Condition, ...]) -> None:
+        self.name = name
+        self.masking = masking
+        self._rows = rows
+
+    def rows(self, fields: Mapping[str, Any]) -> bool:
+        """Whether the view shows this event at all; a filter that fails on it says no."""
+        if not self._rows:
+            return True
+        bindings = {"event": fields, "data": fields.get("data")}
+        try:
+            return all(row(bindings) for row in self._rows)
+        except ConditionFailed:
+            return False
+
+    def mask(self, fields: Mapping[str, Any], keys: MaskKeys) -> dict[str, Any]:
+        """The fields to encode: a fresh dict at the top, whose values may be shared with *fields*.
+
+        Raises:
+            ConfigError: *keys* lacks a pseudonym domain of this view.
+        """
+        return self.masking.apply(fields, keys)
+
+    def __repr__(self) -> str:
+        return f"ViewPlan({self.name!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether an event may be published, why, and the views to make copies for."""
+
+    allowed: bool
+    rule: str | None
+    reason: str
+    views: tuple[ViewPlan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDecision:
+    """Whether a team may be handed a copy now, and why."""
+
+    allowed: bool
+    rule: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LastingView:
+    """A view somebody may read, and until when: Unix ms, or None where no grant of it ends."""
+
+    plan: ViewPlan
+    until_ms: int | None
+
+
+NO_ALLOW: Final = Decision(allowed=False, rule=None, reason="no-allow-matched")
+NO_READ: Final = ReadDecision(allowed=False, rule=None, reason="no-allow-matched")
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What is known of one type before the event is seen."""
+
+    refused: Decision | None  # a deny without condition, or no allow
+    denies: list[tuple[Rule, Condition]]
+    allows: list[tuple[Rule, Decision]]
+    views: tuple[LastingView, ...]
+    ending: bool  # some right or view ends: ask the clock
+    sources: dict[str, tuple[int, ...]]  # the allows that fit a source, by index
+
+
+class PublisherPlans:
+    """What one agent may publish, and into which views. One bundle's; swapped whole with it.
+
+    Args:
+        team: The agent's; None where the tenant does not know it, and then nothing is allowed.
+        allows, denies: Its rules on publishing.
+        principal: What `principal` is in conditions: `agent`, `team`, `tenant`, `id`.
+        views_of: The views of a type that somebody may read.
+    """
+
+    def __init__(
+        self,
+        team: str | None,
+        allows: list[Rule],
+        denies: list[Rule],
+        *,
+        principal: Mapping[str, str],
+        views_of: Callable[[str], tuple[LastingView, ...]],
+    ) -> None:
+        self._own_source = f"/{team}"
+        self._allows = allows if team is not None else []
+        self._denies = denies
+        self._principal = dict(principal)
+        self._views_of = views_of
+        self._answers: dict[str, _Answer] = {}
+
+    def decide(self, fields: Mapping[str, Any], *, now_ms: int | None = None) -> Decision:
+        """Decide on an accepted event.
+
+        Args:
+            fields: Its CloudEvents attributes and data; read, never changed.
+            now_ms: Unix milliseconds. Without it, every right that can expire has.
+        """
+        type_ = fields["type"]
+        answer = self._answers.get(type_) or self._prepare(type_)
+        if answer.refused is not None:
+            return answer.refused
+        bindings: dict[str, object] | None = None
+        if answer.denies:
+            bindings = self._bindings(fields)
+            for rule, when in answer.denies:
+                try:
+                    if when(bindings):
+                        return Decision(allowed=False, rule=rule.id, reason="rule")
+                except ConditionFailed:
+                    return Decision(allowed=False, rule=rule.id, reason="error-in-deny")
+        source = fields["source"]
+        fitting = answer.sources.get(source)
+        if fitting is None:
+            fitting = self._fitting(answer, source)
+        for index in fitting:
+            rule, decision = answer.allows[index]
+            if rule.when is not None:
+                bindings = bindings or self._bindings(fields)
+                if not _holds(rule.when, bindings):
+                    continue
+            if not answer.ending:
+                return decision
+            if not rule.ended(now_ms):
+                return Decision(allowed=True, rule=rule.id, reason="rule", views=_lasting(answer.views, now_ms))
+        if fitting:
+            return NO_ALLOW
+        return Decision(allowed=False, rule=answer.allows[0][0].id, reason="source-not-allowed")
+
+    def may_publish(self, type_: str, source: str) -> bool:
+        """Whether the rules, their conditions and ends aside, let this agent publish *type_* from *source*."""
+        answer = self._answers.get(type_) or self._prepare(type_)
+        if answer.refused is not None:
+            return False
+        fitting = answer.sources.get(source)
+        return bool(self._fitting(answer, source) if fitting is None else fitting)
+
+    def _bindings(self, fields: Mapping[str, Any]) -> dict[str, object]:
+        return {"event": fields, "data": fields.get("data"), "principal": self._principal}
+
+    def _prepare(self, type_: str) -> _Answer:
+        denies = [rule for rule in self._denies if rule.covers_type(type_)]
+        allows = [rule for rule in self._allows if rule.covers_type(type_)]
+        flat = next((rule for rule in denies if rule.when is None), None)
+        refused = NO_ALLOW if not allows else None
+        if flat is not None:
+            refused = Decision(allowed=False, rule=flat.id, reason="rule")
+        views = self._views_of(type_) if refused is None else ()
+        shown = tuple(view.plan for view in views)
+        ending = any(v.until_ms is not None for v in views) or any(r.expires_ms is not None for r in allows)
+        answer = _Answer(
+            refused=refused,
+            denies=[(rule, rule.when) for rule in denies if rule.when is not None],
+            allows=[(rule, Decision(allowed=True, rule=rule.id, reason="rule", views=shown)) for rule in allows],
+            views=views,
+            ending=ending,
+            sources={},
+        )
+        if len(self._answers) >= MAX_TYPES:
+            self._answers.clear()
+        self._answers[type_] = answer
+        return answer
+
+    def _fitting(self, answer: _Answer, source: str) -> tuple[int, ...]:
+        own = is_below(self._own_source, source)
+        fitting = tuple(
+            index
+            for index, (rule, _) in enumerate(answer.allows)
+            if own or (_is_plain(source) and any(glob.matches(source) for glob in rule.sources))
+        )
+        if len(answer.sources) >= MAX_SOURCES:
+            answer.sources.clear()
+        answer.sources[source] = fitting
+        return fitting
+
+
+def is_below(root: str, source: str) -> bool:
+    """Whether *source* is *root* or below it: `/crm` and `/crm/eu`, not `/crmx` nor `/crm/../hr`."""
+    return (source == root or source.startswith(root + "/")) and _is_plain(source)
+
+
+def _is_plain(source: str) -> bool:
+    """Whether no segment of *source* is `.` or `..`, also percent-encoded: another reader might resolve them."""
+    if "." not in source and "%2" not in source:
+        return True
+    path = source.partition("?")[0].partition("#")[0].replace("%2e", ".").replace("%2E", ".").replace("%2f", "/")
+    return not any(segment in (".", "..") for segment in path.replace("%2F", "/").split("/"))
+
+
+def _holds(when: Condition, bindings: Mapping[str, object]) -> bool:
+    try:
+        return bool(when(bindings))
+    except ConditionFailed:
+        return False
+
+
+def _lasting(views: tuple[LastingView, ...], now_ms: int | None) -> tuple[ViewPlan, ...]:
+    return tuple(v.plan for v in views if v.until_ms is None or (now_ms is not None and now_ms < v.until_ms))

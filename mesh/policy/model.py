@@ -1,0 +1,326 @@
+"""The policy documents as types: one frozen Struct per kind, and the few words they share.
+
+    Tenant           teams, their agents, defaults of subscriptions
+    Classification   what each field of a type is (tags), owned by the producing team
+    View             what a reader sees: row filter, masks per tag, and `otherwise` for everything else
+    Access           who may publish what, and who may read what in which view
+    Subscription     what a team has delivered
+    Route, PolicyTest                                        known, and refused until this version can honour them
+
+A Struct here says the shape; `check.py` says what a set of documents must hold together. `omit_defaults` keeps a bundle
+readable for an agent one version older, as long as nothing new is used.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, field
+
+API_VERSION: Final = "mesh/v1"
+LATER_KINDS = frozenset({"Route", "PolicyTest"})
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+MAX_LIST = 256  # patterns, tags or rules in one list: a page nobody reads is a policy nobody checks
+MAX_FIELDS = 1024  # classified paths in one document
+MAX_TEXT_CHARS = 1000  # a reason, a contact
+MAX_CONDITION_CHARS = 1000  # design section 4: expressions are bounded
+
+Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
+Names: TypeAlias = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_LIST)]
+Expression: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CONDITION_CHARS)]
+
+# --- actions ---------------------------------------------------------------------------------------------------------
+
+Action: TypeAlias = Literal[
+    "clear", "encrypt", "pseudonym", "partial", "generalize", "truncate-ip", "redact", "drop"
+]  # fmt: skip
+Otherwise: TypeAlias = Literal["clear", "redact", "drop"]
+
+STRICTNESS: dict[str, int] = {
+    "clear": 0, "encrypt": 1, "pseudonym": 2, "partial": 3, "generalize": 4, "truncate-ip": 4, "redact": 5, "drop": 6,
+}  # fmt: skip
+LATER_ACTIONS = frozenset({"encrypt", "generalize", "truncate-ip"})
+WITH_KEYS: dict[str, frozenset[str]] = {
+    "partial": frozenset({"style", "first", "last"}),
+    "pseudonym": frozenset({"domain", "algorithm", "bits"}),
+}
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Base of everything written in a document."""
+
+
+class With(Spec, frozen=True):
+    """Parameters of one mask action; which of them go with which action is `WITH_KEYS`."""
+
+    style: Literal["email", "phone", "iban", "pan"] | None = None
+    first: Annotated[int, Meta(ge=0, le=64)] | None = None
+    last: Annotated[int, Meta(ge=0, le=64)] | None = None
+    domain: Text | None = None
+    algorithm: Literal["blake2b", "hmac-sha256"] = "blake2b"
+    bits: Annotated[int, Meta(ge=64, le=256, multiple_of=8)] = 128
+
+
+class MaskLine(Spec, frozen=True):
+    """`{tags: [...], as: action, with: {...}}`: what becomes of a field that carries one of these tags."""
+
+    tags: Names
+    action: Action = field(name="as")
+    params: With = field(name="with", default=With())
+
+
+# --- metadata --------------------------------------------------------------------------------------------------------
+
+
+class TenantMetadata(Spec, frozen=True):
+    """A Tenant's own name is the tenant."""
+
+    name: Text
+    owner: str = ""
+
+
+class Metadata(Spec, frozen=True):
+    """Of Classification, View and Access: unique by kind, tenant and name; `owner` must agree to a widening."""
+
+    name: Text
+    tenant: Text
+    owner: str = ""
+
+
+class TeamMetadata(Spec, frozen=True):
+    """Of a Subscription: unique by tenant, team and name; the team owns it."""
+
+    name: Text
+    tenant: Text
+    team: Text
+
+
+# --- Tenant ----------------------------------------------------------------------------------------------------------
+
+
+class Retry(Spec, frozen=True):
+    """How often and when an event is delivered again. Durations are text such as `500ms`, `30s`, `5m`, `1h`."""
+
+    attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    backoff: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=32)] | None = None
+    ack_wait: Text | None = None
+
+
+class Delivery(Spec, frozen=True):
+    """What a tenant's subscriptions use where they say nothing."""
+
+    retry: Retry = Retry()
+    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+
+
+class Team(Spec, frozen=True):
+    """A team and the agents that run for it; another tenant's agent is `tenant/agent`."""
+
+    agents: Annotated[tuple[Text, ...], Meta(max_length=MAX_LIST)] = ()
+    contact: Text | None = None
+
+
+class TenantSpec(Spec, frozen=True):
+    """Who there is."""
+
+    teams: Annotated[dict[Text, Team], Meta(min_length=1, max_length=MAX_FIELDS)]
+    identities: dict[Text, Text] = {}
+    delivery: Delivery = Delivery()
+
+
+class _Document(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True, tag_field="kind"
+):
+    api_version: Literal["mesh/v1"] = field(name="apiVersion", default=API_VERSION)
+    kind: ClassVar[str]
+
+
+class Tenant(_Document, tag="Tenant", frozen=True):
+    """One tenant: teams, agents, identities, delivery defaults."""
+
+    metadata: TenantMetadata
+    spec: TenantSpec
+    kind: ClassVar[str] = "Tenant"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to: itself."""
+        return self.metadata.name
+
+
+# --- Classification, View, Access, Subscription ----------------------------------------------------------------------
+
+
+class ClassificationSpec(Spec, frozen=True):
+    """Which tags the fields of these types carry; all matching paths of all documents add up."""
+
+    types: Names
+    fields: Annotated[dict[Text, Names], Meta(min_length=1, max_length=MAX_FIELDS)]
+
+
+class Classification(_Document, tag="Classification", frozen=True):
+    """What each field of a type is."""
+
+    metadata: Metadata
+    spec: ClassificationSpec
+    kind: ClassVar[str] = "Classification"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+class ViewSpec(Spec, frozen=True):
+    """What a reader sees. Either `otherwise` with `mask`, or `like` (another view's masks and rows) with own `rows`."""
+
+    rows: Expression | None = None
+    mask: Annotated[tuple[MaskLine, ...], Meta(max_length=MAX_LIST)] = ()
+    otherwise: Otherwise | None = None
+    like: Text | None = None
+
+
+class View(_Document, tag="View", frozen=True):
+    """A row filter plus masks."""
+
+    metadata: Metadata
+    spec: ViewSpec
+    kind: ClassVar[str] = "View"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+class Who(Spec, frozen=True):
+    """Whom a rule is about: keys AND, items OR."""
+
+    teams: Names | None = None
+    agents: Names | None = None
+
+
+class Allow(Spec, frozen=True):
+    """A right: publish (from more sources, under a condition) or subscribe (in one view)."""
+
+    id: Text
+    who: Who
+    publish: Names | None = None
+    subscribe: Names | None = None
+    sources: Names | None = None
+    when: Expression | None = None
+    view: Text | None = None
+    expires: Text | None = None
+    reason: Text | None = None
+
+
+class Deny(Spec, frozen=True):
+    """A refusal, stronger than every right."""
+
+    id: Text
+    who: Who
+    publish: Names | None = None
+    subscribe: Names | None = None
+    when: Expression | None = None
+    reason: Text | None = None
+
+
+class AccessSpec(Spec, frozen=True):
+    """Who may do what."""
+
+    allow: Annotated[tuple[Allow, ...], Meta(max_length=MAX_LIST)] = ()
+    deny: Annotated[tuple[Deny, ...], Meta(max_length=MAX_LIST)] = ()
+
+
+class Access(_Document, tag="Access", frozen=True):
+    """Rights and refusals."""
+
+    metadata: Metadata
+    spec: AccessSpec
+    kind: ClassVar[str] = "Access"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+class SubscriptionSpec(Spec, frozen=True):
+    """What a team has delivered, from when, and how failures are retried."""
+
+    types: Names
+    view: Text | None = None
+    start: Text = "new"
+    retry: Retry = Retry()
+    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    order_by: Literal["partitionkey"] | None = None
+
+
+class Subscription(_Document, tag="Subscription", frozen=True):
+    """A team's durable subscription."""
+
+    metadata: TeamMetadata
+    spec: SubscriptionSpec
+    kind: ClassVar[str] = "Subscription"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+AnyDocument: TypeAlias = Tenant | Classification | View | Access | Subscription
+KINDS: dict[str, type[AnyDocument]] = {
+    c.kind: c for c in (Tenant, Classification, View, Access, Subscription)
+}  # fmt: skip
+
+# --- small grammars --------------------------------------------------------------------------------------------------
+
+_DURATION_RE = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_RFC3339_RE = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+_TAG_RE = re.compile(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){0,7}")
+_RULE_RE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+MAX_RULE_ID_CHARS = 80
+
+
+def seconds(text: str) -> float:
+    """The duration *text* (`500ms`, `30s`, `5m`, `1h`, `7d`) in seconds.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _DURATION_RE.fullmatch(text)
+    if match is None:
+        raise ValueError("a duration is a whole number and ms, s, m, h or d")
+    return int(match[1]) * _DURATION_S[match[2]]
+
+
+def instant_ms(text: str) -> int:
+    """The RFC 3339 time *text* in Unix milliseconds.
+
+    Raises:
+        ValueError: It is none, or names no real day.
+    """
+    if _RFC3339_RE.fullmatch(text) is None:
+        raise ValueError("a time is RFC 3339, such as 2026-12-01T00:00:00Z")
+    at = datetime.fromisoformat(text.upper())
+    since = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def is_tag(text: str) -> bool:
+    """Whether *text* is a tag: up to 8 tokens of `[a-z0-9_-]{1,64}` joined by dots."""
+    return _TAG_RE.fullmatch(text) is not None
+
+
+def is_rule_id(text: str) -> bool:
+    """Whether *text* can be a rule's id."""
+    return len(text) <= MAX_RULE_ID_CHARS and _RULE_RE.fullmatch(text) is not None

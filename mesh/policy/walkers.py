@@ -1,0 +1,166 @@
+"""The loops of masking: what a place in the automaton does with an object or an array it meets.
+
+Each factory closes over what is known of the place, so that the loop over members looks up nothing twice. A walker
+answers with the masked container (the original where nothing changed), `DROPPED`, or `UNMET` where it found nothing
+classified: the container is then one unclassified value, for its parent to judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from mesh.policy.actions import DROPPED, Masker
+from mesh.policy.paths import Position
+
+Walker: TypeAlias = Callable[[Any], Any]
+
+SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+CONTAINERS: Final = frozenset({dict, list})
+UNMET: Final[Any] = object()
+
+
+def unmet(_value: Any) -> Any:
+    """Where no path leads: nothing in here can be classified."""
+    return UNMET
+
+
+def whole(act: Masker | None) -> Walker:
+    """Where a container is not entered: it becomes what *act* makes of it, or stays."""
+    return (lambda value: value) if act is None else act
+
+
+class Node:
+    """A place in an event.
+
+    Attributes:
+        places: Which paths are matched, how far.
+        act: Masks a scalar here; None leaves it.
+        classified: Whether some path meets here.
+        on_dict, on_list: Mask a container here.
+    """
+
+    __slots__ = ("act", "classified", "on_dict", "on_list", "places")
+
+    def __init__(self, places: frozenset[Position]) -> None:
+        self.places = places
+        self.act: Masker | None = None
+        self.classified = False
+        self.on_dict: Walker = unmet
+        self.on_list: Walker = unmet
+
+
+def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows: bool) -> Walker:
+    """For an object under `otherwise: redact` or `clear`: copy it at the first change.
+
+    Args:
+        names: Where the members lead that some path names.
+        other: Where all others lead.
+        classified: Of the object itself.
+        shows: Whether an unclassified container shows as it is; else it is redacted to null.
+    """
+    act_of = {name: node.act for name, node in names.items()}.get
+    node_of = names.get
+    other_act = other.act
+    others_count = other.classified
+    disjoint = frozenset(name for name, node in names.items() if node.classified).isdisjoint
+
+    def on_dict(value: dict[str, Any]) -> Any:
+        met = classified
+        out = value
+        for name, item in value.items():
+            kind = item.__class__
+            if kind in SCALARS:
+                act = act_of(name, other_act)
+                if act is None:
+                    continue
+                masked = act(item)
+            elif kind in CONTAINERS:
+                node = node_of(name, other)
+                masked = node.on_dict(item) if kind is dict else node.on_list(item)
+                if masked is not UNMET:
+                    met = True
+                elif shows:
+                    continue
+                else:
+                    masked = None
+            else:  # no JSON value
+                masked = None
+            if masked is not item:
+                if out is value:
+                    out = value.copy()
+                if masked is DROPPED:
+                    del out[name]
+                else:
+                    out[name] = masked
+        return out if met or not disjoint(value) or (others_count and value) else UNMET
+
+    return on_dict
+
+
+def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> Walker:
+    """For an object under `otherwise: drop`, where little is left: collect that.
+
+    Whether something classified was met makes no difference here: what is not kept is dropped. Where nothing that goes
+    unnamed can be classified, only the named members are looked at.
+    """
+    listed = not other.places
+    known = tuple(names.items())
+    node_of = names.get
+
+    def keep(out: dict[str, Any], name: str, item: Any, node: Node) -> None:
+        kind = item.__class__
+        if kind is dict:
+            masked = node.on_dict(item)
+        elif kind is list:
+            masked = node.on_list(item)
+        elif node.act is None:
+            masked = item if kind in SCALARS else None
+        else:
+            masked = node.act(item)
+        if masked is not DROPPED and masked is not UNMET:
+            out[name] = masked
+
+    def on_dict(value: dict[str, Any]) -> Any:
+        if not value:
+            return value if classified else UNMET
+        out: dict[str, Any] = {}
+        if listed:
+            for name, node in known:
+                if name in value:
+                    keep(out, name, value[name], node)
+        else:
+            for name, item in value.items():
+                node = node_of(name, other)
+                if node.classified or item.__class__ in CONTAINERS:
+                    keep(out, name, item, node)
+        return out or DROPPED
+
+    return on_dict
+
+
+def item_list(node: Node, otherwise: Masker | None, *, classified: bool) -> Walker:
+    """For an array: *node* is where its items lead, *otherwise* what becomes of an unclassified container."""
+
+    def on_list(value: list[Any]) -> Any:
+        met = classified or (node.classified and len(value) > 0)
+        out = []
+        for item in value:
+            kind = item.__class__
+            if kind in SCALARS:
+                masked = item if node.act is None else node.act(item)
+            elif kind in CONTAINERS:
+                masked = node.on_dict(item) if kind is dict else node.on_list(item)
+                if masked is not UNMET:
+                    met = True
+                else:
+                    masked = item if otherwise is None else otherwise(item)
+            else:  # no JSON value
+                masked = None
+            if masked is not DROPPED:
+                out.append(masked)
+        if not met:
+            return UNMET
+        return DROPPED if value and not out and otherwise is not None and otherwise(None) is DROPPED else out
+
+    return on_list

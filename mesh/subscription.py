@@ -1,0 +1,233 @@
+"""A team's durable subscription: with a handler, or as an async iterator.
+
+At least once: an event is acked when its handling succeeded, retried with the subscription's backoff when it raised,
+and dead-lettered when the handler raised `Reject` or the attempts are used up. Run more replicas to share the work.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from mesh.delivery import RetryPolicy
+from mesh.errors import Closed, NoBundle
+from mesh.feed import Feed, Pulled
+from mesh.settler import Settler
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextvars import Token
+    from types import TracebackType
+
+    from anyio.abc import TaskGroup
+
+    from mesh.context import SubscriptionAddress
+    from mesh.jetstream.connection import Connection
+    from mesh.journey import Admitted
+    from mesh.watch import BundleWatch, TrustWatch
+
+PROGRESS_SHARE = 0.4  # of ack_wait between two "in progress" signals: one may be lost before the event comes again
+DEFAULT_CONCURRENCY = 16  # handlers at once; most wait for a database or an API
+FIRST_BUNDLE_S = 10.0
+
+handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
+
+
+class Delivery:
+    """One event in a handler's hands.
+
+    Settle it once, by `ack`, `retry` or `reject`; or use it as `async with delivery as event:`, which acks on a clean
+    end and settles an exception by the subscription's policy.
+    """
+
+    __slots__ = ("_owner", "_pulled", "_settled", "_token")
+
+    def __init__(self, pulled: Pulled, owner: Subscription) -> None:
+        self._pulled = pulled
+        self._owner = owner
+        self._settled = False
+        self._token: Token[Admitted | None] | None = None
+
+    @property
+    def event(self) -> Admitted:
+        """The event, in the view the team reads."""
+        return self._pulled.event
+
+    def ack(self) -> None:
+        """Handled: never deliver it again."""
+        if self._first():
+            self._owner.settler.ack(self._pulled)
+
+    def retry(self, delay_s: float = 0.0) -> None:
+        """Not now: deliver it again after *delay_s* seconds."""
+        if self._first():
+            self._owner.settler.retry(self._pulled, delay_s)
+
+    async def reject(self, reason: str) -> None:
+        """Never again: store it as a dead letter with *reason*, then ack it."""
+        if self._first():
+            await self._owner.settler.bury(self._pulled, reason)
+
+    async def fail(self, error: Exception) -> None:
+        """Settle it by what its handling raised."""
+        if self._first():
+            await self._owner.settler.fail(self._pulled, error)
+
+    def progress(self) -> None:
+        """Still working: start the redelivery clock again."""
+        if not self._settled:
+            self._pulled.puller.progress(self._pulled.received)
+
+    def _first(self) -> bool:
+        if self._settled:
+            return False
+        self._settled = True
+        self._owner.close_delivery(self)
+        return True
+
+    async def __aenter__(self) -> Admitted:
+        self._token = handling.set(self.event)
+        return self.event
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Cancellation is not a verdict: the event stays unsettled, and is delivered again."""
+        if self._token is not None:
+            handling.reset(self._token)
+        if error is None:
+            self.ack()
+            return False
+        if isinstance(error, Exception):
+            await self.fail(error)
+            return True
+        return False
+
+
+class Subscription:
+    """One durable subscription of our team; use it as `async with mesh.subscription(name) as subscription:`."""
+
+    def __init__(  # noqa: PLR0913 - made by `Mesh.subscription` alone
+        self,
+        connection: Connection,
+        *,
+        team: str,
+        name: str,
+        address: SubscriptionAddress,
+        bundle: BundleWatch,
+        trust: TrustWatch,
+        max_in_flight: int | None = None,
+    ) -> None:
+        self.team = team
+        self.name = name
+        self.address = address
+        self._connection = connection
+        self._bundle = bundle
+        self._trust = trust
+        self._max_in_flight = max_in_flight
+        self._open: set[Delivery] = set()
+        self._feed: Feed | None = None
+        self._settler: Settler | None = None
+        self._group: TaskGroup | None = None
+
+    @property
+    def settler(self) -> Settler:
+        """Settles our events; there once the subscription runs."""
+        if self._settler is None:
+            raise self._not_running()
+        return self._settler
+
+    @property
+    def feed(self) -> Feed:
+        """Where our events come from; there once the subscription runs."""
+        if self._feed is None:
+            raise self._not_running()
+        return self._feed
+
+    async def __aenter__(self) -> Self:
+        plans = self._bundle.plans
+        if plans is None:
+            raise NoBundle("no valid policy bundle has arrived", expected="one from the control plane", next="wait for it")
+        spec = plans.subscription(self.team, self.name, now_ms=time.time_ns() // 1_000_000)
+        retry = RetryPolicy(spec.retry.attempts, spec.retry.backoff_s, spec.retry.ack_wait_s)
+        streams = self.address.streams or (self.address.stream,)
+        self._feed = Feed(
+            self._connection,
+            team=self.team,
+            durables=[(stream, self.address.durable) for stream in streams],
+            bundle=self._bundle,
+            trust=self._trust,
+            max_in_flight=self._max_in_flight or spec.max_in_flight,
+        )
+        self._settler = Settler(
+            self._connection,
+            team=self.team,
+            subscription=self.name,
+            durable=self.address.durable,
+            policy=retry,
+            window=self._feed.window,
+        )
+        self._feed.on_rejected = self._settler.quarantine
+        self._group = anyio.create_task_group()
+        await self._group.__aenter__()
+        self._group.start_soon(self._feed.run)
+        self._group.start_soon(self._signal_progress, retry.ack_wait_s * PROGRESS_SHARE)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        """Pull nothing more, hand back what no handler has taken, send the acks that are due."""
+        group = self._group
+        if group is None:
+            return None
+        with anyio.CancelScope(shield=True):
+            await self.feed.stop()
+        group.cancel_scope.cancel()
+        self._group = None
+        return await group.__aexit__(kind, error, trace)
+
+    async def __aiter__(self) -> AsyncIterator[Delivery]:
+        """Deliveries, one by one."""
+        while True:
+            yield await self.next()
+
+    async def next(self) -> Delivery:
+        """The next delivery; waits for one."""
+        delivery = Delivery(await self.feed.next(), self)
+        self._open.add(delivery)
+        return delivery
+
+    async def run(
+        self, handler: Callable[[Admitted], Awaitable[object]], *, concurrency: int = DEFAULT_CONCURRENCY
+    ) -> None:
+        """Call *handler* with each event, *concurrency* at a time, until cancelled."""
+
+        async def work() -> None:
+            while True:
+                async with await self.next() as event:
+                    await handler(event)
+
+        async with anyio.create_task_group() as group:
+            for _ in range(concurrency):
+                group.start_soon(work)
+
+    def close_delivery(self, delivery: Delivery) -> None:
+        """Called by a delivery once it is being settled."""
+        self._open.discard(delivery)
+
+    async def _signal_progress(self, interval_s: float) -> None:
+        """Keep events that are being worked on from being delivered to somebody else."""
+        while True:
+            await anyio.sleep(interval_s)
+            if self._connection.connected:
+                for delivery in tuple(self._open):
+                    delivery.progress()
+
+    def _not_running(self) -> Closed:
+        return Closed(
+            f"subscription {self.name} is not running", expected="`async with`", next="use it inside `async with`"
+        )
