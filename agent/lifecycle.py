@@ -21,6 +21,7 @@ from agent.core import Agent
 from agent.health import Health
 from agent.intake import Intake
 from agent.keys import MIN_TOKEN_CHARS, Secrets
+from agent.process import EXIT_FAILED
 from agent.webhooks.door import Webhooks
 from mesh import logs
 from mesh.errors import ConfigError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 PORTS_FILE = "ports.json"
 EXIT_DRAINED = 0
-EXIT_FAILED = 1
 EXIT_NOW = 130  # a second signal: 128 + SIGINT, as shells count
 CLOSE_S = 1.0  # for a listener's connections, once nothing is in progress
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -1,28 +1,54 @@
-"""The running process: uvloop, logs, and an exit status."""
+"""The running process: its settings, uvloop, logs, and an exit status."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
-import uvloop
-
-from agent.lifecycle import EXIT_FAILED, Sidecar
-from mesh import logs
+from agent.settings import AgentSettings, Loaded, load
 from mesh.errors import ConfigError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from agent.settings import AgentSettings
+EXIT_FAILED = 1
+EXIT_MISUSE = 2
 
 
-def main(settings: AgentSettings, base: Path) -> int:
-    """Run the sidecar to its end; returns the exit status.
+def read_settings(config: Path) -> Loaded:
+    """The settings of *config* and the environment; the file may be missing where the environment says it all.
+
+    Raises:
+        ConfigError: A file or a variable is wrong.
+    """
+    try:
+        text = config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{config} cannot be read: {error.__class__.__name__}", next="name another with --config"
+        ) from error
+    return load(text, os.environ, file=config.name)
+
+
+def run_from(config: Path) -> int:
+    """Run the sidecar that *config* describes to its end; returns the exit status.
+
+    Raises:
+        ConfigError: A setting, a file of ours or an address is wrong; nothing was started.
+    """
+    return run(read_settings(config).settings, config.resolve().parent)
+
+
+def run(settings: AgentSettings, base: Path) -> int:
+    """Run a sidecar to its end; returns the exit status.
 
     Raises:
         ConfigError: A file of ours or an address is wrong; nothing was started.
     """
+    import uvloop
+
+    from mesh import logs
+
     logs.setup("agent", level=settings.log_level)
     log = logs.get("agent")
     try:
@@ -37,4 +63,6 @@ def main(settings: AgentSettings, base: Path) -> int:
 
 
 async def _run(settings: AgentSettings, base: Path) -> int:
+    from agent.lifecycle import Sidecar
+
     return await Sidecar(settings, base).run()

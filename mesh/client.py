@@ -101,13 +101,13 @@ class Mesh:
     ) -> bool | None:
         return await self._stack.__aexit__(kind, error, trace)
 
-    async def publish(  # noqa: PLR0913 - the attributes of a CloudEvent
+    async def publish(
         self,
-        type: str,  # noqa: A002 - the CloudEvents name
+        type: str,
         data: object = None,
         *,
         source: str,
-        id: str | None = None,  # noqa: A002 - the CloudEvents name
+        id: str | None = None,
         subject: str | None = None,
         time: str | None = None,
         partitionkey: str | None = None,

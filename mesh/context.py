@@ -144,7 +144,9 @@ def _read(file: Path) -> MeshFile:
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
-            f"{file} cannot be read: {error}", expected="the mesh.json that `mesh up` writes", next="run `mesh up` again"
+            f"{file} cannot be read: {error}",
+            expected="the mesh.json that `mesh up` writes",
+            next="run `mesh up` again",
         ) from error
 
 

@@ -7,8 +7,8 @@ view the team reads. An event that failed verification is recorded without its b
 
 from __future__ import annotations
 
-from hashlib import sha256
 from base64 import urlsafe_b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -60,7 +60,7 @@ def message_id(durable: str, received: Received) -> str:
     return urlsafe_b64encode(digest[:16])[:-2].decode()
 
 
-def record(  # noqa: PLR0913 - each is one field of the record
+def record(
     received: Received,
     *,
     team: str,

@@ -37,7 +37,9 @@ IN_FLIGHT_RETRY_S = 5.0  # gone by then, where the handler has succeeded: its ac
 
 VERIFIED = counter("mesh.inbound.verified", unit="{event}", watch="flat while the stream grows: nothing is consumed")
 REJECTED = counter(
-    "mesh.inbound.rejected", unit="{event}", watch="rising with code=unknown_key: agents run an old bundle; else: an attack"
+    "mesh.inbound.rejected",
+    unit="{event}",
+    watch="rising with code=unknown_key: agents run an old bundle; else: an attack",
 )
 WITHHELD = counter("mesh.inbound.withheld", unit="{event}", watch="rising after an apply: a grant was narrowed")
 DUPLICATES = counter("mesh.inbound.duplicates", unit="{event}", watch="rising: handlers are slower than ack_wait")
@@ -59,7 +61,7 @@ class Pulled:
 class Feed:
     """Admitted events of one subscription, in the order of each stream."""
 
-    def __init__(  # noqa: PLR0913 - a feed is where all these meet
+    def __init__(
         self,
         connection: Connection,
         *,
@@ -165,7 +167,9 @@ class Feed:
 
     def _reject(self, received: Received, puller: Puller, error: VerificationError) -> None:
         REJECTED.add(1, code=error.code)
-        log.error("event_rejected", code=error.code, step=error.step, stream=received.stream, sequence=received.sequence)
+        log.error(
+            "event_rejected", code=error.code, step=error.step, stream=received.stream, sequence=received.sequence
+        )
 
         self._spawn(lambda: self.on_rejected(received, puller, error))
 

@@ -38,7 +38,7 @@ log = logs.get("settler")
 class Settler:
     """Settles the events of one subscription."""
 
-    def __init__(  # noqa: PLR0913 - what a verdict needs
+    def __init__(
         self,
         connection: Connection,
         *,
@@ -129,7 +129,10 @@ class Settler:
         reply = await self._connection.request(
             deadletters.subject(self._team, self._subscription),
             letter.encode(),
-            headers={"Nats-Msg-Id": deadletters.message_id(self._durable, received), "Content-Type": "application/json"},
+            headers={
+                "Nats-Msg-Id": deadletters.message_id(self._durable, received),
+                "Content-Type": "application/json",
+            },
             timeout_s=BURY_TIMEOUT_S,
         )
         if not _stored(reply.data):

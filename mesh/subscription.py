@@ -110,7 +110,7 @@ class Delivery:
 class Subscription:
     """One durable subscription of our team; use it as `async with mesh.subscription(name) as subscription:`."""
 
-    def __init__(  # noqa: PLR0913 - made by `Mesh.subscription` alone
+    def __init__(
         self,
         connection: Connection,
         *,
@@ -150,7 +150,9 @@ class Subscription:
     async def __aenter__(self) -> Self:
         plans = self._bundle.plans
         if plans is None:
-            raise NoBundle("no valid policy bundle has arrived", expected="one from the control plane", next="wait for it")
+            raise NoBundle(
+                "no valid policy bundle has arrived", expected="one from the control plane", next="wait for it"
+            )
         spec = plans.subscription(self.team, self.name, now_ms=time.time_ns() // 1_000_000)
         retry = RetryPolicy(spec.retry.attempts, spec.retry.backoff_s, spec.retry.ack_wait_s)
         streams = self.address.streams or (self.address.stream,)

@@ -1,8 +1,8 @@
 """What every process of the mesh keeps current: the policy bundle and the trust statement.
 
-Both live in KV buckets that only the control plane writes. A core notice on `ctl.notice` says "look again"; it is a hint
-and may be lost, so both are also read every `POLL_S`. What does not hold up is refused loudly and the last good one
-stays in force; before the first there is none, and no bundle means nothing is allowed.
+Both live in KV buckets that only the control plane writes. A core notice on `ctl.notice` says "look again"; it is a
+hint and may be lost, so both are also read every `POLL_S`. What does not hold up is refused loudly and the last good
+one stays in force; before the first there is none, and no bundle means nothing is allowed.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Provider(Protocol):
             BadWebhookSignature: It is missing, malformed, or made with none of *secrets*.
         """
 
-    def translate(self, headers: Mapping[str, str], payload: Any, source: str) -> dict[str, Any] | None:
-        """The event's attributes and data; None for a delivery that is answered and not published.
+    def translate(self, headers: Mapping[str, str], payload: Any, source: str) -> dict[str, Any]:
+        """The event's attributes and data.
 
         Args:
             headers: The request's, looked up without regard to case.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 PREFIX = "/v1/webhooks/"
 JSON = "application/json"
 ACCEPTED = 202
-PONG = b'{"pong": true}'
 
 
 class Webhooks(Door):
@@ -92,8 +91,6 @@ class Webhooks(Door):
             body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
             provider.verify(request.headers, body, secrets.values())
             fields = provider.translate(request.headers, decode(body), source.name)
-            if fields is None:
-                return listener.answer(200, PONG, JSON)
             draft = draft_from_fields(fields, now_ms=agent.clock_ms(), limits=agent.limits)
             receipts = await agent.publish_drafts([draft])
         return listener.answer(ACCEPTED, msgspec.json.encode(receipts[0]), JSON)

@@ -57,16 +57,14 @@ def verify(headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) ->
         )
 
 
-def translate(headers: Mapping[str, str], payload: Any, source: str) -> dict[str, Any] | None:
-    """The event of one verified delivery; None for `ping`, which GitHub sends to try the address.
+def translate(headers: Mapping[str, str], payload: Any, source: str) -> dict[str, Any]:
+    """The event of one verified delivery. `ping`, which tries the address, is an event like any other.
 
     Raises:
         BadAttribute: The delivery id or the event's name is missing or malformed.
     """
     event = _field(headers, EVENT, _EVENT, "1 to 64 characters A-Z a-z 0-9 _ -")
     delivery = _field(headers, DELIVERY, _DELIVERY, "the delivery's GUID")
-    if event == "ping":
-        return None
     tokens = ["github", token(event)]
     action = payload.get("action") if isinstance(payload, dict) else None
     if isinstance(action, str) and action:

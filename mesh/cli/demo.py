@@ -21,6 +21,7 @@ from mesh.demo.run import Progress, run
 
 @command
 async def demo(
+    *,
     events: Annotated[int, typer.Option("--events", min=300, max=100_000, help="How many to send, at least.")] = 300,
     policies: PoliciesOption = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed sends the same events.")] = 1,

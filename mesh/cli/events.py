@@ -28,10 +28,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For machines.")]
 SETTLE_S = 2.0  # after the last stored event was due, how long `show` waits for stragglers
 
 
-@app.command("tail", epilog="Examples:  mesh events tail 'crm.>' --team analytics   |   mesh events tail '>' --count 1 --json")
+@app.command(
+    "tail", epilog="Examples:  mesh events tail 'crm.>' --team analytics   |   mesh events tail '>' --count 1 --json"
+)
 @command
 async def tail(
     pattern: Annotated[str, typer.Argument(help="Types, as in NATS: * one token, > one or more.")] = ">",
+    *,
     team: TeamOption = None,
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Stop after so many; 0: go on.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Begin with what is stored.")] = False,
@@ -57,7 +60,7 @@ async def tail(
 @app.command("show", epilog="Example:  mesh events show evt-17 --team support")
 @command
 async def show(
-    id: Annotated[str, typer.Argument(help="The event's id.")],  # noqa: A002 - the CloudEvents name
+    id: Annotated[str, typer.Argument(help="The event's id.")],
     team: TeamOption = None,
     context: ContextOption = None,
     tenant: TenantOption = None,
@@ -67,11 +70,18 @@ async def show(
     async with operator_session(context, tenant=tenant, team=team) as session:
         found = []
         needle = id.encode()
-        async with reading(session.connection, _filters(session, Pattern.parse(">")), new_only=False) as (stored, events):
+        async with reading(session.connection, _filters(session, Pattern.parse(">")), new_only=False) as (
+            stored,
+            events,
+        ):
             for _ in range(stored):
                 with anyio.move_on_after(SETTLE_S):
                     received = await events.receive()
-                    if needle in received.body and (shown := await _look(session, received)) and shown["event"]["id"] == id:
+                    if (
+                        needle in received.body
+                        and (shown := await _look(session, received))
+                        and shown["event"]["id"] == id
+                    ):
                         found.append(shown)
                     continue
                 break
@@ -132,9 +142,5 @@ async def _look(session: Session, received: Received) -> dict[str, Any] | None:
 def _print_line(shown: dict[str, Any]) -> None:
     mark = "[green]verified[/]" if shown["verified"] else f"[red]{shown['code']}[/]"
     event = shown["event"]
-    console.print(
-        f"[dim]{shown['stream']}:{shown['seq']}[/] [bold]{event['type']}[/] {event['id']} {mark} {event.get('data', '')}",
-        soft_wrap=True,
-    )
-
-
+    place = f"[dim]{shown['stream']}:{shown['seq']}[/]"
+    console.print(f"{place} [bold]{event['type']}[/] {event['id']} {mark} {event.get('data', '')}", soft_wrap=True)

@@ -49,7 +49,9 @@ class Session:
 
 
 @asynccontextmanager
-async def operator_session(path: str | None, *, tenant: str | None = None, team: str | None = None) -> AsyncIterator[Session]:
+async def operator_session(
+    path: str | None, *, tenant: str | None = None, team: str | None = None
+) -> AsyncIterator[Session]:
     """Connect with the control plane's credentials from the context's data directory.
 
     Raises:

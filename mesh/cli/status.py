@@ -54,7 +54,9 @@ async def _report(session: Session) -> dict[str, Any]:
         "nats_url": session.context.mesh.nats_url,
         "tenant": session.context.tenant,
         "revision": session.plans.bundle.revision,
-        "trust": {"epoch": statement.epoch, "age_s": round((now_ms() - statement.issued_ms) / 1000, 1)} if statement else None,
+        "trust": {"epoch": statement.epoch, "age_s": round((now_ms() - statement.issued_ms) / 1000, 1)}
+        if statement
+        else None,
         "streams": sorted(streams, key=lambda stream: stream["stream"]),
         "agents": agents,
         "subscriptions": subscriptions,
@@ -85,7 +87,9 @@ def _print(report: dict[str, Any]) -> None:
     print_table("Agents", ("agent", "door", "state"), ((a["agent"], a["url"], a["state"]) for a in report["agents"]))
     console.print()
     print_table(
-        "Streams", ("stream", "messages", "bytes"), ((s["stream"], s["messages"], s["bytes"]) for s in report["streams"])
+        "Streams",
+        ("stream", "messages", "bytes"),
+        ((s["stream"], s["messages"], s["bytes"]) for s in report["streams"]),
     )
     console.print()
     print_table(

@@ -19,7 +19,8 @@ from mesh.errors import ConfigError
 
 DataOption = Annotated[Path, typer.Option("--data", envvar="MESH_DATA_DIR", help="Where everything lies; mode 0700.")]
 PoliciesOption = Annotated[
-    Path | None, typer.Option("--policies", help="Directory of YAML documents; else ./policies, else the worked example.")
+    Path | None,
+    typer.Option("--policies", help="Directory of YAML documents; else ./policies, else the worked example."),
 ]
 
 
@@ -31,7 +32,9 @@ def policies_directory(given: Path | None) -> Path:
     """
     if given is not None:
         if not given.is_dir():
-            raise ConfigError(f"{given} is no directory", expected="YAML documents in a directory", next="check --policies")
+            raise ConfigError(
+                f"{given} is no directory", expected="YAML documents in a directory", next="check --policies"
+            )
         return given
     here = Path("policies")
     if here.is_dir():
@@ -53,16 +56,16 @@ async def up(
     base_port: Annotated[
         int, typer.Option("--base-port", min=0, max=65000, help="Agents take three each from here; 0: free ones.")
     ] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print mesh.json on one line once ready, then stay up.")] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print mesh.json on one line once ready, then stay up.")
+    ] = False,
 ) -> None:
     """Start a whole mesh on loopback and keep it up until Ctrl-C: nats-server, control plane, one agent per agent.
 
     Everything lies under --data; a second start there goes on with its keys and events.
     """
     logs.setup(service="mesh-up")
-    options = Options(
-        data=data, policies=policies_directory(policies), nats_port=nats_port, base_port=base_port
-    )
+    options = Options(data=data, policies=policies_directory(policies), nats_port=nats_port, base_port=base_port)
     quiet = json_ or not sys.stderr.isatty()
     # before anything is started: a signal during the start still drains what runs
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -90,7 +93,9 @@ def _progress(step: str) -> None:
 
 
 def _welcome(mesh: Running, data: Path) -> None:
-    console.print(f"[bold green]The mesh is up.[/] NATS {mesh.file.nats_url}, everything else in {os.path.relpath(data)}/\n")
+    console.print(
+        f"[bold green]The mesh is up.[/] NATS {mesh.file.nats_url}, everything else in {os.path.relpath(data)}/\n"
+    )
     for tenant, address in mesh.file.tenants.items():
         for name, agent in address.agents.items():
             console.print(f"  [cyan]{tenant}/{name:<18}[/] {agent.url}")

@@ -59,6 +59,10 @@ class AgentProcess:
         """Process id; 0 while it is not running."""
         return 0 if self._process is None else self._process.pid
 
+    def stopping(self) -> bool:
+        """Whether `stop` was called: from then on nothing starts it again."""
+        return self._stopping
+
     async def start(self) -> None:
         """Start it and wait until it is ready.
 
@@ -80,7 +84,7 @@ class AgentProcess:
             started = anyio.current_time()
             while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110 - no event to wait for
                 await anyio.sleep(_POLL_S)
-            if self._stopping:
+            if self.stopping():
                 return
             status = None if self._process is None else self._process.returncode
             crashes = 0 if anyio.current_time() - started > STEADY_S else crashes
@@ -88,7 +92,7 @@ class AgentProcess:
             if crashes:
                 await anyio.sleep(RESTART_WAIT_S[min(crashes - 1, len(RESTART_WAIT_S) - 1)])
             crashes += 1
-            if self._stopping:
+            if self.stopping():
                 return
             self.restarts += 1
             try:
@@ -122,7 +126,7 @@ class AgentProcess:
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         environment = {**os.environ, "MESH_AGENT_NATS_URL": self._nats_url, **self._same_ports()}
         with os.fdopen(descriptor, "wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.directory / "agent.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=output,

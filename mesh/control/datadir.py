@@ -137,7 +137,7 @@ class DataDirectory:
         return self.root / "teams" / name
 
     def admin_creds(self, tenant: str, tenants: list[str]) -> Path:
-        """The control plane's credentials in *tenant*: `nats.creds` for the first tenant, `nats-<tenant>.creds` after."""
+        """Our credentials in *tenant*: `nats.creds` for the first tenant, `nats-<tenant>.creds` for each other."""
         return self.admin / ("nats.creds" if tenant == min(tenants) else f"nats-{tenant}.creds")
 
     def token(self, agent: str) -> Path:

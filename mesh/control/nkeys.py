@@ -28,3 +28,8 @@ class NkeyFiles:
         if not path.exists():
             write_private(path, Nkey.from_random(kind, secrets.token_bytes(32)).seed.encode() + b"\n")
         return Nkey(path.read_text().strip())
+
+    def accounts(self, tenant: str) -> list[str]:
+        """Every workload of *tenant* that was ever given an account."""
+        suffix = ".account.nk"
+        return sorted(path.name.removesuffix(suffix) for path in (self._directory / tenant).glob(f"*{suffix}"))

@@ -1,6 +1,7 @@
 """Stored events as the operator reads them: through a temporary consumer that vanishes, so no subscription notices.
 
-Only the control plane's credentials can make a consumer. Whoever asks says whose view is meant: nobody looks without one.
+Only the control plane's credentials can make a consumer. Whoever asks says whose view is meant: nobody looks without
+one.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ async def reading(
     pullers = []
     for stream, subjects in filters.items():
         name = f"read-{secrets.token_hex(8)}"
-        info = await api(connection, f"CONSUMER.CREATE.{stream}.{name}", _request(stream, name, subjects, new_only=new_only))
+        info = await api(
+            connection, f"CONSUMER.CREATE.{stream}.{name}", _request(stream, name, subjects, new_only=new_only)
+        )
         stored += info["num_pending"]
         pullers.append(_puller(connection, stream, name, send.send_nowait))
     async with anyio.create_task_group() as group:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mesh.policy.grants import Grants
 
 SYSTEM = "system"
+TEAM_PREFIX = "team-"  # of a team's own account; no agent's name begins with it
 CONTROL = "control"  # the control plane's user in each tenant account
 
 log = logs.get("control")
@@ -87,11 +88,16 @@ class Operator:
             mine_too = [grant for grant in subscriptions if grant.team == team]
             imports = accounts.subscription_imports(owner.public, site, grants.domains, mine_too)
             found.append(self._workload_token(owner.public, tenant, team_workload(team), imports, iat))
-        return found
+        current = {*grants.agents, *(team_workload(team) for team in grants.teams)}
+        gone = [name for name in self.keys.accounts(tenant) if name not in current]
+        return found + [self._closed_token(f"{tenant}/{name}", iat) for name in gone]
 
-    def _workload_token(
-        self, owner: str, tenant: str, workload: str, imports: list[accounts.Import], iat: int
-    ) -> str:
+    def _closed_token(self, name: str, iat: int) -> str:
+        """The account of a workload that the policies no longer know: nobody connects, who is connected is cut off."""
+        operator, account = self.keys.get("operator", "operator"), self.keys.get("account", name)
+        return accounts.account_jwt(operator, account.public, name, closed=True, iat=iat)
+
+    def _workload_token(self, owner: str, tenant: str, workload: str, imports: list[accounts.Import], iat: int) -> str:
         name = f"{tenant}/{workload}"
         return accounts.account_jwt(
             self.keys.get("operator", "operator"),
@@ -111,7 +117,7 @@ class Operator:
 
 def team_workload(team: str) -> str:
     """The workload name of a team's own account: teams and agents may share a name."""
-    return f"team-{team}"
+    return f"{TEAM_PREFIX}{team}"
 
 
 class Reconciler:

@@ -23,7 +23,7 @@ from mesh.control.agents import AgentProcess
 from mesh.control.datadir import DataDirectory, write_if_changed, write_private
 from mesh.control.nats_server import NatsServer, operator_config
 from mesh.control.nkeys import NkeyFiles
-from mesh.control.reconcile import SYSTEM, Operator, Reconciler, now_ms, push_accounts, team_workload
+from mesh.control.reconcile import SYSTEM, TEAM_PREFIX, Operator, Reconciler, now_ms, push_accounts, team_workload
 from mesh.control.trust import Authority
 from mesh.control.wanted import durable_grant
 from mesh.errors import ConfigError, MeshError
@@ -35,10 +35,11 @@ from mesh.policy.load import load
 from mesh.policy_files import read_directory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from mesh.identity import Signer
+    from mesh.policy.bundle import Bundle
     from mesh.policy.grants import Grants
 
 STATEMENT_EVERY_S = 10.0  # design section 6; a statement older than 60 s is stale
@@ -126,6 +127,7 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
         trust_domain=options.trust_domain,
         created_ms=now_ms(),
     )
+    _check_names(bundles)
     data = DataDirectory.open(options.data)
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(data))
@@ -173,6 +175,25 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
         write_private(data.mesh_file, msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
         progress("ready")
         yield Running(file, server, tenants)
+
+
+def _check_names(bundles: Mapping[str, Bundle]) -> None:
+    """Agents have one directory each, by name, and a team's account is called after the team.
+
+    Raises:
+        ConfigError: Two tenants have an agent of one name, or an agent's name could be a team's account.
+    """
+    owners: dict[str, str] = {}
+    for tenant, bundle in bundles.items():
+        for agent in Plans(bundle).grants().agents:
+            other = owners.setdefault(agent, tenant)
+            if other != tenant or agent.startswith(TEAM_PREFIX):
+                raise ConfigError(
+                    f"agent {agent} of tenant {tenant} cannot run here",
+                    expected=f"names that no other tenant's agent has, and none that begins with {TEAM_PREFIX}",
+                    got=f"also an agent of {other}" if other != tenant else agent,
+                    next="rename it in the Tenant document",
+                )
 
 
 @contextmanager
@@ -231,7 +252,7 @@ def _write_teams(data: DataDirectory, operator: Operator, tenant: _Tenant) -> No
             write_private(path, operator.workload_creds(tenant.name, team_workload(team)))
 
 
-def _write_agent(  # noqa: PLR0913, PLR0917 - one file's worth of facts
+def _write_agent(  # noqa: PLR0917 - one file's worth of facts
     data: DataDirectory,
     operator: Operator,
     tenant: _Tenant,
@@ -247,7 +268,9 @@ def _write_agent(  # noqa: PLR0913, PLR0917 - one file's worth of facts
     data.token(agent)
     data.dedupe_key(agent)
     for domain in tenant.grants.agents[agent].domains:
-        write_if_changed(directory / "domains" / f"{domain}.key", data.domain_key(tenant.name, domain).hex().encode() + b"\n")
+        write_if_changed(
+            directory / "domains" / f"{domain}.key", data.domain_key(tenant.name, domain).hex().encode() + b"\n"
+        )
     (directory / "domains").mkdir(mode=0o700, exist_ok=True)
     published = {pattern.domain for pattern in tenant.grants.agents[agent].types}
     webhooks = [domain for domain in WEBHOOK_DOMAINS if domain in published]
@@ -261,7 +284,7 @@ def _write_agent(  # noqa: PLR0913, PLR0917 - one file's worth of facts
         write_private(path, _agent_toml(tenant, agent, options, nats_url, numbers, webhooks).encode())
 
 
-def _agent_toml(  # noqa: PLR0913, PLR0917 - the file's lines
+def _agent_toml(  # noqa: PLR0917 - the file's lines
     tenant: _Tenant, agent: str, options: Options, nats_url: str, ports: list[int], webhooks: list[str]
 ) -> str:
     lines = [

@@ -1,1 +1,1 @@
-"""`mesh demo`: the journey of a few hundred events through a whole mesh of real processes, and an honest account of it."""
+"""`mesh demo`: the journey of a few hundred events through a mesh of real processes, and an honest account of it."""

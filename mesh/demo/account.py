@@ -75,7 +75,11 @@ class Account:
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
         figures = {name: getattr(self, name) for name in self.__slots__ if name != "missing"}
-        return {**figures, "latency_ms": {k: round(v, 2) for k, v in self.latency_ms.items()}, "seconds": round(self.seconds, 1)}
+        return {
+            **figures,
+            "latency_ms": {k: round(v, 2) for k, v in self.latency_ms.items()},
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def due(inputs: Iterable[Input], plans: Plans, *, now_ms: int) -> set[tuple[str, Key]]:
@@ -96,7 +100,9 @@ def due(inputs: Iterable[Input], plans: Plans, *, now_ms: int) -> set[tuple[str,
     return wanted
 
 
-def missing(wanted: set[tuple[str, Key]], receipts: Iterable[Receipt], dead: set[tuple[str, Key]]) -> set[tuple[str, Key]]:
+def missing(
+    wanted: set[tuple[str, Key]], receipts: Iterable[Receipt], dead: set[tuple[str, Key]]
+) -> set[tuple[str, Key]]:
     """What was due and is neither handled nor a dead letter."""
     return wanted - {(receipt.team, receipt.key) for receipt in receipts if receipt.kind == "done"} - dead
 

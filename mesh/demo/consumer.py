@@ -39,7 +39,7 @@ class ReceiptFile:
         os.write(self._descriptor, msgspec.json.encode(receipt) + b"\n")
 
 
-class FlakyDatabase(Exception):  # noqa: N818 - named for what failed
+class FlakyDatabase(Exception):
     """What the failing handler raises."""
 
 
@@ -68,9 +68,9 @@ def make_handler(
     async def handle(event: Admitted) -> None:
         write("delivered", event)
         if event.id == reject:
-            raise Reject("unknown currency")  # noqa: EM101, TRY003 - the demo's poison event
+            raise Reject("unknown currency")
         if event.id == fail_twice and event.attempt <= FAILURES:
-            raise FlakyDatabase("connection reset")  # noqa: EM101, TRY003 - the demo's failing handler
+            raise FlakyDatabase("connection reset")
         write("done", event)
 
     return handle
@@ -78,7 +78,10 @@ def make_handler(
 
 async def run(options: argparse.Namespace) -> None:
     """Consume every subscription of the team until SIGTERM."""
-    async with connect(options.context, tenant=options.tenant, team=options.team) as mesh, anyio.create_task_group() as group:
+    async with (
+        connect(options.context, tenant=options.tenant, team=options.team) as mesh,
+        anyio.create_task_group() as group,
+    ):
         receipts = ReceiptFile(options.receipts)  # there once we consume: the demo waits for it
         for name in mesh.context.team_address().subscriptions:
             handler = make_handler(

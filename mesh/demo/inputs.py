@@ -25,7 +25,12 @@ _PEOPLE = (
     ("Ada", "Lindqvist"), ("Bruno", "Kessler"), ("Carla", "Moretti"), ("Dmitri", "Sokolov"), ("Elif", "Aydin"),
     ("Farid", "Haddad"), ("Greta", "Nyström"), ("Hugo", "Lefèvre"), ("Imani", "Okoye"), ("Jonas", "Wróbel"),
 )  # fmt: skip
-_PLACES = (("DE", "Hamburg", "Elbchaussee"), ("FR", "Lyon", "Rue Mercière"), ("IT", "Torino", "Via Po"), ("SE", "Malmö", "Ågatan"))
+_PLACES = (
+    ("DE", "Hamburg", "Elbchaussee"),
+    ("FR", "Lyon", "Rue Mercière"),
+    ("IT", "Torino", "Via Po"),
+    ("SE", "Malmö", "Ågatan"),
+)
 _REPOSITORIES = ("billing-core", "crm-sync", "mesh-console")
 
 
@@ -176,15 +181,29 @@ class _Maker:
         person = self._person()
         login = person["email"].partition("@")[0].replace(".", "-")
         user = {"login": login, "id": self.rng.randrange(10**6), "html_url": f"https://github.com/{login}"}
-        repository = {"id": self.rng.randrange(10**6), "name": self.rng.choice(_REPOSITORIES), "private": True, "owner": user}
+        repository = {
+            "id": self.rng.randrange(10**6),
+            "name": self.rng.choice(_REPOSITORIES),
+            "private": True,
+            "owner": user,
+        }
         event = self.rng.choice(("push", "issues"))
         if event == "push":
             author = {"name": person["name"], "email": person["email"], "username": login}
-            commit = {"id": f"{self.rng.getrandbits(160):040x}", "message": f"Fix for {person['name']}", "author": author}
+            commit = {
+                "id": f"{self.rng.getrandbits(160):040x}",
+                "message": f"Fix for {person['name']}",
+                "author": author,
+            }
             payload = {"ref": "refs/heads/main", "commits": [commit], "repository": repository, "sender": user}
             type_ = "github.push.v1"
         else:
-            issue = {"number": self.rng.randrange(999), "title": f"Call {person['phone']}", "user": user, "state": "open"}
+            issue = {
+                "number": self.rng.randrange(999),
+                "title": f"Call {person['phone']}",
+                "user": user,
+                "state": "open",
+            }
             payload = {"action": "opened", "issue": issue, "repository": repository, "sender": user}
             type_ = "github.issues.opened.v1"
         fields = self._event("/github/github", type_, payload)

@@ -40,7 +40,7 @@ class Process:
         """Start it, or start it again."""
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
+            self._process = subprocess.Popen(
                 self._arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
 
@@ -90,13 +90,15 @@ async def start_mesh(data: Path, policies: Path, start_s: float) -> tuple[Proces
     process.start()
     file = data / "mesh.json"
     with anyio.move_on_after(start_s):
-        while not file.exists():  # noqa: ASYNC110, ASYNC240 - a file appears without an event to wait for
+        while not file.exists():
             process.check()
             await anyio.sleep(POLL_S)
-        return process, msgspec.json.decode(file.read_bytes(), type=MeshFile)  # noqa: ASYNC240 - a small file
+        return process, msgspec.json.decode(file.read_bytes(), type=MeshFile)
     process.kill()
     raise ConfigError(
-        f"the mesh was not ready within {start_s:.0f} s", expected="a ready mesh", next=f"read {data.parent}/mesh-up.log"
+        f"the mesh was not ready within {start_s:.0f} s",
+        expected="a ready mesh",
+        next=f"read {data.parent}/mesh-up.log",
     )
 
 

@@ -34,7 +34,9 @@ def progress_line(progress: Progress) -> Text:
 
 def render(outcome: Outcome) -> RenderableType:
     """The whole report."""
-    return Group(_stages(outcome), Text(), _side_by_side(outcome), Text(), _troubles(outcome), Text(), _verdict(outcome))
+    return Group(
+        _stages(outcome), Text(), _side_by_side(outcome), Text(), _troubles(outcome), Text(), _verdict(outcome)
+    )
 
 
 def _stages(outcome: Outcome) -> RenderableType:
@@ -43,14 +45,15 @@ def _stages(outcome: Outcome) -> RenderableType:
     table.add_column(style="cyan", min_width=14)
     table.add_column(justify="right", style="bold")
     table.add_column(style="dim")
-    table.add_row("accepted", str(account.accepted), "events answered 202 by the agents' doors: CloudEvents and webhooks")
-    table.add_row("stored", str(account.stored), "copies in JetStream: one for each view that somebody may read, masked and signed")
+    latency = account.latency_ms
+    table.add_row("accepted", str(account.accepted), "events answered 202: CloudEvents and webhooks")
+    table.add_row("stored", str(account.stored), "copies: one a view, masked and signed")
     for team in outcome.teams:
-        view = next((r.view for r in outcome.receipts if r.team == team), "")
-        table.add_row("delivered", str(account.delivered.get(team, 0)), f"to {team}, in the view {view}")
-    table.add_row("verified", str(account.verified), "of these deliveries pass V1 to V9, checked here once more")
-    table.add_row("masked", str(account.masked_fields), "fields of the delivered copies hidden or changed by their view")
-    table.add_row("latency", f"{account.latency_ms['p50']:.0f} ms", f"p50 from request to handler; p99 {account.latency_ms['p99']:.0f} ms")
+        view = next((receipt.view for receipt in outcome.receipts if receipt.team == team), "")
+        table.add_row("delivered", str(account.delivered.get(team, 0)), f"to {team}, view {view}")
+    table.add_row("verified", str(account.verified), "of these pass V1 to V9, checked here once more")
+    table.add_row("masked", str(account.masked_fields), "fields hidden or changed in what was delivered")
+    table.add_row("latency", f"{latency['p50']:.0f} ms", f"p50, request to handler; p99 {latency['p99']:.0f} ms")
     return Panel(table, title="The journey", title_align="left", border_style="grey37", expand=False)
 
 
@@ -65,15 +68,18 @@ def _side_by_side(outcome: Outcome) -> RenderableType:
     if sent is None or not seen:
         return Text(f"{event_id} of {source} reached nobody", style="yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("field", style="cyan")
-    table.add_column("as sent")
+    table.add_column("field", style="cyan", no_wrap=True, min_width=13)
+    table.add_column("as sent", no_wrap=True)
     for team, receipt in sorted(seen.items()):
-        table.add_column(f"{team} ({receipt.view})")
+        table.add_column(f"{team}\n[dim]{receipt.view}[/]", no_wrap=True)
     columns = [_flat(receipt.fields) for _, receipt in sorted(seen.items())]
     changed = [set(hidden(sent.fields, receipt.fields)) for _, receipt in sorted(seen.items())]
     for path, value in _flat(sent.fields).items():
         if path.startswith("data.") or path == "subject":
-            cells = [_cell(column.get(path, "—"), masked=path in paths) for column, paths in zip(columns, changed, strict=True)]
+            cells = [
+                _cell(column.get(path, "—"), masked=path in paths)
+                for column, paths in zip(columns, changed, strict=True)
+            ]
             table.add_row(path.removeprefix("data."), value, *cells)
     title = f"One event, {len(seen)} teams: {sent.fields['type']} {event_id}"
     return Panel(table, title=title, title_align="left", border_style="grey37", expand=False)
@@ -89,12 +95,12 @@ def _troubles(outcome: Outcome) -> RenderableType:
     table.add_column(style="cyan", min_width=14)
     table.add_column(justify="right", style="bold")
     table.add_column(style="dim")
-    table.add_row("killed", "1", f"{outcome.killed}'s consumer with SIGKILL, half way; started again a second later")
-    table.add_row("redelivered", str(account.redelivered), "deliveries that were not the first: a handler that failed twice, and the kill")
+    table.add_row("killed", "1", f"{outcome.killed}'s consumer, SIGKILL half way, then restarted")
+    table.add_row("redelivered", str(account.redelivered), "a handler failed twice; what the killed one had in hand")
     for letter in outcome.letters:
-        why = f"{letter.team}/{letter.subscription}: {letter.reason} (attempt {letter.attempts}, {letter.error_class})"
+        why = f"{letter.team}/{letter.subscription}: {letter.reason} ({letter.error_class})"
         table.add_row("dead letter", "1", why)
-    table.add_row("duplicates", str(account.duplicates), "events that were sent twice and are stored once")
+    table.add_row("duplicates", str(account.duplicates), "events sent twice, stored once")
     return Panel(table, title="What went wrong on purpose", title_align="left", border_style="grey37", expand=False)
 
 
@@ -105,12 +111,14 @@ def _verdict(outcome: Outcome) -> Text:
         for team, (source, event_id) in account.missing[:5]:
             text.append(f"\n  {team} never handled {event_id} of {source}")
         return text
-    return Text.assemble(("lost 0", "bold green"), f"   {account.seconds:.0f} s, everything above by real processes on this machine")
+    return Text.assemble(("lost 0", "bold green"), f"   {account.seconds:.0f} s, real processes all")
 
 
 def _flat(value: Any, path: str = "") -> dict[str, str]:
     if isinstance(value, dict):
-        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}" if path else name).items()}
+        return {
+            k: v for name, inner in value.items() for k, v in _flat(inner, f"{path}.{name}" if path else name).items()
+        }
     if isinstance(value, list):
         return {k: v for index, inner in enumerate(value) for k, v in _flat(inner, f"{path}[{index}]").items()}
     return {path: "null" if value is None else str(value)}

@@ -192,7 +192,7 @@ def _dead(letters: list[DeadLetterRecord]) -> set[tuple[str, tuple[str, str]]]:
     return {(letter.team, key) for letter in letters if (key := letter.key) is not None}
 
 
-async def _count(  # noqa: PLR0913, PLR0917 - all that an account is made of
+async def _count(  # noqa: PLR0917 - all that an account is made of
     session: Session,
     sender: Sender,
     receipts: list[Receipt],
@@ -224,7 +224,7 @@ async def _count(  # noqa: PLR0913, PLR0917 - all that an account is made of
 
 
 async def _verified(session: Session) -> tuple[int, set[tuple[str, int]]]:
-    """How many copies are stored, and which of them pass V1 to V9: checked here again, with the control plane's eyes."""
+    """How many copies are stored, and which of them pass V1 to V9: checked here once more."""
     streams = [info["config"] for info in (await api(session.connection, "STREAM.LIST"))["streams"]]
     filters = {config["name"]: config["subjects"] for config in streams if config["name"].startswith("EV_")}
     sound = set()

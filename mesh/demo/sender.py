@@ -134,8 +134,16 @@ class Sender:
             headers = {**send.headers, "Content-Type": "application/json", "X-Hub-Signature-256": f"sha256={digest}"}
             return f"{address.webhooks_url}/v1/webhooks/{send.webhook}", body, headers
         if send.mode == "batch":
-            return f"{address.url}/v1/events", msgspec.json.encode(send.events), {**headers, "Content-Type": BATCH_CONTENT_TYPE}
+            return (
+                f"{address.url}/v1/events",
+                msgspec.json.encode(send.events),
+                {**headers, "Content-Type": BATCH_CONTENT_TYPE},
+            )
         if send.mode == "binary":
             attributes = {f"ce-{name}": str(value) for name, value in send.events[0].items() if name != "data"}
-            return f"{address.url}/v1/events", encode(send.events[0]["data"]), {**headers, **attributes, "Content-Type": "application/json"}
+            return (
+                f"{address.url}/v1/events",
+                encode(send.events[0]["data"]),
+                {**headers, **attributes, "Content-Type": "application/json"},
+            )
         return f"{address.url}/v1/events", encode(send.events[0]), {**headers, "Content-Type": CONTENT_TYPE}

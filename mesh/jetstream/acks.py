@@ -18,6 +18,7 @@ WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publis
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
 _FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
 _V1_TOKENS = 9
+_HASH_CHARS = 8  # of the base62 account hash; names of our durables have `--` in them
 _V2_TOKENS = 11  # at least: newer servers add a random token at the end
 
 
@@ -45,13 +46,18 @@ class AckSubject:
         tokens = reply.split(".")
         if reply.startswith(self._v1) and len(tokens) == _V1_TOKENS:
             deliveries, sequence, stored = tokens[4], tokens[5], tokens[7]
-        elif len(tokens) >= _V2_TOKENS and tokens[:2] == ["$JS", "ACK"] and tokens[4:6] == self._names:
+        elif len(tokens) >= _V2_TOKENS and tokens[4:6] == self._names and _is_v2(tokens):
             deliveries, sequence, stored = tokens[6], tokens[7], tokens[9]
         else:
             return None
         if not (deliveries.isdigit() and sequence.isdigit() and stored.isdigit()):
             return None
         return Delivered(int(deliveries), int(sequence), int(stored) // 1_000_000)
+
+
+def _is_v2(tokens: list[str]) -> bool:
+    """Whether the fourth token is an account's hash: else this is the v1 subject of another durable, dressed up."""
+    return tokens[:2] == ["$JS", "ACK"] and len(tokens[3]) == _HASH_CHARS and tokens[3].isalnum()
 
 
 class PubAck(NamedTuple):

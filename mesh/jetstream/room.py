@@ -15,22 +15,21 @@ class Room:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def wait(self, n: int) -> None:
-        """Return once there is room for *n* and everybody who came before has been served."""
+        """Return once there is room for *n* and everybody who came before has been served. Take it at once."""
         if not self._waiting and self._fits(n):
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((n, future))
+        loop = asyncio.get_running_loop()
+        entry = (n, loop.create_future())
+        self._waiting.append(entry)
         try:
-            await future
+            await entry[1]
         finally:
-            self.admit()  # whoever gave up must not hold up those behind
+            self._waiting.remove(entry)
+            loop.call_soon(self.admit)  # the next one, after our caller took its room or gave up
 
     def admit(self) -> None:
-        """There may be room now."""
-        while self._waiting:
+        """There may be room now, for the first in line."""
+        if self._waiting:
             n, future = self._waiting[0]
-            if not future.done():
-                if not self._fits(n):
-                    return
+            if not future.done() and self._fits(n):
                 future.set_result(None)
-            self._waiting.popleft()

@@ -58,7 +58,7 @@ class Lane:
         self._online = online
         self.flowing = online
         self._probe_wait_s = rules.probe_first_s
-        self._probe_at = now
+        self._probe_at = now if online else NEVER
         self._probe: Outgoing | None = None  # the last one sent, while its answer is awaited
         self._rejections = 0  # of the present head, in a row
         self._witnessed = False  # the stream answered on another subject since the head's first 503

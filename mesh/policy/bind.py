@@ -50,7 +50,7 @@ class Binder:
         self.faults.append(Fault(line, message, fix))
 
     def _value(self, node: yaml.Node, wanted: inspect.Type, path: Path) -> Any:
-        self.lines[path] = line_of(node)
+        self.lines.setdefault(path, line_of(node))  # a member has the line of its key already
         if isinstance(wanted, inspect.Metadata):  # pragma: no cover - msgspec folds constraints into the types we use
             wanted = wanted.type
         if isinstance(wanted, inspect.UnionType):
@@ -121,6 +121,7 @@ class Binder:
             if isinstance(value_node, yaml.ScalarNode) and _is_null(value_node):
                 self.fault(line_of(key_node), f"`{where((*path, key))}` has no value", "give it one, or remove the key")
                 continue
+            self.lines[(*path, key)] = line_of(key_node)
             data[key] = self._value(value_node, wanted.value_type, (*path, key))
         self._bounds(len(node.value), wanted, line_of(node), path, "entries")
         return data

@@ -270,6 +270,8 @@ def grammar_rows() -> Iterator[tuple[str, str, Row]]:
         for zero, what in (("\u0660", "Arabic digits"), ("\uff10", "fullwidth digits")):
             other = "".join(chr(ord(zero) + int(c)) for c in PARTS[part])
             yield f"header: {name}, {what}", "V1", header(part, other)
+    late = PARTS[SIGNED][:-1] + chr(0x660 + int(PARTS[SIGNED][-1]))
+    yield "header: time, last digit Arabic", "V1", header(SIGNED, late)
     yield "header: time of 16 digits", "V1", header(SIGNED, "1" * 16)
     yield "header: time negative", "V1", header(SIGNED, "-" + PARTS[SIGNED])
     yield "header: time with exponent", "V1", header(SIGNED, "1e12")
@@ -285,6 +287,8 @@ def grammar_rows() -> Iterator[tuple[str, str, Row]]:
     yield "header: proof, unused bits set", "V1", header(PROOF, next_char(long))
     yield "header: proof, padded", "V1", header(PROOF, long + "=")
     yield "header: proof, standard alphabet", "V1", header(PROOF, "+/" + PARTS[PROOF][2:])
+    yield "header: proof, four characters of no alphabet", "V1", header(PROOF, "!~*," + PARTS[PROOF])
+    yield "header: proof, four newlines", "V1", header(PROOF, PARTS[PROOF] + "\n\n\n\n")
     yield "header: proof of 31 bytes", "V1", header(PROOF, b64u(RAW_PROOF[:31]))
     yield "header: proof of 65 bytes", "V1", header(PROOF, b64u(RAW_PROOF + b"x"))
     yield "header: proof of an impossible length", "V1", header(PROOF, "AAAAA")

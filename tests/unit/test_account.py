@@ -6,10 +6,16 @@ import pytest
 
 from mesh.demo.account import Input, Receipt, hidden, latencies, masked_fields, missing, percentile
 
-SENT: dict[str, Any] = {"source": "/crm", "id": "1", "type": "crm.contact.updated.v1", "data": {"name": "Ada", "n": [1, 2]}}
+SENT: dict[str, Any] = {
+    "source": "/crm",
+    "id": "1",
+    "type": "crm.contact.updated.v1",
+    "data": {"name": "Ada", "n": [1, 2]},
+}
 
 
 def receipt(kind: str = "done", **more: Any) -> Receipt:
+    """One line of a receipt file."""
     values: dict[str, Any] = {
         "kind": kind, "team": "support", "subscription": "s", "source": "/crm", "id": "1", "view": "v",
         "stream": "EV", "sequence": 1, "attempt": 1, "at_ms": 1010,

@@ -13,233 +13,11 @@ from mesh.policy.cel.interpret import Scope, evaluate
 from mesh.policy.cel.parser import parse
 from mesh.policy.cel.values import CelError, Duration, Timestamp, UInt
 from mesh.policy.expressions import Condition, ConditionFailed
+from tests.unit.random_conditions import Grammar, dirty, mangled
 
 ROOTS = frozenset({"event", "data", "principal"})
 EXPRESSIONS, EVENTS, SEEDS = 600, 40, 4  # 96,000 evaluations, each by three engines
 ERROR = "error"
-
-# --- random expressions ----------------------------------------------------------------------------------------------
-
-NUMBERS = (
-    "0 1 2 -1 7 1000 0.0 1.0 1.5 -0.5 1e3 1e308 0u 1u 2u 3 9007199254740993 9007199254740992.0 9223372036854775807 "
-    "-9223372036854775808 9223372036854775808.0 18446744073709551615u"
-).split()
-STRINGS = (
-    "''",
-    "'a'",
-    "'DE'",
-    "'FR'",
-    "'crm.'",
-    "'x'",
-    r"'\u00e9'",
-    "'1'",
-    "'2.5'",
-    "'true'",
-    "'2024-02-29T12:00:00Z'",
-    "'1h'",
-)
-FIELDS = "data.n data.m data.s data.t data.b data.z data.l data.names data.items data.o.x data.o.y data.nope data.when".split()
-PATHS = (
-    *FIELDS,
-    *FIELDS,
-    "event.type",
-    "event.subject",
-    "event.time",
-    "principal.team",
-    "data['a b']",
-    "data.`a b`",
-    "data.o",
-    "data",
-)
-LISTS = (
-    "data.l",
-    "data.names",
-    "data.items",
-    "data.o",
-    "[1, 2.0, 'a']",
-    "['DE', 'FR']",
-    "[data.n, data.m]",
-    "data.s",
-    "[]",
-)
-TIMES = ("timestamp('2024-03-01T00:00:00Z')", "timestamp(data.when)", "timestamp(event.time)", "timestamp(data.n)")
-SPANS = ("duration('1h30m')", "duration('-0.5s')", "duration(data.s)")
-LITERAL_LISTS = (
-    "['DE', 'FR']",
-    "['a', 'x', 'DE', 'FR', 'crm.']",
-    "[1, 2, 3]",
-    "[2, 'a', null]",
-    "[true, 1.5]",
-    "[0, 1.0, 2u]",
-    "[]",
-)
-
-
-class Grammar:
-    """Writes random conditions: mostly of fitting types, now and then not."""
-
-    def __init__(self, random: Random, *, times: bool = True) -> None:
-        self.random = random
-        self.times = times  # cel-cpp reads more spellings of a time than RFC 3339 has; we do not
-        self.variable = ""
-
-    def one_of(self, *choices: str) -> str:
-        return self.random.choice(choices)
-
-    def condition(self, depth: int) -> str:
-        roll = self.random.random()
-        if depth <= 0 or roll < 0.12:
-            return self.one_of(
-                "true", "false", "data.b", "has(data.n)", "has(data.o.x)", "has(data.nope)", self.test(0)
-            )
-        if roll < 0.42:
-            glue = self.one_of(" && ", " || ")
-            return glue.join(self.operand(depth) for _ in range(self.random.choice((2, 2, 2, 3))))
-        if roll < 0.5:
-            return f"{self.one_of('!', '!', '!!')}({self.condition(depth - 1)})"
-        if roll < 0.56:
-            return f"({self.condition(depth - 1)} ? {self.condition(depth - 1)} : {self.condition(depth - 1)})"
-        if roll < 0.68 and not self.variable:
-            return self.quantifier(depth)
-        return self.test(depth)
-
-    def operand(self, depth: int) -> str:
-        if self.random.random() < 0.05:
-            return self.anything(0)
-        text = self.condition(depth - 1)
-        return f"({text})" if self.random.random() < 0.8 else f"(({text}))"
-
-    def quantifier(self, depth: int) -> str:
-        over = self.one_of(*LISTS, self.list(1))
-        self.variable = "i"
-        body = self.condition(depth - 1)
-        self.variable = ""
-        return f"{over}.{self.one_of('all', 'exists', 'exists_one')}(i, {body})"
-
-    def test(self, depth: int) -> str:
-        roll = self.random.random()
-        if roll < 0.3:
-            return f"{self.number(depth)} {self.one_of('==', '!=', '<', '<=', '>', '>=')} {self.number(depth)}"
-        if roll < 0.45:
-            return f"{self.string(depth)} {self.one_of('==', '!=', '<', '>=')} {self.string(depth)}"
-        if roll < 0.6:
-            return f"{self.anything(depth)} {self.one_of('==', '!=')} {self.anything(depth)}"
-        if roll < 0.75:
-            return f"{self.anything(0)} in {self.one_of(*LITERAL_LISTS, self.list(depth))}"
-        if roll < 0.93 or not self.times:
-            return f"{self.string(depth)}.{self.one_of('startsWith', 'endsWith', 'contains')}({self.string(depth)})"
-        sides = TIMES if roll < 0.98 else SPANS
-        return f"{self.time(sides)} {self.one_of('<', '>=', '==')} {self.time(sides)}"
-
-    def time(self, sides: tuple[str, ...]) -> str:
-        if self.random.random() < 0.3:
-            return f"({self.one_of(*sides)} {self.one_of('+', '-')} {self.one_of(*SPANS)})"
-        return self.one_of(*sides)
-
-    def path(self) -> str:
-        if self.variable and self.random.random() < 0.6:
-            return self.one_of("i", "i", "i.sku", "i.qty", "i[0]", "data.o[i]")
-        return self.one_of(*PATHS)
-
-    def number(self, depth: int) -> str:
-        roll = self.random.random()
-        if depth <= 0 or roll < 0.35:
-            return self.path()
-        if roll < 0.6:
-            return self.one_of(*NUMBERS)
-        if roll < 0.8:
-            return f"({self.number(depth - 1)} {self.one_of('+', '-', '*', '/', '%')} {self.number(depth - 1)})"
-        if roll < 0.86:
-            return f"-{self.path()}"
-        if roll < 0.94:
-            return self.one_of(f"size({self.list(0)})", f"{self.path()}.size()")
-        return f"{self.one_of('int', 'double', 'uint')}({self.anything(0)})"
-
-    def string(self, depth: int) -> str:
-        roll = self.random.random()
-        if roll < 0.5:
-            return self.path()
-        if roll < 0.85 or depth <= 0:
-            return self.one_of(*STRINGS)
-        if roll < 0.95:
-            return f"({self.string(depth - 1)} + {self.string(depth - 1)})"
-        return "string(data.b)"
-
-    def list(self, depth: int) -> str:
-        roll = self.random.random()
-        if depth <= 0 or roll < 0.5 or self.variable:
-            return self.one_of(*LISTS)
-        if roll < 0.6:
-            return f"({self.one_of(*LISTS)} + {self.one_of(*LISTS)})"
-        over, self.variable = self.one_of(*LISTS), "i"
-        body, extra = self.condition(1), self.anything(1)
-        self.variable = ""
-        return self.one_of(f"{over}.filter(i, {body})", f"{over}.map(i, {extra})", f"{over}.map(i, {body}, {extra})")
-
-    def anything(self, depth: int) -> str:
-        roll = self.random.random()
-        if roll < 0.5:
-            return self.path()
-        if roll < 0.8:
-            return self.one_of(self.number(depth), self.string(depth))
-        if roll < 0.95:
-            return self.one_of("null", "true", "false", "[]", "{}", "[1, 'a']", "{'x': 1}", "{'x': data.n, 'y': 'b'}.x")
-        return self.one_of(
-            "data.l[0]", "data.l[data.n]", "data.o['x']", "data.o[data.s]", "data[data.s]", "dyn(data.n)"
-        )
-
-
-# --- dirty events ----------------------------------------------------------------------------------------------------
-
-SCALARS: tuple[Any, ...] = (
-    *(0, 1, 2, -1, 7, 1000, 1001, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1),
-    *(0.0, -0.0, 1.0, 1.5, 2.5, 1e308, 9007199254740992.0, 9223372036854775808.0, float("nan"), float("inf")),
-    *(True, False, None, None),
-    *("", "a", "DE", "FR", "x", "crm.contact", "é", "1", "true", "1h", "2024-02-29T12:00:00Z", "1999-12-31T23:59:59.5+01:00"),
-)  # fmt: skip
-
-
-def value(random: Random, depth: int = 2) -> Any:
-    roll = random.random()
-    if depth and roll < 0.12:
-        return [value(random, depth - 1) for _ in range(random.randrange(4))]
-    if depth and roll < 0.24:
-        return {
-            random.choice(("x", "y", "sku", "qty", "a")): value(random, depth - 1) for _ in range(random.randrange(3))
-        }
-    return random.choice(SCALARS)
-
-
-def dirty(random: Random) -> dict[str, Any]:
-    """The roots of one event: what a producer would send, then some of it missing or of another type."""
-    data: dict[str, Any] = {
-        "n": random.choice((1, 2, 1000, 1001, 1.5)),
-        "m": random.choice((1, 1.0, 7)),
-        "s": random.choice(("a", "DE", "crm.contact")),
-        "t": random.choice(("FR", "x")),
-        "b": random.random() < 0.5,
-        "z": None,
-        "l": [random.choice(SCALARS) for _ in range(random.randrange(5))],
-        "names": [random.choice(("DE", "FR", "a", "é")) for _ in range(random.randrange(4))],
-        "items": [{"sku": random.choice(("a", "x")), "qty": random.randrange(4)} for _ in range(random.randrange(4))],
-        "o": {"x": random.choice((1, "a")), "y": 2.5},
-        "when": "2024-02-29T12:00:00.25Z",
-        "a b": "x",
-    }
-    for name in list(data):
-        roll = random.random()
-        if roll < 0.12:
-            del data[name]
-        elif roll < 0.35:
-            data[name] = value(random)
-    event = {"type": random.choice(("crm.contact", "hr.person")), "time": "2024-03-01T00:00:00Z", "subject": "a"}
-    if random.random() < 0.3:
-        del event["subject"]
-    bindings = {"event": event, "data": data, "principal": {"team": "crm"}}
-    if random.random() < 0.05:
-        bindings["data"] = value(random)
-    return bindings
-
 
 # --- the three engines -----------------------------------------------------------------------------------------------
 
@@ -267,11 +45,11 @@ def plain(found: object) -> object:
 
 def googles(expression: Any, activation: Any) -> object:
     """The result of Google's CEL, as `plain`."""
-    result = expression.eval(activation)
-    return google_plain(result)
+    return google_plain(expression.eval(activation))
 
 
 def google_plain(result: Any) -> object:
+    """A result of Google's CEL, as `plain`."""
     kind = result.type().name()
     if kind == "ERROR":
         return ERROR
@@ -290,6 +68,7 @@ def google_plain(result: Any) -> object:
 
 
 def ours(tree: Any, bindings: dict[str, Any]) -> object:
+    """The interpreter's result, as `plain`."""
     try:
         return plain(evaluate(tree, Scope(bindings)))
     except CelError:
@@ -297,6 +76,7 @@ def ours(tree: Any, bindings: dict[str, Any]) -> object:
 
 
 def outcome(evaluate_: Any, bindings: dict[str, Any]) -> bool | str:
+    """What a compiled form says: true, false, or the reason it failed."""
     try:
         return bool(evaluate_(bindings))
     except ConditionFailed as failed:
@@ -308,6 +88,7 @@ def outcome(evaluate_: Any, bindings: dict[str, Any]) -> bool | str:
 
 @pytest.fixture(scope="module")
 def google() -> Any:
+    """An environment of Google's CEL with our roots, of any type."""
     return cel.NewEnv(variables=dict.fromkeys(sorted(ROOTS), cel.Type.DYN))
 
 
@@ -328,28 +109,13 @@ def test_conditions_agree_with_google_cel(google: Any, seed: int) -> None:
             found = ours(tree, event)
             assert found == googles(expression, activation), (text, event)
             if found in (True, False, ERROR):
-                seen[found] += 1  # type: ignore[index]
+                seen[found] += 1
             if condition is not None:
                 fast += 1
                 expected = outcome(condition.exactly, event)
                 assert outcome(condition.evaluate, event) == expected, (text, event)
     assert min(seen.values()) > EXPRESSIONS * EVENTS / 8, "the fuzz no longer reaches all three results"
     assert fast > EXPRESSIONS * EVENTS / 2
-
-
-NOISE = "()[]{}.,?:!=<>&|+-*/% '\"\\`rRbuU01239exX\n\tabn_é/"
-
-
-def mangled(random: Random, text: str) -> str:
-    """*text* with one to three small edits."""
-    letters = list(text)
-    for _ in range(random.choice((1, 1, 2, 3))):
-        at = random.randrange(len(letters) + 1)
-        if random.random() < 0.4:
-            del letters[at : at + random.choice((1, 1, 2, 5))]
-        else:
-            letters.insert(at, random.choice(NOISE))
-    return "".join(letters)
 
 
 @pytest.mark.parametrize("seed", range(100, 100 + SEEDS))

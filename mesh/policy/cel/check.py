@@ -68,23 +68,14 @@ class Types:
         return found
 
     def _refuse(self, node: Node, message: str, wanted: set[str], found: str, fix: str) -> NoReturn:
-        refuse(message, at=node.start, expected=" or ".join(sorted(wanted)), got=found, fix=fix)
+        refuse(message, at=node.start, expected=" or ".join(sorted(wanted - {"integer"})), got=found, fix=fix)
 
     def _infer(self, node: Node) -> str:
         match node:
             case nodes.Literal():
                 return kind_of(node.value)
-            case nodes.Select(operand=nodes.Root(name="event"), field="data"):
-                refuse(
-                    "an event's data is a root of its own",
-                    at=node.start,
-                    expected="data",
-                    got="event.data",
-                    fix="write data",
-                )
             case nodes.Select() | nodes.Has():
-                self._need(node.operand, {"map"}, "only a map has fields", "select from data or event")
-                return "bool" if isinstance(node, nodes.Has) else DYN
+                return self._field(node)
             case nodes.Index():
                 return self._index(node)
             case nodes.Not():
@@ -110,6 +101,12 @@ class Types:
             case _:
                 return DYN
 
+    def _field(self, node: nodes.Select | nodes.Has) -> str:
+        if node.field == "data" and isinstance(node.operand, nodes.Root) and node.operand.name == "event":
+            self._refuse(node, "an event's data is a root of its own", {"data"}, "event.data", "write data")
+        self._need(node.operand, {"map"}, "only a map has fields", "select from data or event")
+        return "bool" if isinstance(node, nodes.Has) else DYN
+
     def _bools(self, *operands: Node) -> str:
         for operand in operands:
             self._need(operand, {"bool"}, "&&, ||, ! and ? take conditions", "compare it with something")
@@ -132,7 +129,7 @@ class Types:
         if node.operator not in {"==", "!="}:
             for operand, found in ((node.left, left), (node.right, right)):
                 if found != DYN and found not in _ORDERED:
-                    self._refuse(operand, f"{node.operator} needs an order", _ORDERED - {"integer"}, found, "use ==")
+                    self._refuse(operand, f"{node.operator} needs an order", _ORDERED, found, "use ==")
         if DYN not in {left, right} and left != right and not {left, right} <= NUMBERS:
             self._refuse(node.right, "the two sides are never comparable", {left}, right, "compare with the same type")
         return "bool"

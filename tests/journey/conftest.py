@@ -1,0 +1,17 @@
+"""Journey tests run against a whole mesh of real processes; those that leave it as they found it share one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.journey.meshes import RunningMesh, mesh_up
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
+    """A mesh from the worked example, for the tests of one file."""
+    with mesh_up(tmp_path_factory.mktemp("mesh"), root / "policies") as running:
+        yield running

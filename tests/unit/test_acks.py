@@ -1,0 +1,89 @@
+"""What JetStream writes into acks: only our own deliveries count, and an answer is never taken for another one."""
+
+from __future__ import annotations
+
+import pytest
+
+from mesh.errors import MeshError, RequestFailed, StreamUnavailable
+from mesh.jetstream.acks import AckSubject, ApiError, Delivered, PubAck, ack_prefix, answer_of
+
+NS = "1795300000123456789"
+MS = 1_795_300_000_123
+
+
+@pytest.mark.parametrize(
+    ("reply", "delivered"),
+    [
+        (f"$JS.ACK.EV.d.3.17.20.{NS}.5", Delivered(3, 17, MS)),
+        (f"$JS.ACK._.znJdjy7f.EV.d.3.17.20.{NS}.5", Delivered(3, 17, MS)),
+        (f"$JS.ACK.hub.znJdjy7f.EV.d.3.17.20.{NS}.5.random", Delivered(3, 17, MS)),
+        (f"$JS.ACK.EV.other.3.17.20.{NS}.5", None),
+        (f"$JS.ACK.OTHER.d.3.17.20.{NS}.5", None),
+        (f"$JS.ACK._.znJdjy7f.EV.other.3.17.20.{NS}.5", None),
+        # A victim's v1 subject dressed up as our v2 one: its stream and durable stand where domain and hash belong.
+        (f"$JS.ACK.EV.team--victim.EV.d.3.17.20.{NS}.5", None),
+        (f"$JS.ACK.EV.d.3.17.20.{NS}", None),
+        (f"$JS.ACK.EV.d.3.17.20.{NS}.5.6", None),
+        (f"$JS.ACK.EV.d.x.17.20.{NS}.5", None),
+        (f"$JS.ACK.EV.d.3.-17.20.{NS}.5", None),
+        ("$JS.ACK.EV.d.3.17.20.1e9.5", None),
+        ("_INBOX.x", None),
+        ("", None),
+        (f"$js.ack.EV.d.3.17.20.{NS}.5", None),
+    ],
+)
+def test_only_ack_subjects_of_our_durable_are_read(reply: str, delivered: Delivered | None) -> None:
+    """Stream and durable in the reply are ours, in both versions of the subject; the time comes in milliseconds."""
+    assert AckSubject("EV", "d").parse(reply) == delivered
+
+
+@pytest.mark.parametrize(
+    ("headers", "data", "answer"),
+    [
+        (None, b'{"stream":"EV", "seq":7}', PubAck("EV", 7)),
+        (None, b'{"stream":"EV", "seq":7, "duplicate":true}', PubAck("EV", 7, duplicate=True)),
+        (None, b'{"stream":"EV","domain":"hub","seq":7,"new":1}', PubAck("EV", 7)),
+        (
+            None,
+            b'{"error":{"code":503,"err_code":10077,"description":"full"},"stream":"EV","seq":0}',
+            ApiError(503, 10077, "full"),
+        ),
+        (None, b'{"error":{"code":"x"}}', ApiError(0, 0, "")),
+        (b"NATS/1.0 503\r\nNats-Subject: a\r\n\r\n", b"", ApiError(503, 0, "no responders")),
+        (None, b"", None),
+        (None, b"hello", None),
+        (None, b"{}", None),
+        (None, b'{"seq":"7"}', None),
+        (None, b"\xff", None),
+        (None, b"[" * 5000, None),
+        (b"NATS/1.0 503\r\n\r\n", b"x", None),
+    ],
+)
+def test_an_answer_is_an_ack_an_error_or_nothing(
+    headers: bytes | None, data: bytes, answer: PubAck | ApiError | None
+) -> None:
+    """Whatever comes on an ack subject is told apart, and nothing raises."""
+    assert answer_of(headers, data) == answer
+
+
+@pytest.mark.parametrize(
+    ("error", "passes", "kind"),
+    [
+        (ApiError(503, 0, "no responders"), True, StreamUnavailable),
+        (ApiError(503, 10008, "temporarily unavailable"), True, StreamUnavailable),
+        (ApiError(429, 10167, "too many requests"), True, StreamUnavailable),
+        (ApiError(503, 10077, "maximum bytes exceeded"), False, StreamUnavailable),
+        (ApiError(500, 10047, "no storage left"), False, StreamUnavailable),
+        (ApiError(400, 10054, "message size exceeds maximum"), False, RequestFailed),
+        (ApiError(400, 10060, "expected stream does not match"), False, RequestFailed),
+    ],
+)
+def test_which_errors_pass_by_themselves(error: ApiError, kind: type[MeshError], *, passes: bool) -> None:
+    """A stream without a leader or overloaded is waited for; a full one, or a bad event, goes back to the caller."""
+    assert error.passes is passes
+    assert isinstance(error.as_error(), kind)
+
+
+def test_the_prefix_of_a_plain_ack() -> None:
+    """The quick path's prefix is what the server writes before the sequence; a longer stream name does not match."""
+    assert ack_prefix("EV") == b'{"stream":"EV", "seq":'

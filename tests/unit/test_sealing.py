@@ -1,0 +1,140 @@
+"""Sealing at egress: which signature and id an event carries at which age, and which acks count."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mesh.errors import BadSubject, UnknownKey
+from mesh.jetstream.outgoing import Outgoing
+from mesh.jetstream.sealing import ACK_COUNTS_MS, MAX_BATCH, RESIGN_AFTER_MS, Sealer
+from mesh.jetstream.wire import FrameReader, event_headers
+
+START_MS = 1_795_300_000_000
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def item(subject: str = "ev.local.clear.s00.crm.a.v1", name: str = "1") -> Outgoing:
+    """An event."""
+    return Outgoing(subject=subject, stream="EV", body=b"{}", source="/crm", event_id=name, on_done=_nothing)
+
+
+class Bench:
+    """A sealer with a seal that numbers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[str, str, bytes]]] = []
+        self.sealer = Sealer(self.seal, lambda each: f"{each.event_id}.{each.generation}", inbox="_INBOX.x.1.")
+
+    def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
+        """`<batch>:<index>` for each."""
+        self.batches.append(list(items))
+        return [f"{len(self.batches)}:{i}" for i in range(len(items))]
+
+    def sent(self, items: list[Outgoing], now_ms: int) -> list[tuple[str, str, str | None]]:
+        """Reply, id and signature of each frame that `frames` makes."""
+        return read(self.sealer.frames(items, now_ms))
+
+
+def read(frames: bytes) -> list[tuple[str, str, str | None]]:
+    """Reply, id and signature of each frame."""
+    found: list[tuple[str, str, str | None]] = []
+
+    def deliver(_sid: int, _subject: bytes, reply: bytes, headers: bytes | None, _data: bytes) -> None:
+        ids, signature = event_headers(headers)
+        found.append((reply.decode(), ids[0], signature))
+
+    reader = FrameReader(deliver)
+    while frames:
+        line, _, rest = frames.partition(b"\r\n")
+        _, subject, reply, *sizes = line.split(b" ")
+        end = int(sizes[1]) + 2
+        reader.feed(b" ".join([b"HMSG", subject, b"1", reply, *sizes]) + b"\r\n" + rest[:end])
+        frames = rest[end:]
+    return found
+
+
+def test_a_batch_is_sealed_once_and_each_event_has_its_own_ack_subject() -> None:
+    """One signature for the batch; frames in the order given."""
+    bench = Bench()
+    items = [item(name=str(n)) for n in range(3)]
+    sent = read(bench.sealer.admit(items, items, START_MS))
+    assert sent == [(f"_INBOX.x.1.{n + 1}", f"{n}.0", f"1:{n}") for n in range(3)]
+    assert [bench.sealer.by_token[str(n + 1)] for n in range(3)] == items
+
+
+def test_what_waits_is_not_sealed_yet() -> None:
+    """An event that is not sent now gets its signature when it is."""
+    bench = Bench()
+    waiting = item()
+    assert bench.sealer.admit([waiting], [], START_MS) == b""
+    assert bench.batches == []
+    assert bench.sent([waiting], START_MS + 50_000) == [("_INBOX.x.1.1", "1.0", "1:0")]
+    assert waiting.first_signed_ms == START_MS + 50_000
+
+
+@pytest.mark.parametrize(
+    ("age_ms", "signature", "msg_id", "token"),
+    [
+        (0, "1:0", "1.0", "1"),
+        (RESIGN_AFTER_MS, "1:0", "1.0", "1"),
+        (RESIGN_AFTER_MS + 1, "2:0", "1.0", "1"),
+        (ACK_COUNTS_MS, "2:0", "1.0", "1"),
+        (ACK_COUNTS_MS + 1, "2:0", "1.1", "2"),
+    ],
+)
+def test_a_resend_by_age(age_ms: int, signature: str, msg_id: str, token: str) -> None:
+    """Young: the same bytes. Over 30 s: a new signature. Over 100 s: the next generation, with its own ack subject."""
+    bench = Bench()
+    only = item()
+    bench.sealer.admit([only], [only], START_MS)
+    assert bench.sent([only], START_MS + age_ms) == [(f"_INBOX.x.1.{token}", msg_id, signature)]
+    assert list(bench.sealer.by_token) == [token]
+
+
+def test_the_age_counts_from_the_first_signature_under_an_id() -> None:
+    """Signing anew makes the event no younger: the first, stale copy may be the one that was stored."""
+    bench = Bench()
+    only = item()
+    bench.sealer.admit([only], [only], START_MS)
+    for age_ms in (40_000, 80_000):
+        bench.sent([only], START_MS + age_ms)
+    assert bench.sealer.ack_counts(only, START_MS + ACK_COUNTS_MS)
+    assert not bench.sealer.ack_counts(only, START_MS + ACK_COUNTS_MS + 1)
+    bench.sent([only], START_MS + ACK_COUNTS_MS + 1)
+    assert (only.generation, only.first_signed_ms) == (1, START_MS + ACK_COUNTS_MS + 1)
+    assert (bench.sealer.resealed, bench.sealer.new_ids) == (3, 1)
+
+
+def test_a_batch_never_mixes_views_nor_grows_over_its_limit() -> None:
+    """Proofs carry the siblings' hashes, so each view is sealed by itself; the sending order stays."""
+    bench = Bench()
+    views = itertools.cycle(["clear", "pseudonymous"])
+    items = [item(f"ev.local.{next(views)}.s00.crm.a.v1", str(n)) for n in range(2 * MAX_BATCH + 4)]
+    bench.sealer.admit(items, [], START_MS)
+    sent = bench.sent(items, START_MS)
+    assert [msg_id for _, msg_id, _ in sent] == [f"{n}.0" for n in range(len(items))]
+    assert [len(batch) for batch in bench.batches] == [MAX_BATCH, 2, MAX_BATCH, 2]
+    assert all(len({subject for subject, _, _ in batch}) == 1 for batch in bench.batches)
+
+
+@pytest.mark.parametrize("fault", ["seal", "subject"])
+def test_admitting_is_all_or_nothing(fault: str) -> None:
+    """When sealing fails or a subject cannot be sent, no event of the batch is left waiting for an ack."""
+    bench = Bench()
+    items = [item(), item(subject="a b" if fault == "subject" else "ev.local.clear.s00.x")]
+    if fault == "seal":
+        bench.sealer._seal = _fail
+    with pytest.raises(UnknownKey if fault == "seal" else BadSubject):
+        bench.sealer.admit(items, items, START_MS)
+    assert bench.sealer.by_token == {}
+
+
+def _fail(_: Sequence[tuple[str, str, bytes]]) -> list[str]:
+    raise UnknownKey("no key")
