@@ -12,7 +12,6 @@ from agent.settings import CONFIG_VARIABLE, as_dict, rows
 
 app = typer.Typer(
     name="mesh-agent",
-    help="The sidecar: takes events on loopback, decides and masks them by policy, signs them, publishes them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -32,7 +31,7 @@ def _version(value: bool) -> None:
     if value:
         from mesh import __version__
 
-        print(f"mesh-agent {__version__}")
+        typer.echo(f"mesh-agent {__version__}")
         raise typer.Exit
 
 
@@ -42,15 +41,15 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The sidecar of the event mesh.
+    """The sidecar: takes events on loopback, decides and masks them by policy, signs them, publishes them.
 
-    Examples:
+    For example:
+
+    \b
       mesh-agent run --config .mesh/agents/crm-adapter/agent.toml
-
       MESH_AGENT_LOG_LEVEL=debug mesh-agent run -c agent.toml
-
       mesh-agent config -c agent.toml
-    """
+    """  # noqa: D301 - \b keeps the lines apart
 
 
 @app.command()
@@ -61,11 +60,12 @@ def run(config: Config = DEFAULT) -> None:
 
     Exit status: 0 drained, 1 failed or not drained in time, 2 misuse.
 
-    Examples:
-      mesh-agent run --config .mesh/agents/crm-adapter/agent.toml
+    For example:
 
+    \b
+      mesh-agent run --config .mesh/agents/crm-adapter/agent.toml
       MESH_AGENT_HTTP_PORT=0 mesh-agent run -c agent.toml
-    """
+    """  # noqa: D301 - as above
     raise typer.Exit(run_from(config))
 
 
@@ -76,18 +76,19 @@ def show(
 ) -> None:
     """Print every setting, its value and where it came from. Secrets are file names, never values.
 
-    Examples:
-      mesh-agent config -c agent.toml
+    For example:
 
+    \b
+      mesh-agent config -c agent.toml
       MESH_AGENT_DRAIN_S=25 mesh-agent config -c agent.toml | grep drain
-    """
+    """  # noqa: D301 - as above
     loaded = read_settings(config)
     if json:
         import msgspec
 
-        print(msgspec.json.format(msgspec.json.encode(as_dict(loaded))).decode())
+        typer.echo(msgspec.json.format(msgspec.json.encode(as_dict(loaded))).decode())
         return
     table = rows(loaded)
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, unit, origin in table:
-        print(f"{name:<{widths[0]}}  {value:<{min(widths[1], 44)}}  {unit:<{widths[2]}}  {origin}".rstrip())
+        typer.echo(f"{name:<{widths[0]}}  {value:<{min(widths[1], 44)}}  {unit:<{widths[2]}}  {origin}".rstrip())

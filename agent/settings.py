@@ -95,12 +95,12 @@ class AgentSettings:
     keepalive_s: float = _setting(75.0, unit="s", low=1, high=3600, why="above the 60 s most client pools keep")
 
     max_waiting_events: int = _setting(
-        8192, unit="events", low=16, why="accepted and not yet acked; 16 busy clients with batches of 500"
+        4096, unit="events", low=16, why="accepted and not yet acked; about 0.5 s of work at full speed"
     )
     max_waiting_bytes: int = _setting(
         32 * MIB, unit="B", low=1 * MIB, why="the same in bytes as they came: keeps the process below 150 MB"
     )
-    admit_wait_s: float = _setting(1.0, unit="s", low=0, high=30, why="a caller is slowed this long before it gets 503")
+    admit_wait_s: float = _setting(5.0, unit="s", low=0, high=30, why="a caller is slowed this long before it gets 503")
     batch_events: int = _setting(64, unit="copies", low=1, high=256, why="one signature; more gains under 1 us each")
     batch_hold_s: float = _setting(
         0.002, unit="s", low=0, high=1, why="longest wait for the last batch's acks before the next one goes anyway"

@@ -47,7 +47,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A table with a title; says so where it is empty."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, style="cyan" if column == columns[0] else "", overflow="fold")
+        last = column == columns[-1]
+        table.add_column(column, style="cyan" if column == columns[0] else "", no_wrap=not last, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     if table.row_count:

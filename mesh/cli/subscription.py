@@ -62,16 +62,15 @@ async def list_(
         return
     print_table(
         "Subscriptions",
-        ("team", "subscription", "view", "types", "lag", "in flight", "state"),
+        ("team", "subscription", "view", "lag", "in flight", "types"),
         (
             (
                 fact["team"],
                 fact["subscription"],
-                fact["view"] or "",
-                " ".join(fact["types"]),
+                fact["view"] or "-",
                 fact["lag"],
                 fact["in_flight"],
-                "active" if fact["active"] else f"inactive: {fact['reason']}",
+                " ".join(fact["types"]) if fact["active"] else f"inactive: {fact['reason']}",
             )
             for fact in facts
         ),

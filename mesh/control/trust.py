@@ -6,24 +6,24 @@ the control plane. The event keys of a development mesh are files too, so that a
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh.control.datadir import hex_key, write_private
-from mesh.errors import ConfigError, IdentityError
-from mesh.identity import MeshCA, Signer, TrustStatement, check_certificate
+from mesh.identity import MeshCA, Signer, TrustStatement, check_certificate, seed_from_pem, seed_to_pem
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mesh.control.datadir import DataDirectory
 
 CA_LIFETIME_S = 10 * 365 * 86_400
 CERTIFICATE_LIFETIME_S = 30 * 86_400  # a mesh on a laptop has no enrolment to renew by, and is restarted more often
 RENEW_AT = 0.5  # of the lifetime: at the next start
+SEED_BYTES = 32
 
 
 class Authority:
@@ -45,41 +45,27 @@ class Authority:
         """The signed statement of who is revoked (nobody, before revocation is built), as of now."""
         return TrustStatement(epoch=epoch, issued_ms=now_ms, revoked={}).seal(self._trust_seed)
 
-    def signer(self, agent_directory: Path, spiffe_id: str, *, now_ms: int) -> Signer:
-        """The event key of an agent and its certificate; made, or renewed past half its life, where needed.
+    def signer(self, directory: Path, spiffe_id: str, *, now_ms: int) -> Signer:
+        """The event key of an agent and its certificate; made, or replaced past half its life, where needed.
+
+        Key and certificate are replaced together: the trust store keeps one certificate a key, and events sealed under
+        the old one go on to verify by it.
 
         Raises:
-            ConfigError: `event.key` is not a key.
+            IdentityError: `event.key` is not a key; delete it, and a new one is made.
         """
-        key_file, certificate_file = agent_directory / "event.key", agent_directory / "event.crt"
-        if not key_file.exists():
-            pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_private(key_file, pem)
-        key = load_pem_private_key(key_file.read_bytes(), password=None)
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(
-                f"{key_file} is not an event key", expected="an Ed25519 key", next="delete it: a new one is made"
-            )
-        seed, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
-        if not self._good(certificate_file, spiffe_id, public, now_ms):
-            der = self.ca.issue(spiffe_id, public, now_ms=now_ms, lifetime_s=CERTIFICATE_LIFETIME_S)
-            write_private(certificate_file, x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM))
-        return Signer.from_seed(seed, _der(certificate_file))
-
-    def _good(self, file: Path, spiffe_id: str, public: bytes, now_ms: int) -> bool:
-        if not file.exists():
-            return False
-        try:
-            held = check_certificate(_der(file), [self.ca.cert_pem])
-        except (IdentityError, ValueError):
-            return False
-        renew_ms = held.not_before_ms + RENEW_AT * (held.not_after_ms - held.not_before_ms)
-        return str(held.spiffe_id) == spiffe_id and held.public_key == public and now_ms < renew_ms
-
-
-def open_authority(data: DataDirectory, *, trust_domain: str, now_ms: int) -> Authority:
-    """The authority of a data directory."""
-    return Authority(data.trust, trust_domain=trust_domain, now_ms=now_ms)
+        key_file, certificate_file = directory / "event.key", directory / "event.crt"
+        if key_file.exists() and certificate_file.exists():
+            held = check_certificate(_der(certificate_file), [self.ca.cert_pem])
+            renew_ms = held.not_before_ms + RENEW_AT * (held.not_after_ms - held.not_before_ms)
+            if str(held.spiffe_id) == spiffe_id and now_ms < renew_ms:
+                return Signer.from_seed(seed_from_pem(key_file.read_bytes()), held.der)
+        seed = secrets.token_bytes(SEED_BYTES)
+        public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+        der = self.ca.issue(spiffe_id, public, now_ms=now_ms, lifetime_s=CERTIFICATE_LIFETIME_S)
+        write_private(key_file, seed_to_pem(seed))
+        write_private(certificate_file, x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM))
+        return Signer.from_seed(seed, der)
 
 
 def _der(file: Path) -> bytes:

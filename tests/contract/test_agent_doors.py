@@ -299,7 +299,7 @@ async def deliver(doors: Sidecar, body: bytes, **changes: str | None) -> Answer:
 
 
 async def test_a_delivery_becomes_an_event(doors: Sidecar, streams: Streams) -> None:
-    """A signed delivery is stored under its delivery id, source and type, its payload as it came; a retry is no news."""
+    """A signed delivery is stored under its delivery id and source, its payload as it came; a retry is no news."""
     payload = {"action": "opened", "issue": {"number": 7, "title": "K\u00f6ln \u2603"}, "big": 12345678901234567890}
     body = json.dumps(payload).encode()
     answer = await deliver(doors, body)
@@ -481,7 +481,7 @@ async def test_draining_finishes_what_is_in_progress(streams: Streams, tmp_path:
 
 
 async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_path: Path) -> None:
-    """`Agent` publishes without HTTP: receipts for what is stored, an index for what is refused, nothing after the end."""
+    """`Agent` publishes without HTTP: receipts for what is stored, an index for what is refused, and then the end."""
     base = write_directory(tmp_path)
     environ = {"MESH_AGENT_NATS_URL": streams.server.url}
     settings = load_settings((base / "agent.toml").read_text(), environ).settings

@@ -20,7 +20,7 @@ from mesh import errors
 from tests.conftest import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ["requirements.lock", "requirements-dev.lock"]
+LOCKS = ["requirements-build.lock", "requirements.lock", "requirements-dev.lock"]
 
 _IGNORED = {".venv", ".git", ".mesh", "node_modules", "__pycache__"}
 
@@ -133,9 +133,11 @@ def test_lock_is_portable_and_whole(lock: str) -> None:
 
 
 def test_locks_agree() -> None:
-    """Installing the second lock over the first changes no version."""
-    core, dev = _pins("requirements.lock"), _pins("requirements-dev.lock")
+    """Installing one lock over another changes no version."""
+    build, core, dev = (_pins(lock) for lock in LOCKS)
     assert {name: dev.get(name) for name in core} == core
+    assert {name: dev.get(name, version) for name, version in build.items()} == build
+    assert {name: core.get(name, version) for name, version in build.items()} == build
 
 
 def test_locks_hold_every_declared_dependency() -> None:
@@ -145,8 +147,9 @@ def test_locks_hold_every_declared_dependency() -> None:
         return re.split(r"[^A-Za-z0-9-]", requirement)[0].lower()
 
     project = PROJECT["project"]
-    core = [*project["dependencies"], *project["optional-dependencies"]["up"], *PROJECT["build-system"]["requires"]]
+    core = [*project["dependencies"], *project["optional-dependencies"]["up"]]
     every = [r for extra in project["optional-dependencies"].values() for r in extra]
+    assert {name(r) for r in PROJECT["build-system"]["requires"]} <= set(_pins("requirements-build.lock"))
     assert {name(r) for r in core} <= set(_pins("requirements.lock"))
     assert {name(r) for r in [*core, *every]} <= set(_pins("requirements-dev.lock"))
 
@@ -198,7 +201,7 @@ def test_make_says_what_is_missing(tmp_path: Path) -> None:
     """Without a usable Python, `make demo` says what to do instead of failing half way."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "mesh").mkdir()
-    for name in ("requirements.lock", "requirements-dev.lock", "pyproject.toml", "mesh/__init__.py"):
+    for name in (*LOCKS, "pyproject.toml", "mesh/__init__.py"):
         (tmp_path / name).touch()
     bad = tmp_path / "python-without-venv"
     bad.write_text("#!/bin/sh\nexit 1\n")

@@ -1,0 +1,100 @@
+"""How fast does a team get its events: pulled, verified, admitted, acked, against a client that verifies nothing?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from uuid import uuid4
+
+import anyio
+import nats.errors
+
+from benchmarks.meshes import STREAM, Bench, event, mesh
+from benchmarks.runner import Key, Spread, interleave, ratio
+from mesh.client import Mesh, connect
+from mesh.event import draft_from_structured
+from mesh.jetstream.manage import consumer_info
+
+NAME = "consume"
+KEYS = {
+    "consume_ratio": Key(
+        "x", must=1.75, aim=2.5, what="consume: pull, verify, decode, ack / fetch(100) + ack, unverified"
+    ),
+    "consume_per_s": Key("1/s", what="consume, a subscription's deliveries"),
+    "fetch_per_s": Key("1/s", what="nats-py fetch(100) and ack"),
+}
+EVENTS = 20_000
+FETCH = 100
+SETTLE_S = 30.0
+
+
+async def run(quick: bool) -> Mapping[str, float | Spread]:
+    """Two durables of one team over the same stored events, each consuming its share a round."""
+    count, rounds = (2_000, 1) if quick else (EVENTS, 5)
+    async with mesh() as bench:
+        await _fill(bench, count * rounds)
+        async with connect(bench.context) as ours:
+            figures = await interleave(
+                {"ours": lambda: _ours(ours, count), "peer": lambda: _peer(bench, count)}, rounds=rounds
+            )
+        await _check(bench)
+    return {
+        "consume_ratio": ratio(figures["ours"], figures["peer"]),
+        "consume_per_s": Spread.of(figures["ours"]),
+        "fetch_per_s": Spread.of(figures["peer"]),
+    }
+
+
+async def _fill(bench: Bench, count: int) -> None:
+    run_id, chunk = uuid4().hex, 500
+    for start in range(0, count, chunk):
+        drafts = [draft_from_structured(event(n, run_id), now_ms=0) for n in range(start, min(start + chunk, count))]
+        await bench.agent.publish_drafts(drafts)
+
+
+async def _ours(mesh: Mesh, count: int) -> float:
+    """Deliveries a second, each acked as soon as it is there; what was pulled beyond the count is handed back."""
+    seen = 0
+    async with mesh.subscription("ours", max_in_flight=count) as subscription:
+        began = time.perf_counter()
+        while seen < count:
+            delivery = await subscription.next()
+            delivery.ack()
+            seen += 1
+        return count / (time.perf_counter() - began)
+
+
+async def _peer(bench: Bench, count: int) -> float:
+    """The same by nats-py, in its fastest documented way."""
+    address = bench.context.team_address()
+    client = await bench.peer(bench.context.data / "teams" / "reader" / "nats.creds", "team-reader")
+    try:
+        durable = address.subscriptions["peer"].durable
+        pull = await client.jetstream().pull_subscribe_bind(durable=durable, stream=STREAM)
+        seen = 0
+        began = time.perf_counter()
+        while seen < count:
+            try:
+                messages = await pull.fetch(min(FETCH, count - seen), timeout=5)
+            except nats.errors.TimeoutError:
+                continue
+            for message in messages:
+                await message.ack()
+            seen += len(messages)
+        took = time.perf_counter() - began
+        await client.flush()
+        return count / took
+    finally:
+        await client.close()
+
+
+async def _check(bench: Bench) -> None:
+    """Refuse to report a run in which an event is left: neither delivered nor acked."""
+    async with bench.control() as control:
+        with anyio.fail_after(SETTLE_S):
+            while True:
+                states = [await consumer_info(control, STREAM, f"reader--{name}") for name in ("ours", "peer")]
+                if all(state["num_pending"] + state["num_ack_pending"] == 0 for state in states):
+                    return
+                await asyncio.sleep(0.1)

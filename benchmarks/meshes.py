@@ -1,0 +1,152 @@
+"""A mesh to measure: one publisher, one view with four masks and a condition, one team with two subscriptions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.client import Client
+
+from agent import Agent
+from mesh.context import Context
+from mesh.control.up import Options, running
+from mesh.jetstream.connection import Connection
+
+POLICIES = """\
+apiVersion: mesh/v1
+kind: Tenant
+metadata: {name: bench, owner: bench}
+spec: {teams: {shop: {agents: [shop]}, reader: {agents: [reader]}}}
+---
+apiVersion: mesh/v1
+kind: Classification
+metadata: {name: orders, tenant: bench, owner: shop}
+spec:
+  types: ["shop.order.>"]
+  fields:
+    data.order: [public]
+    data.amount: [public]
+    data.currency: [public]
+    data.country: [public]
+    data.status: [public]
+    "data.items[*].**": [public]
+    data.note: [freetext]
+    data.customer.id: [public]
+    data.customer.segment: [public]
+    data.customer.name: [pii.name]
+    data.customer.email: [pii.contact.email]
+    data.customer.phone: [pii.contact.phone]
+---
+apiVersion: mesh/v1
+kind: View
+metadata: {name: masked, tenant: bench, owner: bench}
+spec:
+  mask:
+    - {tags: [public], as: clear}
+    - {tags: [pii.name], as: drop}
+    - {tags: [freetext], as: redact}
+    - {tags: [pii.contact.email], as: pseudonym, with: {domain: contact}}
+    - {tags: [pii.contact.phone], as: partial, with: {style: phone}}
+  otherwise: redact
+---
+apiVersion: mesh/v1
+kind: Access
+metadata: {name: access, tenant: bench, owner: bench}
+spec:
+  allow:
+    - id: shop-publishes
+      who: {teams: [shop]}
+      publish: ["shop.order.>"]
+      when: "data.amount > 10.0 && data.country in ['DE', 'FR']"
+    - {id: reader-reads, who: {teams: [reader]}, subscribe: ["shop.order.>"], view: masked}
+---
+apiVersion: mesh/v1
+kind: Subscription
+metadata: {name: ours, tenant: bench, team: reader}
+spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
+---
+apiVersion: mesh/v1
+kind: Subscription
+metadata: {name: peer, tenant: bench, team: reader}
+spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
+"""
+TYPE = "shop.order.placed.v1"
+STREAM = "EV_local_shop"
+VIEW = "masked"
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A running mesh and how to reach it."""
+
+    context: Context
+    agent: Agent
+
+    @asynccontextmanager
+    async def control(self) -> AsyncIterator[Connection]:
+        """A connection of the control plane."""
+        creds = (self.context.data / "admin" / "nats.creds").read_bytes()
+        connection = await Connection.open(self.context.mesh.nats_url, name="bench", creds=creds)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def peer(self, creds: Path, name: str) -> Client:
+        """A plain nats-py client with the credentials and the inbox of one of ours."""
+        return await nats.connect(
+            self.context.mesh.nats_url, user_credentials=str(creds), inbox_prefix=f"_INBOX_{name}".encode()
+        )
+
+
+@asynccontextmanager
+async def mesh() -> AsyncIterator[Bench]:
+    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop."""
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
+        policies = Path(directory) / "policies"
+        policies.mkdir()
+        (policies / "bench.yaml").write_text(POLICIES)
+        data = Path(directory) / "data"
+        async with running(Options(data=data, policies=policies)):
+            context = Context.load(data, team="reader", agent="shop")
+            agent = Agent.from_file(data / "agents" / "shop" / "agent.toml")
+            async with agent:
+                yield Bench(context, agent)
+
+
+def event(number: int, run: str) -> bytes:
+    """A structured CloudEvent of about 1 KB with 20 fields, as an adapter sends it."""
+    data: dict[str, Any] = {
+        "order": f"o-{number}",
+        "amount": 49.9 + number % 7,
+        "currency": "EUR",
+        "country": "DE",
+        "status": "placed",
+        "note": "Please leave the parcel with the neighbour on the second floor, and ring twice.",
+        "customer": {
+            "id": f"c-{number % 1000}",
+            "segment": "smb",
+            "name": "Ada Lindqvist",
+            "email": "ada.lindqvist@example.com",
+            "phone": "+49 40 1234567",
+        },
+        "items": [
+            {"sku": f"sku-{i}", "quantity": i, "price": 9.5, "text": "a thing in a box, " * 2} for i in range(1, 6)
+        ],
+    }
+    fields = {
+        "specversion": "1.0",
+        "id": f"{run}-{number}",
+        "source": "/shop/eu",
+        "type": TYPE,
+        "time": "2026-11-22T09:30:00Z",
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return msgspec.json.encode(fields)
