@@ -25,23 +25,39 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mesh.client import Mesh, connect
+    from mesh.client import Mesh, PublishFailed, Receipt, connect
     from mesh.delivery import Reject, RetryLater
     from mesh.errors import MeshError
+    from mesh.journey import Admitted
     from mesh.subscription import Delivery, Subscription
 
 # Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
 _PUBLIC = {
+    "Admitted": "mesh.journey",
     "Delivery": "mesh.subscription",
     "Mesh": "mesh.client",
     "MeshError": "mesh.errors",
+    "PublishFailed": "mesh.client",
+    "Receipt": "mesh.client",
     "Reject": "mesh.delivery",
     "RetryLater": "mesh.delivery",
     "Subscription": "mesh.subscription",
     "connect": "mesh.client",
 }
 
-__all__ = ["Delivery", "Mesh", "MeshError", "Reject", "RetryLater", "Subscription", "__version__", "connect"]
+__all__ = [
+    "Admitted",
+    "Delivery",
+    "Mesh",
+    "MeshError",
+    "PublishFailed",
+    "Receipt",
+    "Reject",
+    "RetryLater",
+    "Subscription",
+    "__version__",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:

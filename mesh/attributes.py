@@ -158,7 +158,7 @@ def keep(name: str, value: object) -> bool:
         if name == "datacontenttype" and isinstance(value, str) and _media_type(value):
             return True
         refuse(name, value)
-    if _name(name) is None or name == "data":
+    if _name(name) is None:
         raise BadAttribute(
             "an attribute's name is outside the grammar",
             expected="a name of 1 to 20 lower-case letters and digits",

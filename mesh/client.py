@@ -12,7 +12,7 @@ team's own credentials and verifies every event here, offline.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
@@ -31,7 +31,7 @@ from mesh.watch import BundleWatch, TrustWatch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from types import TracebackType
 
 PUBLISH_TIMEOUT_S = 30.0  # the agent answers within its own deadline of 10 s, or the connection is dead
@@ -214,11 +214,23 @@ class Mesh:
                 expected="one from the control plane",
                 next="`mesh status` shows whether the control plane runs",
             )
-        group = anyio.create_task_group()
-        await stack.enter_async_context(group)
-        stack.callback(group.cancel_scope.cancel)
-        group.start_soon(self._bundle.run)
-        group.start_soon(self._trust.run)
+        await stack.enter_async_context(_beside(self._bundle.run, self._trust.run))
+
+
+@asynccontextmanager
+async def _beside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run *works* beside the block; what the block raises passes as it is, where a task group would wrap it."""
+    raised: Exception | None = None
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(work)
+        try:
+            yield
+        except Exception as error:
+            raised = error
+        group.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
 
 
 def connect(

@@ -26,8 +26,8 @@ class AgentAddress(msgspec.Struct, frozen=True, kw_only=True):
     creds_file: str
 
 
-class SubscriptionAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """The durable behind a subscription; `streams` names them all where its types span several domains."""
+class SubscriptionAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The durable behind a subscription; `streams` is there where its types span several domains, and names them all."""
 
     stream: str
     durable: str

@@ -106,7 +106,7 @@ class RetryPolicy:
     def delay_s(self, attempt: int, jitter: float) -> float:
         """Seconds to wait after *attempt* (1 is the first), spread by *jitter* (0 to 1) over +-20 %."""
         base = self.backoff_s[min(max(attempt, 1), len(self.backoff_s)) - 1]
-        return base * (1 + JITTER * (2 * min(max(jitter, 0.0), 1.0) - 1))
+        return base * (1 + JITTER * (2 * jitter - 1))
 
 
 def settle(error: Exception | None, *, attempt: int, policy: RetryPolicy, jitter: float) -> Outcome:

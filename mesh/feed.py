@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -80,7 +81,8 @@ class Feed:
         self.window = DuplicateWindow(window_size)
         self._parked: deque[tuple[Received, Puller]] = deque()
         self._ready: deque[Pulled] = deque()
-        self._arrived = anyio.Event()
+        self._waiting: deque[anyio.Event] = deque()
+        self._stopped = False
         self._tasks: TaskGroup | None = None
         self._pullers = [
             self._puller(connection, stream, durable, max(1, max_in_flight // len(durables)))
@@ -109,16 +111,52 @@ class Feed:
                 self._tasks.start_soon(puller.run)
 
     async def stop(self) -> None:
-        """Pull nothing more; what was pulled can still be settled."""
+        """Pull nothing more, and hand back at once what nobody has taken; what was taken can still be settled."""
         for puller in self._pullers:
             await puller.stop()
+        self._stopped = True  # from here on nothing becomes ready
+        while self._ready:
+            self.hand_back(self._ready.popleft())
+        while self._parked:
+            received, puller = self._parked.popleft()
+            puller.nak(received)
+
+    async def flush(self) -> None:
+        """Wait until the server has what was settled and handed back; not for long."""
+        for puller in self._pullers:
+            with suppress(Unavailable):  # no connection, or a slow one: the server delivers again after ack_wait
+                await puller.flush()
+
+    def hand_back(self, pulled: Pulled) -> None:
+        """Have *pulled* delivered again, at once, to whoever pulls."""
+        self.window.forget(pulled.event.key)
+        pulled.puller.nak(pulled.received)
 
     async def next(self) -> Pulled:
-        """The next event that may be handled; waits for one."""
+        """The next event that may be handled; waits for one. Any number may wait, the first comes first."""
         while not self._ready:
-            self._arrived = anyio.Event()
-            await self._arrived.wait()
+            woken = anyio.Event()
+            self._waiting.append(woken)
+            try:
+                await woken.wait()
+            except BaseException:
+                if woken.is_set():
+                    self._wake()  # somebody else's turn, or the event lies there while others wait
+                else:
+                    self._waiting.remove(woken)
+                raise
         return self._ready.popleft()
+
+    def progress(self) -> None:
+        """Start the redelivery clock of what nobody has taken yet again: it is in hand, and its turn will come."""
+        for pulled in self._ready:
+            pulled.puller.progress(pulled.received)
+        for received, puller in self._parked:
+            puller.progress(received)
+
+    def _wake(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
 
     def _may_publish(self, spiffe_id: str, type_: str, source: str) -> bool:
         plans = self._bundle.plans
@@ -163,7 +201,7 @@ class Feed:
             case Claim.NEW:
                 pass
         self._ready.append(Pulled(outcome, received, puller))
-        self._arrived.set()
+        self._wake()
 
     def _reject(self, received: Received, puller: Puller, error: VerificationError) -> None:
         REJECTED.add(1, code=error.code)
@@ -181,9 +219,11 @@ class Feed:
         except IdentityError as error:
             log.error("certificate_refused", code=error.code, kid=_key_id(received))
             found = None
-        except Unavailable as error:
+        except MeshError as error:  # whatever it is: behind this event all others wait
             log.warning("certificate_unavailable", code=error.code, kid=_key_id(received))
             found = None
+        if self._stopped:
+            return
         if found is None:
             self._parked.popleft()
             REJECTED.add(1, code=UnknownKey.code)

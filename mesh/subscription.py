@@ -76,6 +76,11 @@ class Delivery:
         if self._first():
             await self._owner.settler.fail(self._pulled, error)
 
+    def hand_back(self) -> None:
+        """Not handled after all: deliver it again at once. What leaving the subscription does with unsettled events."""
+        if self._first():
+            self._owner.feed.hand_back(self._pulled)
+
     def progress(self) -> None:
         """Still working: start the redelivery clock again."""
         if not self._settled:
@@ -95,7 +100,7 @@ class Delivery:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Cancellation is not a verdict: the event stays unsettled, and is delivered again."""
+        """Cancellation is not a verdict: the event is handed back when the subscription ends, and delivered again."""
         if self._token is not None:
             handling.reset(self._token)
         if error is None:
@@ -182,14 +187,19 @@ class Subscription:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        """Pull nothing more, hand back what no handler has taken, send the acks that are due."""
-        group = self._group
+        """Pull nothing more, hand back what is not settled, send the acks that are due."""
+        group, self._group = self._group, None
         if group is None:
             return None
         with anyio.CancelScope(shield=True):
             await self.feed.stop()
+            for delivery in tuple(self._open):
+                delivery.hand_back()
+            await self.feed.flush()
         group.cancel_scope.cancel()
-        self._group = None
+        if isinstance(error, Exception):  # the caller's own: a task group would wrap it
+            await group.__aexit__(None, None, None)
+            return None
         return await group.__aexit__(kind, error, trace)
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
@@ -222,10 +232,11 @@ class Subscription:
         self._open.discard(delivery)
 
     async def _signal_progress(self, interval_s: float) -> None:
-        """Keep events that are being worked on from being delivered to somebody else."""
+        """Keep events that are in hand here from being delivered to somebody else."""
         while True:
             await anyio.sleep(interval_s)
             if self._connection.connected:
+                self.feed.progress()
                 for delivery in tuple(self._open):
                     delivery.progress()
 

@@ -20,8 +20,10 @@ TOKEN_BYTES = 32  # 43 characters of base64url
 
 
 def private_directory(path: Path) -> Path:
-    """Make *path* and its parents; *path* itself is readable by its owner alone."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make *path* and its parents; those that are made, and *path* itself, are readable by their owner alone."""
+    if not path.parent.is_dir():
+        private_directory(path.parent)  # `mkdir(parents=True)` would leave them to the umask
+    path.mkdir(exist_ok=True, mode=0o700)
     path.chmod(0o700)
     return path
 

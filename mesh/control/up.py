@@ -333,7 +333,10 @@ def _tenant_address(data: DataDirectory, site: str, tenant: _Tenant) -> TenantAd
                 found = durables(site, tenant.grants.domains, durable_grant(grant))
                 streams = tuple(durable.stream for durable in found)
                 subscriptions[grant.name] = SubscriptionAddress(
-                    stream=streams[0], durable=found[0].name, view=grant.view, streams=streams
+                    stream=streams[0],
+                    durable=found[0].name,
+                    view=grant.view,
+                    streams=streams if len(streams) > 1 else (),
                 )
         teams[team] = TeamAddress(creds_file=str(data.team(team) / "nats.creds"), subscriptions=subscriptions)
     return TenantAddress(agents=agents, teams=teams)

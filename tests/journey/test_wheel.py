@@ -55,15 +55,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     _run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=wheel.parent)
     python = str(environment / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    locked: list[str | Path] = [
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--require-hashes",
-        "-r",
-        ROOT / "requirements.lock",
-    ]
-    _run(*pip, *locked, cwd=wheel.parent)
+    locked = ["install", "--quiet", "--no-compile", "--no-build-isolation", "--require-hashes", "-r"]
+    for lock in ("requirements-build.lock", "requirements.lock"):  # as the Makefile does: one package is source alone
+        _run(*pip, *locked, ROOT / lock, cwd=wheel.parent)
     _run(*pip, "install", "--quiet", "--no-deps", "--no-compile", wheel, cwd=wheel.parent)
     yield environment / "bin"
     shutil.rmtree(environment)  # a few hundred MB

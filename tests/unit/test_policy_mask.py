@@ -149,7 +149,6 @@ def test_a_token_names_its_key_and_hides_its_value() -> None:
     made = token("anna@example.com")
     assert made[:6] == f"p{key_id(KEYS.domain('d'))}_"
     assert len(made) == 6 + 22
-    assert made == "pac50_" + made[6:] or key_id(KEYS.domain("d")) == made[1:5]
     assert token("anna@example.com") == made
     assert token("anna@example.org") != made
 

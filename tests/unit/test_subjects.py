@@ -251,6 +251,22 @@ def test_covers_at_the_edges(wide: str, narrow: str, *, covers: bool) -> None:
     assert Pattern.parse(wide).covers(Pattern.parse(narrow)) is covers
 
 
+def test_an_intersection_is_written_so_that_it_parses_back() -> None:
+    """`written` is what `parse` takes, save for the few sets that no written pattern means."""
+    both = Pattern.parse("crm.*").intersection(Pattern.parse("*.contact"))
+    assert both is not None
+    assert (both.text, both.written) == ("crm.contact.*", "crm.contact")
+    odd = Pattern.parse("crm.*").intersection(Pattern.parse("*.v1.>"))
+    assert odd is not None
+    assert (odd.text, odd.written) == ("crm.v1.*", "crm.v1.*")
+
+
+def test_only_a_normalised_text_is_read_back() -> None:
+    """`from_text` takes what `text` gives, and nothing that no versioned type can match."""
+    with pytest.raises(BadPattern):
+        Pattern.from_text("crm.contact")
+
+
 def test_patterns_are_values() -> None:
     """Patterns that mean the same text are equal, hash alike and sort by text."""
     assert Pattern.parse("crm.contact") == Pattern.from_text("crm.contact.*")
