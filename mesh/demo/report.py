@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mesh.demo.run import Outcome, Progress
 
 BAR_CHARS = 28
+FIELD_CHARS, SENT_CHARS, VIEW_CHARS = 14, 15, 10  # four views fit a terminal of 80 columns
 
 
 def progress_line(progress: Progress) -> Text:
@@ -68,10 +69,10 @@ def _side_by_side(outcome: Outcome) -> RenderableType:
     if sent is None or not seen:
         return Text(f"{event_id} of {source} reached nobody", style="yellow")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("field", style="cyan", no_wrap=True, min_width=13)
+    table.add_column("field", style="cyan", no_wrap=True)
     table.add_column("as sent", no_wrap=True)
     for team, receipt in sorted(seen.items()):
-        table.add_column(f"{team}\n[dim]{receipt.view}[/]", no_wrap=True)
+        table.add_column(f"{team}\n[dim]{_short(receipt.view, VIEW_CHARS)}[/]", no_wrap=True)
     columns = [_flat(receipt.fields) for _, receipt in sorted(seen.items())]
     changed = [set(hidden(sent.fields, receipt.fields)) for _, receipt in sorted(seen.items())]
     for path, value in _flat(sent.fields).items():
@@ -80,13 +81,17 @@ def _side_by_side(outcome: Outcome) -> RenderableType:
                 _cell(column.get(path, "—"), masked=path in paths)
                 for column, paths in zip(columns, changed, strict=True)
             ]
-            table.add_row(path.removeprefix("data."), value, *cells)
+            table.add_row(_short(path.removeprefix("data."), FIELD_CHARS), _short(value, SENT_CHARS), *cells)
     title = f"One event, {len(seen)} teams: {sent.fields['type']} {event_id}"
     return Panel(table, title=title, title_align="left", border_style="grey37", expand=False)
 
 
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def _cell(value: str, *, masked: bool) -> Text:
-    return Text(value, style="yellow" if masked else "")
+    return Text(_short(value, VIEW_CHARS), style="yellow" if masked else "")
 
 
 def _troubles(outcome: Outcome) -> RenderableType:

@@ -22,6 +22,7 @@ from mesh.policy.mask import Masking, MaskKeys
 from mesh.policy.rules import Rule
 
 MAX_TYPES = 4096  # types an agent keeps an answer for; more are worked out again
+NO_DATA: Final[Mapping[str, object]] = {}  # what `data` is in a condition where an event has none: `has()` is false
 MAX_SOURCES = 1024  # sources it keeps an answer for, for each type
 
 REASONS: Final = (
@@ -48,7 +49,7 @@ class ViewPlan:
         """Whether the view shows this event at all; a filter that fails on it says no."""
         if not self._rows:
             return True
-        bindings = {"event": fields, "data": fields.get("data")}
+        bindings = {"event": fields, "data": fields.get("data", NO_DATA)}
         try:
             return all(row(bindings) for row in self._rows)
         except ConditionFailed:
@@ -182,7 +183,7 @@ class PublisherPlans:
         return bool(self._fitting(answer, source) if fitting is None else fitting)
 
     def _bindings(self, fields: Mapping[str, Any]) -> dict[str, object]:
-        return {"event": fields, "data": fields.get("data"), "principal": self._principal}
+        return {"event": fields, "data": fields.get("data", NO_DATA), "principal": self._principal}
 
     def _prepare(self, type_: str) -> _Answer:
         denies = [rule for rule in self._denies if rule.covers_type(type_)]

@@ -83,6 +83,25 @@ LISTS = (
     "data.s",
     "[]",
 )
+EDGES = (
+    2**53 - 1,
+    2**53,
+    2**53 + 1,
+    2.0**53,
+    2**63 - 1,
+    2**63,
+    2.0**63,
+    -(2**63),
+    -(2.0**63),
+    2**64 - 1,
+    2.0**64,
+    0,
+    False,
+)
+EDGE_CONSTANTS = (
+    *("9007199254740991", "9007199254740992", "9007199254740993", "9007199254740992.0", "9223372036854775807"),
+    *("9223372036854775808u", "9223372036854775808.0", "18446744073709551615u", "18446744073709551616.0", "0", "0.0"),
+)
 TIMES = ("timestamp('2024-03-01T00:00:00Z')", "timestamp(data.when)", "timestamp(event.time)", "timestamp(data.n)")
 SPANS = ("duration('1h30m')", "duration('-0.5s')", "duration(data.s)")
 LITERAL_LISTS = (
@@ -144,6 +163,11 @@ class Grammar:
     def test(self, depth: int) -> str:
         """A comparison, a membership, a search."""
         roll = self.random.random()
+        if roll < 0.06:
+            sides = ("data.edge", self.one_of("data.edge", "data.n", *EDGE_CONSTANTS))
+            return f" {self.one_of('==', '!=', '<', '<=', '>', '>=')} ".join(self.random.sample(sides, 2))
+        if roll < 0.08:
+            return f"data.edge in [{self.one_of(*EDGE_CONSTANTS)}, {self.one_of(*EDGE_CONSTANTS)}]"
         if roll < 0.3:
             return f"{self.number(depth)} {self.one_of('==', '!=', '<', '<=', '>', '>=')} {self.number(depth)}"
         if roll < 0.45:
@@ -259,6 +283,7 @@ def dirty(random: Random) -> dict[str, Any]:
         "o": {"x": random.choice((1, "a")), "y": 2.5},
         "when": "2024-02-29T12:00:00.25Z",
         "a b": "x",
+        "edge": random.choice(EDGES),
     }
     for name in list(data):
         roll = random.random()

@@ -135,5 +135,7 @@ def test_documents_read_the_same_from_yaml_and_from_the_bundle() -> None:
     """Nothing is lost between the file and the agent."""
     policies = load(BASE | {"s.yaml": SUBSCRIPTION})
     again = Bundle.decode(bundle(SUBSCRIPTION).encode()).policies
-    assert sorted(map(repr, again)) == sorted(repr(d.value) for d in policies.documents)
+    assert {(d.kind, d.metadata.name): d for d in again} == {
+        (d.value.kind, d.value.metadata.name): d.value for d in policies.documents
+    }
     assert msgspec.json.decode(msgspec.json.encode(again[0]), type=type(again[0])) == again[0]

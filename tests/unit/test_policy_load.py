@@ -91,7 +91,9 @@ def test_nothing_at_all_is_an_error() -> None:
 
 def test_an_error_repeats_no_more_than_a_bounded_line() -> None:
     """A name of a thousand characters, or with line breaks, is cut in the error."""
-    caught = errors_of(x=document("Access", "a", {"deny": [{"id": "x\n" * 200, "who": {"teams": ["crm"]}, "publish": ["crm.>"]}]}))
+    caught = errors_of(
+        x=document("Access", "a", {"deny": [{"id": "x\n" * 200, "who": {"teams": ["crm"]}, "publish": ["crm.>"]}]})
+    )
     assert all(len(str(e)) < 200 and "\n" not in str(e) for e in caught.errors)
 
 
@@ -201,8 +203,14 @@ def test_any_text_loads_or_says_why(text: str) -> None:
 
 
 _JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["", "a", "crm.>", "pii.name", "data.x", "clear", "a b"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "id", "who", "tags", "as"]), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from(["", "a", "crm.>", "pii.name", "data.x", "clear", "a b"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["a", "id", "who", "tags", "as"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 

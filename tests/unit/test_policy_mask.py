@@ -103,10 +103,12 @@ def test_attributes_are_alike_in_every_view() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["subject", "customerref"])
-def test_subject_and_extensions_are_fields(name: str, mask: list[dict[str, Any]], value: object, expected: object) -> None:
+def test_subject_and_extensions_are_fields(
+    name: str, mask: list[dict[str, Any]], value: object, expected: object
+) -> None:
     """`subject` and extensions are masked under their own name, and left out where dropped or redacted."""
     view = masking({name: ["t"]}, mask, "redact")
-    assert view.apply(event(None, **{name: value}), KEYS).get(name) == expected
+    assert view.apply(event(**{name: value}), KEYS).get(name) == expected
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,9 @@ def _masks(tags: set[str], mask: list[dict[str, Any]], otherwise: str) -> set[st
 
 
 @given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_no_value_survives_any_action_but_clear(data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str) -> None:
+def test_no_value_survives_any_action_but_clear(
+    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
+) -> None:
     """A value shows somewhere in the output only if every mask on it, by a matcher of its own, is clear."""
     view = masking(fields, mask, otherwise)
     text = json.dumps(view.apply(event(data), KEYS))
@@ -322,7 +326,9 @@ def test_no_value_survives_any_action_but_clear(data: Any, fields: dict[str, lis
 
 
 @given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_what_is_clear_through_and_through_shows(data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str) -> None:
+def test_what_is_clear_through_and_through_shows(
+    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
+) -> None:
     """A scalar under clear shows unless a container above it is one that no path may enter or that is redacted."""
     masked = json.dumps(masking(fields, mask, otherwise).apply(event(data), KEYS))
     for at, value in _leaves(data):
@@ -333,7 +339,9 @@ def test_what_is_clear_through_and_through_shows(data: Any, fields: dict[str, li
 
 
 @given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_masking_never_changes_its_input(data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str) -> None:
+def test_masking_never_changes_its_input(
+    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
+) -> None:
     """The original event, deep inside too, is as it was, and the top of the result is not the original's."""
     original = event(data, subject="<the subject>", customerref="<a reference>")
     before = copy.deepcopy(original)
