@@ -31,7 +31,7 @@ from mesh.watch import BundleWatch, TrustWatch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from types import TracebackType
 
 PUBLISH_TIMEOUT_S = 30.0  # the agent answers within its own deadline of 10 s, or the connection is dead
@@ -218,7 +218,7 @@ class Mesh:
 
 
 @asynccontextmanager
-async def _beside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def _beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run *works* beside the block; what the block raises passes as it is, where a task group would wrap it."""
     raised: Exception | None = None
     async with anyio.create_task_group() as group:
@@ -226,7 +226,7 @@ async def _beside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
             group.start_soon(work)
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again below
             raised = error
         group.cancel_scope.cancel()
     if raised is not None:

@@ -27,7 +27,7 @@ class AgentAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SubscriptionAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The durable behind a subscription; `streams` is there where its types span several domains, and names them all."""
+    """The durable behind a subscription; `streams` names them all where its types span several domains."""
 
     stream: str
     durable: str

@@ -84,20 +84,22 @@ class Account:
 
 def due(inputs: Iterable[Input], plans: Plans, *, now_ms: int) -> set[tuple[str, Key]]:
     """Every (team, event) that inputs and policies call for: a copy is made in a view that a subscription reads."""
-    subscriptions = plans.grants(now_ms=now_ms).subscriptions.values()
-    wanted = set()
-    for sent in inputs:
-        decision = plans.publisher(sent.agent).decide(sent.fields, now_ms=now_ms)
-        views = {view.name for view in decision.views if view.rows(sent.fields)} if decision.allowed else set()
-        for subscription in subscriptions:
-            if not subscription.active or subscription.view not in views:
-                continue
-            type_ = sent.fields["type"]
-            if not any(pattern.matches(type_) for pattern in subscription.filters):
-                continue
-            if plans.reader(subscription.team, type_, subscription.view, now_ms=now_ms).allowed:
-                wanted.add((subscription.team, sent.key))
-    return wanted
+    return {(team, sent.key) for sent in inputs for team, _ in readers(sent, plans, now_ms=now_ms)}
+
+
+def readers(sent: Input, plans: Plans, *, now_ms: int) -> set[tuple[str, str]]:
+    """Every (team, view) in which one event is due."""
+    decision = plans.publisher(sent.agent).decide(sent.fields, now_ms=now_ms)
+    views = {view.name for view in decision.views if view.rows(sent.fields)} if decision.allowed else set()
+    type_ = sent.fields["type"]
+    return {
+        (subscription.team, subscription.view)
+        for subscription in plans.grants(now_ms=now_ms).subscriptions.values()
+        if subscription.active
+        and subscription.view in views
+        and any(pattern.matches(type_) for pattern in subscription.filters)
+        and plans.reader(subscription.team, type_, subscription.view, now_ms=now_ms).allowed
+    }
 
 
 def missing(

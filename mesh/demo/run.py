@@ -12,12 +12,13 @@ import anyio
 import msgspec
 
 from mesh.cli.session import Session, operator_session
+from mesh.cli.subscription import describe
 from mesh.control.reader import reading
 from mesh.deadletters import DeadLetterRecord
-from mesh.demo.account import Account, Input, Receipt, due, latencies, masked_fields, missing
+from mesh.demo.account import Account, Input, Receipt, due, latencies, masked_fields, missing, readers
 from mesh.demo.processes import Team, start_mesh
-from mesh.demo.sender import Sender
-from mesh.errors import VerificationError
+from mesh.demo.sender import Send, Sender
+from mesh.errors import ConfigError, VerificationError
 from mesh.jetstream.manage import api, stream_info
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans
@@ -70,7 +71,7 @@ async def run(
         script: What to send, and which events make trouble.
         directory: For the data directory, receipts and logs; empty.
         policies: The worked example, or one with the same teams and types.
-        withhold: Delete so many stored copies before anybody reads them: the account must miss exactly these.
+        withhold: 1 deletes one stored copy before its team reads it: the account must miss exactly that one.
         show: Called often.
 
     Raises:
@@ -97,7 +98,7 @@ async def run(
         for team in teams.values():
             stack.push_async_callback(team.process.stop)
         if withhold:
-            await _withhold(session, sender, script, withhold)
+            await _withhold(session, sender, script, plans)
         progress.step = "starting the teams' consumers"
         show(progress)
         for team in teams.values():
@@ -159,24 +160,31 @@ async def _finish(
     progress: Progress,
     show: Callable[[Progress], None],
 ) -> list[DeadLetterRecord]:
-    """Wait until everything due is handled or a dead letter, or until it is taking too long."""
+    """Wait until everything due is handled or a dead letter, until no more is to come, or until it takes too long."""
     progress.step = "waiting for the last handlers"
     progress.due = len(wanted)
     letters: list[DeadLetterRecord] = []
     with anyio.move_on_after(FINISH_S):
         while True:
+            drained = not await _outstanding(session, teams)  # asked first: what was settled by then has its receipt
             receipts = [receipt for team in teams.values() for receipt in team.read()]
             letters = await _letters(session)
             left = missing(wanted, receipts, _dead(letters))
             progress.done = len(wanted) - len(left)
             progress.delivered = len(receipts)
             show(progress)
-            if not left:
+            if drained or not left:
                 break
             for team in teams.values():
                 team.process.check()
             await anyio.sleep(POLL_S)
     return letters
+
+
+async def _outstanding(session: Session, teams: dict[str, Team]) -> int:
+    """How many events are stored for *teams* and not settled. It says when to stop waiting, never what was lost."""
+    facts = [fact for team in teams for fact in await describe(session, team=team)]
+    return sum(fact["lag"] for fact in facts)
 
 
 async def _letters(session: Session) -> list[DeadLetterRecord]:
@@ -239,11 +247,31 @@ async def _verified(session: Session) -> tuple[int, set[tuple[str, int]]]:
     return stored, sound
 
 
-async def _withhold(session: Session, sender: Sender, script: Script, count: int) -> None:
-    """Send one event before anybody reads, and delete so many of its stored copies."""
-    receipt = await sender.send_one(script.sends.pop(0))
-    for copy in receipt.copies[:count]:
-        await api(session.connection, f"STREAM.MSG.DELETE.{copy.stream}", {"seq": copy.seq})
+async def _withhold(session: Session, sender: Sender, script: Script, plans: Plans) -> None:
+    """Send one event before anybody reads, and delete the one stored copy that exactly one of the teams is due."""
+    send, view = _withholdable(script, plans)
+    script.sends.remove(send)
+    receipt = await sender.send_one(send)
+    for copy in receipt.copies:
+        if copy.view == view:
+            await api(session.connection, f"STREAM.MSG.DELETE.{copy.stream}", {"seq": copy.seq})
+
+
+def _withholdable(script: Script, plans: Plans) -> tuple[Send, str]:
+    """The first event sent once that makes no trouble, with a view in which one team, and no other, is due it."""
+    special = {script.showcase[1], *(id_ for troubles in script.troubles.values() for id_ in troubles.values())}
+    for send in script.sends:
+        event = send.events[0]
+        if send.mode == "batch" or event["id"] in special or script.sends.count(send) > 1:
+            continue
+        pairs = readers(Input(agent=send.agent, fields=event, sent_ms=0), plans, now_ms=_now_ms())
+        due_in = [(team, view) for team, view in pairs if team in script.teams]
+        for team, view in sorted(due_in):
+            if [t for t, v in due_in if v == view] == [team] and [v for t, v in due_in if t == team] == [view]:
+                return send, view
+    raise ConfigError(
+        "no event is due to one team alone in some view", expected="the worked example", next="name other --policies"
+    )
 
 
 def _plans(policies: Path, site: str, tenant: str) -> Plans:

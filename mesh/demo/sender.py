@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from mesh.client import Receipt
-from mesh.demo.account import Input
+from mesh.demo.account import Input, Key
 from mesh.errors import Unavailable
 from mesh.event import BATCH_CONTENT_TYPE, CONTENT_TYPE, encode
 
@@ -55,6 +55,7 @@ class Sender:
         self._tokens = {name: Path(agent.token_file).read_text().strip() for name, agent in tenant.agents.items()}
         self._http: aiohttp.ClientSession | None = None
         self.accepted: list[Input] = []
+        self._keys: set[Key] = set()
         self.duplicates = 0
         self.answered = 0
 
@@ -119,10 +120,11 @@ class Sender:
             receipts = (msgspec.json.decode(answer, type=Receipt),)
         for fields, receipt in zip(send.events, receipts, strict=True):
             self.answered += 1
-            if receipt.duplicate:
-                self.duplicates += 1
-            else:
-                self.accepted.append(Input(agent=send.agent, fields=fields, sent_ms=sent_ms))
+            self.duplicates += receipt.duplicate
+            sent = Input(agent=send.agent, fields=fields, sent_ms=sent_ms)
+            if sent.key not in self._keys:  # a first answer can be a duplicate's: the one before it never came
+                self._keys.add(sent.key)
+                self.accepted.append(sent)
         return receipts[0]
 
     def _request(self, send: Send) -> tuple[str, bytes, dict[str, str]]:

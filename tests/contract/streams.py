@@ -53,7 +53,7 @@ async def consumer(connection: Connection, name: str = "team--sub", stream: str 
 
 
 async def until_settled(connection: Connection, sequence: int, name: str = "team--sub") -> dict[str, Any]:
-    """Wait until everything up to *sequence* is settled and nothing is pending; acks are processed in their own time."""
+    """Wait until all up to *sequence* is settled and nothing is pending; acks are processed in their own time."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             info = await consumer(connection, name)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
-
 import pytest
 
 from mesh.control.nats_server import NatsServer
@@ -15,19 +12,11 @@ from mesh.errors import BadSubject, Closed, ConfigError, Disconnected, MeshError
 from mesh.jetstream import connection as connection_module
 from mesh.jetstream import listeners, wire
 from mesh.jetstream.connection import Connection
+from tests.contract.streams import DEADLINE_S, make_durable, make_stream, until, until_settled
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 20.0
-
 Heard = tuple[str, str, bytes | None, bytes]
-
-
-async def until(condition: Callable[[], object], what: str = "") -> None:
-    """Poll until *condition* holds."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class RawClient:
@@ -146,21 +135,6 @@ async def test_an_odd_subject_reaches_its_own_listener_only(name: str, connectio
     assert first.heard == []
 
 
-async def _make_durable(connection: Connection, **config: object) -> None:
-    await _api(connection, "STREAM.CREATE.EV", {"name": "EV", "subjects": ["ev.>"]})
-    wanted = {"durable_name": "d", "name": "d", "ack_policy": "explicit", "ack_wait": 1_000_000_000} | config
-    await _api(connection, "CONSUMER.CREATE.EV.d", {"stream_name": "EV", "config": wanted})
-
-
-async def _api(connection: Connection, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    reply = await connection.request(
-        f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", timeout_s=DEADLINE_S
-    )
-    answer: dict[str, Any] = json.loads(reply.data)
-    assert "error" not in answer, answer
-    return answer
-
-
 STORED = {
     "subject-not-utf8": pub(b"ev.\xff", b"x"),
     "header-block-cut-short": pub(b"ev.a", b"x", headers=b"NATS/1.0"),
@@ -172,17 +146,19 @@ STORED = {
 @pytest.mark.parametrize("name", STORED)
 async def test_a_malformed_stored_event_is_terminated(name: str, connection: Connection, raw: RawClient) -> None:
     """A poison that a stream holds is ended at its first delivery, and what is stored behind it arrives."""
-    await _make_durable(connection)
+    await make_stream(connection, subjects=["ev.>"])
+    await make_durable(connection, ack_wait=1)
     await raw.send(STORED[name] + pub(b"ev.a", b"good"))
     ear, inbox = Ear(), connection.new_inbox()
     connection.listen(inbox, ear)
-    await connection.publish("$JS.API.CONSUMER.MSG.NEXT.EV.d", b'{"batch":10,"expires":5000000000}', reply=inbox)
+    await connection.publish(
+        "$JS.API.CONSUMER.MSG.NEXT.EV_local_crm.team--sub", b'{"batch":10,"expires":5000000000}', reply=inbox
+    )
     await until(lambda: ear.heard)
     connection.write(wire.ack_frame(ear.heard[0][1], b"+ACK"))
     assert ear.bodies == [b"good"]
-    await connection.flush(DEADLINE_S)
-    info = await _api(connection, "CONSUMER.INFO.EV.d")
-    assert (info["num_ack_pending"], info["ack_floor"]["stream_seq"], info["num_redelivered"]) == (0, 2, 0)
+    info = await until_settled(connection, 2)
+    assert info["delivered"]["consumer_seq"] == 2, "each was delivered once"
 
 
 async def test_a_failing_callback_stops_nobody(connection: Connection) -> None:

@@ -162,19 +162,22 @@ async def _under_load(desk: Desk, stop: asyncio.Event) -> list[Outgoing]:
     return items
 
 
+async def _more_acks(desk: Desk, count: int) -> None:
+    acked = len(desk.results)
+    await until(lambda: len(desk.results) > acked + count)
+
+
 async def test_kill_nine_under_load_loses_nothing_and_keeps_order(nats_server: NatsServer, control: Connection) -> None:
     """Through three kill -9 every event is acknowledged, stored once, and in the order of submitting."""
     async with desk_at(nats_server.url, window=1024, give_up_s=60.0) as desk:
         stop = asyncio.Event()
         load = asyncio.create_task(_under_load(desk, stop))
         for _ in range(3):
-            acked = len(desk.results)
-            await until(lambda acked=acked: len(desk.results) > acked + 2000)
+            await _more_acks(desk, 2000)
             nats_server.kill()
             await asyncio.sleep(0.05)
             await nats_server.restart()
-        acked = len(desk.results)
-        await until(lambda: len(desk.results) > acked + 500)
+        await _more_acks(desk, 500)
         stop.set()
         items = await load
         assert await desk.publisher.drain(DEADLINE_S)
@@ -318,8 +321,8 @@ async def test_a_refused_subject_stops_nobody_else(tmp_path: Path) -> None:
             assert {type(result) for result in await desk.finished(*refused)} == {SubjectRefused}
             assert {type(result) for result in await desk.finished(*allowed)} == {PubAck}
             [again] = desk.submit(1, OTHER)
-            assert isinstance(desk.results[again], SubjectRefused), "at once, unsent"
-            assert desk.results[again].details["subject"] == OTHER
+            assert isinstance(refusal := desk.results[again], SubjectRefused), "at once, unsent"
+            assert refusal.details["subject"] == OTHER
             allowed += desk.submit(5)
             await desk.finished(*allowed)
         assert [each.body for each in await stored(control)] == [b"1", *(item.body for item in allowed)]
@@ -333,11 +336,8 @@ async def test_a_refused_subject_stops_nobody_else(tmp_path: Path) -> None:
 
 async def test_a_full_stream_hands_the_event_back_at_once(nats_server: NatsServer, control: Connection) -> None:
     """A stream at its limit ends the event as StreamUnavailable with the server's code; with space it goes on."""
-    await api(
-        control,
-        f"STREAM.UPDATE.{STREAM}",
-        {"name": STREAM, "subjects": ["ev.local.*.*.crm.>"], "discard": "new", "max_msgs": 2},
-    )
+    limited = {"name": STREAM, "subjects": ["ev.local.*.*.crm.>"], "discard": "new", "max_msgs": 2}
+    await api(control, f"STREAM.UPDATE.{STREAM}", limited)
     async with desk_at(nats_server.url, give_up_s=60.0) as desk:
         items = desk.submit(4)
         results = await desk.finished(*items)
@@ -353,10 +353,12 @@ async def test_a_full_stream_hands_the_event_back_at_once(nats_server: NatsServe
 async def test_an_ack_of_another_stream_is_no_ack(nats_server: NatsServer) -> None:
     """Whoever answers in the name of another stream is counted and not believed."""
     liar = await Connection.open(nats_server.url, name="liar")
-    answers = [b'{"stream":"EV_other", "seq":1}', b"+OK", b""]
-    liar.listen(
-        "ev.>", lambda _s, reply, _h, _d: [liar.write(wire.publish_frame(reply, answer)) for answer in answers][0]
-    )
+
+    def lie(_subject: str, reply: str, _headers: bytes | None, _data: bytes) -> None:
+        for answer in (b'{"stream":"EV_other", "seq":1}', b"+OK", b""):
+            liar.write(wire.publish_frame(reply, answer))
+
+    liar.listen("ev.>", lie)
     await liar.flush(DEADLINE_S)
     before = publisher_module.FOREIGN_ACKS.at().value
     async with desk_at(nats_server.url, give_up_s=0.5) as desk:

@@ -152,6 +152,7 @@ def test_the_draft_names_its_main_attributes() -> None:
         ("time", "2000-02-29T00:00:00+00:00"),
         ("datacontenttype", "text/plain"),
         ("datacontenttype", 'multipart/form-data; boundary="a b\\"c"'),
+        ("a" * 20, "x"),
         ("region", 2**31 - 1),
         ("region", False),
         ("region", "x" * 1024),

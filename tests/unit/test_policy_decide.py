@@ -58,7 +58,8 @@ def test_a_decision_is_the_same_the_second_time() -> None:
 
 def test_principal_is_the_publishing_agent() -> None:
     """A publish condition can ask who publishes."""
-    when = f"principal.agent == 'crm-adapter' && principal.team == 'crm' && principal.tenant == 'acme' && principal.id == '{CRM}'"
+    expected = {"agent": "crm-adapter", "team": "crm", "tenant": "acme", "id": CRM}
+    when = " && ".join(f"principal.{name} == '{value}'" for name, value in expected.items())
     rule = {"id": "r", "who": {"teams": ["crm"]}, "publish": ["crm.>"], "when": when}
     assert plans(access(allow=[rule]), base=NO_ACCESS).publisher("crm-adapter").decide(event()).rule == "r"
 
@@ -444,7 +445,7 @@ def test_outermost_patterns_take_the_same_types(patterns: list[Pattern], type_: 
 def test_what_nats_lets_through_is_what_the_reader_decision_says(
     published: list[Pattern], granted: list[Pattern], denied: list[Pattern], type_: str
 ) -> None:
-    """For a type somebody publishes, the filters take it exactly where the reader may have it; `agent_only` may be wider."""
+    """Of what is published the filters take exactly what the reader may have; where `agent_only`, they may take more."""
     rules = {
         "allow": [
             {"id": "p", "who": {"teams": ["crm"]}, "publish": sorted({p.written for p in published})},
@@ -460,7 +461,7 @@ def test_what_nats_lets_through_is_what_the_reader_decision_says(
         else [],
     }
     classes = {"crm.yaml": BASE["crm.yaml"].replace('["crm.>"]', '[">"]')}
-    files = NO_ACCESS | classes | {"a.yaml": access(**rules)}
+    files = NO_ACCESS | classes | {"a.yaml": document("Access", "a", rules)}
     if not any(g.intersects(p) for g in granted for p in published):
         return
     if any(not any(g.intersects(p) for p in published) for g in granted):
