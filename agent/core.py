@@ -15,35 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from agent import metrics
-from agent.keys import Keys, read
+from agent.keys import Keys, clock_ms, read
 from agent.outbound import Outbound, Room
 from agent.settings import load
+from agent.tasks import Tasks
 from mesh import logs
-from mesh.errors import Disconnected, Draining, MeshError, NoBundle, OutsideCertificate, Overloaded, SignerExpired
+from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded
 from mesh.event import Draft, Limits, draft_from_fields
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Publisher
-from mesh.signing import message_id, seal
-from mesh.statements import SALT_BYTES
 from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
     from agent.receipts import Receipt
     from agent.settings import AgentSettings
-    from mesh.jetstream.outgoing import Outgoing
     from mesh.policy.compile import Plans
 
-STOP_S = 2.0  # for a background task to end once cancelled
-
 log = logs.get("agent")
-
-
-def clock_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 class Agent:
@@ -70,13 +61,11 @@ class Agent:
         )
         self.clock_ms = clock_ms
         self.outbound: Outbound | None = None
-        self.failed = asyncio.Event()
         self._creds = read(self.base / settings.creds_file, "NATS credentials") if settings.creds_file else None
         self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self._connection: Connection | None = None
         self._publisher: Publisher | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._dead: list[str] = []
+        self._tasks = Tasks()
         self._bundle_arrived = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
         self._draining = False
@@ -104,8 +93,8 @@ class Agent:
         connection = await Connection.open(s.nats_url, name=s.name, creds=self._creds, wait=False)
         publisher = Publisher(
             connection,
-            seal=self._seal,
-            message_id=self._message_id,
+            seal=self.keys.seal,
+            message_id=self.keys.message_id,
             clock_ms=clock_ms,
             window=s.publish_window,
             ack_deadline_s=s.ack_deadline_s,
@@ -114,9 +103,9 @@ class Agent:
         outbound = Outbound(s, self.keys, publisher)
         self._connection, self._publisher, self.outbound = connection, publisher, outbound
         self._gauges = metrics.watch(outbound, lambda: not self.not_ready())
-        self._spawn("publisher", publisher.run())
-        self._spawn("bundle", self._watch_bundle(connection))
-        self._spawn("keys", self._watch_keys())
+        self._tasks.spawn("publisher", publisher.run())
+        self._tasks.spawn("bundle", self._watch_bundle(connection))
+        self._tasks.spawn("keys", self._watch_keys())
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until events are accepted.
@@ -155,11 +144,7 @@ class Agent:
         self._draining = True
         for forget in self._gauges:
             forget()
-        tasks, self._tasks = self._tasks, set()
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_S)
+        await self._tasks.cancel()
         if self._publisher is not None:
             self._publisher.close()
         if self._connection is not None:
@@ -250,6 +235,11 @@ class Agent:
 
     # --- state ---
 
+    @property
+    def failed(self) -> asyncio.Event:
+        """Set once a part of the agent has died; only a restart helps."""
+        return self._tasks.failed
+
     def check_open(self) -> None:
         """Refuse early what would be refused later.
 
@@ -277,19 +267,12 @@ class Agent:
                 expected="a bundle from the control plane",
                 next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
             )
-        if self.keys.signer.not_after_ms <= clock_ms():
-            raise self._signer_expired()
-
-    def _signer_expired(self) -> SignerExpired:
-        return SignerExpired(
-            "the event key's certificate is not in force, and nobody would believe what it seals",
-            expected="a certificate in force, and a clock that is right",
-            next=f"have the control plane renew {self.settings.event_cert_file}; it is read as soon as it is there",
-        )
+        if not self.keys.in_force(clock_ms()):
+            raise self.keys.expired()
 
     def not_alive(self) -> list[str]:
         """Why the process should be restarted; empty while it should not."""
-        return [f"task {name} died" for name in self._dead]
+        return [f"task {name} died" for name in self._tasks.dead]
 
     def not_ready(self) -> list[str]:
         """Why the door takes nothing now; empty while it does."""
@@ -315,23 +298,6 @@ class Agent:
 
     # --- tasks ---
 
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=f"agent-{name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is None:
-            return
-        name = task.get_name().removeprefix("agent-")
-        self._dead.append(name)
-        log.exception("task_died", error, task=name)  # noqa: LOG004, PLE1205 - ours takes the error
-        self.failed.set()
-
     async def _watch_bundle(self, connection: Connection) -> None:
         up = asyncio.Event()
         forget = connection.on_connect(up.set)
@@ -350,14 +316,3 @@ class Agent:
         while True:
             await asyncio.sleep(max(self.settings.file_check_s, 1.0))
             self.keys.refresh()
-
-    def _seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
-        chance = os.urandom(SALT_BYTES * len(items))
-        salts = [chance[i : i + SALT_BYTES] for i in range(0, len(chance), SALT_BYTES)]
-        try:
-            return seal(items, self.keys.signer, signed_ms=clock_ms(), salts=salts)
-        except OutsideCertificate:
-            raise self._signer_expired() from None
-
-    def _message_id(self, outgoing: Outgoing) -> str:
-        return message_id(self.keys.dedupe, outgoing.source, outgoing.event_id, outgoing.subject, outgoing.generation)

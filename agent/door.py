@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from agent import listener, metrics
+from agent import listener, metrics, requests
 from agent.listener import Listener
 from mesh.errors import Draining
 
@@ -63,6 +63,7 @@ class Door:
         started = time.perf_counter()
         self.in_progress += 1
         try:
+            requests.check_version(request)
             response = await self.route(request)
         except ConnectionError:
             raise

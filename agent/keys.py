@@ -7,6 +7,7 @@ not check leaves the last good one in force, and the log says so.
 from __future__ import annotations
 
 import hmac
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh import logs
-from mesh.errors import ConfigError, MeshError
+from mesh.errors import ConfigError, MeshError, OutsideCertificate, SignerExpired
 from mesh.identity import Signer, SpiffeId, check_certificate, seed_from_pem
+from mesh.signing import message_id, seal
+from mesh.statements import SALT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent.settings import AgentSettings
+    from mesh.jetstream.outgoing import Outgoing
 
 KEY_BYTES = 32
 MIN_TOKEN_CHARS = 32  # 128 bits in hexadecimal, and more in base64url
@@ -29,6 +33,11 @@ MIN_SECRET_BYTES = 16  # a webhook secret that is typed by hand is too short
 MAX_FILE_BYTES = 65_536
 
 log = logs.get("agent")
+
+
+def clock_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
 
 
 class Secrets:
@@ -132,6 +141,36 @@ class Keys:
         self.masks = self._masks()
         self._stamp = self._signing_stamp()
         self.signer = self._signer()
+
+    def in_force(self, now_ms: int) -> bool:
+        """Whether our certificate is in force, so that others believe what we seal."""
+        return self.signer.not_before_ms <= now_ms <= self.signer.not_after_ms
+
+    def expired(self) -> SignerExpired:
+        """The error for an agent whose certificate is not in force."""
+        return SignerExpired(
+            "the event key's certificate is not in force, and nobody would believe what it seals",
+            expected="a certificate in force, and a clock that is right",
+            next=f"have the control plane renew {self._settings.event_cert_file}; it is read as soon as it is there",
+        )
+
+    def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
+        """Sign a batch of (subject, message id, body) now, with fresh salts: `Mesh-Signature` for each.
+
+        Raises:
+            SignerExpired: Our certificate is not in force.
+        """
+        chance = os.urandom(SALT_BYTES * len(items))
+        salts = [chance[i : i + SALT_BYTES] for i in range(0, len(chance), SALT_BYTES)]
+        try:
+            return seal(items, self.signer, signed_ms=clock_ms(), salts=salts)
+        except OutsideCertificate:
+            raise self.expired() from None
+
+    def message_id(self, outgoing: Outgoing) -> str:
+        """The `Nats-Msg-Id` of one copy: the same for the same event, whoever of our replicas sends it."""
+        o = outgoing
+        return message_id(self.dedupe, o.source, o.event_id, o.subject, o.generation)
 
     def path(self, name: str) -> Path:
         """A file of the settings."""

@@ -147,8 +147,8 @@ class _Protocol(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, or a handler did not catch, and close."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of a response is sent already")
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionError("nobody is there to read a whole answer")  # aiohttp closes, and says nothing
         error: BaseException | None = _parse_error(exc, message) if status < problems.INTERNAL_STATUS else exc
         response = refusal(
             error or RuntimeError("no response"),

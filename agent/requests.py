@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from aiohttp import HttpVersion10, HttpVersion11
+
 from mesh.errors import (
     BadHeader,
     CrossOrigin,
@@ -33,7 +35,18 @@ if TYPE_CHECKING:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESERVED = frozenset({b"status", b"description", b"mesh-signature"})  # a consumer's client reads these from NATS
 _RESERVED_PREFIX = b"nats-"
+_VERSIONS = (HttpVersion10, HttpVersion11)
 _BEARER = "bearer "
+
+
+def check_version(request: BaseRequest) -> None:
+    """Refuse what the parser lets through: HTTP/0.9, and 2.0 spelt out in a request line.
+
+    Raises:
+        BadHeader: Another version than 1.0 or 1.1.
+    """
+    if request.version not in _VERSIONS:
+        raise BadHeader("this door speaks HTTP/1.1", expected="HTTP/1.1 or HTTP/1.0", got="another version")
 
 
 def check_origin(request: BaseRequest, hosts: Collection[str]) -> None:

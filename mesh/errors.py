@@ -102,7 +102,7 @@ class BadType(InputError):
 
 
 class BadName(InputError):
-    """A name of a team, agent, subscription, view, site or tenant is not `[a-z0-9]+(-[a-z0-9]+)*`, 1 to 40 characters."""
+    """A team, agent, subscription, view, site or tenant is not named `[a-z0-9]+(-[a-z0-9]+)*` in 1 to 40 characters."""
 
     code = "bad-name"
 
@@ -120,7 +120,7 @@ class BadSubject(InputError):
 
 
 class BadHeader(InputError):
-    """A header the mesh does not accept: CR, LF or NUL in it, a `Nats-` name, `Status`, `Description`, or a duplicate."""
+    """A header the mesh does not take: CR, LF or NUL in it, a `Nats-` name, `Status`, `Description`, a duplicate."""
 
     code = "bad-header"
 

@@ -18,11 +18,12 @@ from mesh.errors import MeshError, StreamUnavailable
 from mesh.telemetry import counter
 
 if TYPE_CHECKING:
-    from mesh.delivery import DuplicateWindow, RetryPolicy
+    from mesh.delivery import DuplicateWindow
     from mesh.errors import VerificationError
     from mesh.feed import Pulled
     from mesh.jetstream.connection import Connection
     from mesh.jetstream.puller import Puller
+    from mesh.retry import RetryPolicy
     from mesh.signing import Received
 
 BURY_TIMEOUT_S = 5.0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from mesh.delivery import RetryPolicy
 from mesh.errors import Closed, NoBundle
 from mesh.feed import Feed, Pulled
 from mesh.settler import Settler
@@ -159,7 +158,7 @@ class Subscription:
                 "no valid policy bundle has arrived", expected="one from the control plane", next="wait for it"
             )
         spec = plans.subscription(self.team, self.name, now_ms=time.time_ns() // 1_000_000)
-        retry = RetryPolicy(spec.retry.attempts, spec.retry.backoff_s, spec.retry.ack_wait_s)
+        retry = spec.retry
         streams = self.address.streams or (self.address.stream,)
         self._feed = Feed(
             self._connection,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
+import msgspec
 import typer
+from rich.markup import escape
 
-from mesh.cli.output import command, console, print_json
+from mesh.cli.output import command, console, print_json, print_line
 from mesh.cli.session import Session, operator_session
 from mesh.control.reader import reading, view_filters
 from mesh.control.reconcile import now_ms
@@ -51,7 +53,7 @@ async def tail(
                 shown = await _look(session, received)
                 if shown is None:
                     continue
-                print_json(shown) if json_ else _print_line(shown)
+                print_line(shown) if json_ else _show_line(shown)
                 seen += 1
                 if count and seen >= count:
                     return
@@ -80,7 +82,7 @@ async def show(
                     if (
                         needle in received.body
                         and (shown := await _look(session, received))
-                        and shown["event"]["id"] == id
+                        and (shown["event"]["id"] == id or not shown["verified"])  # nobody vouches for its id
                     ):
                         found.append(shown)
                     continue
@@ -96,7 +98,7 @@ async def show(
         print_json(found)
         return
     for shown in found:
-        _print_line(shown)
+        _show_line(shown)
         console.print_json(data=shown["event"])
         facts = {name: value for name, value in shown.items() if name != "event"}
         console.print("\n".join(f"  [dim]{name:<11}[/]{value}" for name, value in facts.items()))
@@ -139,8 +141,10 @@ async def _look(session: Session, received: Received) -> dict[str, Any] | None:
     }
 
 
-def _print_line(shown: dict[str, Any]) -> None:
+def _show_line(shown: dict[str, Any]) -> None:
+    """One event on one line; its values are anybody's, so they are neither markup nor control characters here."""
     mark = "[green]verified[/]" if shown["verified"] else f"[red]{shown['code']}[/]"
     event = shown["event"]
     place = f"[dim]{shown['stream']}:{shown['seq']}[/]"
-    console.print(f"{place} [bold]{event['type']}[/] {event['id']} {mark} {event.get('data', '')}", soft_wrap=True)
+    data = escape(msgspec.json.encode(event.get("data", "")).decode())
+    console.print(f"{place} [bold]{event['type']}[/] {event['id']} {mark} {data}", soft_wrap=True)

@@ -14,9 +14,10 @@ import anyio
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mesh.errors import ConfigError, InputError, MeshError, PolicyError
+from mesh.errors import ConfigError, InputError, MeshError, NotFound, PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,7 +51,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         last = column == columns[-1]
         table.add_column(column, style="cyan" if column == columns[0] else "", no_wrap=not last, overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(escape(str(cell)) for cell in row))
     if table.row_count:
         console.print(table)
     else:
@@ -58,15 +59,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def fail(error: MeshError, *, as_json: bool) -> NoReturn:
-    """Print *error* and leave: 2 where the caller has to change something, else 1."""
+    """Print *error* and leave: 2 where the caller has to change something, else 1. What is not there is a "no"."""
     if as_json:
         print_json({"error": error.as_dict()})
     else:
-        errors.print(f"[bold red]error[/] [dim]{error.code}[/] {error.message}", soft_wrap=True)
+        errors.print(f"[bold red]error[/] [dim]{error.code}[/] {escape(error.message)}", soft_wrap=True)
         for name in ("expected", "got", "next"):
             if value := getattr(error, name):
-                errors.print(f"  [dim]{name:<9}[/]{value}", soft_wrap=True)
-    raise typer.Exit(MISUSE if isinstance(error, ConfigError | InputError | PolicyError) else NO)
+                errors.print(f"  [dim]{name:<9}[/]{escape(str(value))}", soft_wrap=True)
+    misuse = isinstance(error, ConfigError | InputError | PolicyError) and not isinstance(error, NotFound)
+    raise typer.Exit(MISUSE if misuse else NO)
 
 
 def command(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:

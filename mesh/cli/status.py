@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 import typer
+from rich.markup import escape
 
 from mesh.cli.events import ContextOption, JsonOption, TenantOption
 from mesh.cli.output import NO, command, console, print_json, print_table
@@ -99,4 +100,4 @@ def _print(report: dict[str, Any]) -> None:
     )
     console.print(f"\ndead letters: {report['dead_letters']}")
     for problem in report["problems"]:
-        console.print(f"[bold yellow]look at[/] {problem}")
+        console.print(f"[bold yellow]look at[/] {escape(problem)}")

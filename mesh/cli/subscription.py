@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from mesh.cli.events import ContextOption, JsonOption, TeamOption, TenantOption
 from mesh.cli.output import command, console, print_json, print_table
@@ -96,4 +97,5 @@ async def show(
         print_json(facts[0])
         return
     for key, value in facts[0].items():
-        console.print(f"[cyan]{key:<13}[/]{' '.join(value) if isinstance(value, list) else value}", soft_wrap=True)
+        text = " ".join(value) if isinstance(value, list) else str(value)
+        console.print(f"[cyan]{key:<13}[/]{escape(text)}", soft_wrap=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 
 GRACE_S = 1.0  # after a pull's expiry, for the server's word that it expired
-SOON_S = 0.05  # how long a small rest of credit may wait to grow before it is asked for
 
 
 class Credit:
@@ -66,11 +65,6 @@ class Credit:
         self.asked = 0
         self._open.clear()
         self._open_total = 0
-
-    def idle_s(self, unsettled: int, *, longest: float) -> float:
-        """Seconds after which to ask again, if nothing happens before."""
-        waiting = self.asked == 0 and unsettled < self._limit
-        return min(SOON_S, longest) if waiting else longest
 
     def _expire(self, now: float) -> None:
         while self._open and self._open[0][0] <= now:

@@ -20,12 +20,14 @@ from mesh.jetstream import wire
 from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.connection import Connection, Listener
 from mesh.jetstream.credit import Credit
+from mesh.jetstream.unsettled import Unsettled
 from mesh.signing import Received
 from mesh.telemetry import counter
 
 MAX_BATCH = 2000  # events a pull: larger ones gain nothing (measured), and a lost pull is found sooner
 EXPIRES_S = 30.0  # of a pull; the server then says how much of it is left
 HEARTBEAT_S = 5.0  # less than half of the above, or the server refuses
+SOON_S = 0.05  # how long a rest of credit under a quarter may wait to grow, while nothing else is asked for
 MISSED_BEATS = 2.0  # beats of silence after which pulls are taken for lost
 RETRY_FIRST_S = 0.05  # after a status that ended a pull: a leader change, a server that shuts down, a missing durable
 RETRY_LAST_S = 1.0
@@ -74,9 +76,7 @@ class Puller:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._own = AckSubject(stream, durable)
         self._credit = Credit(max_in_flight, batch=min(batch, MAX_BATCH), expires_s=expires_s)
-        self._unsettled: set[str] = set()
-        self._held: list[bytes] = []  # settlements made while there was no connection
-        self._forget_held: Callable[[], None]
+        self._unsettled = Unsettled(connection)
         self._now = asyncio.get_running_loop().time
         self._listener: Listener | None = None
         self._inbox = ""
@@ -84,6 +84,7 @@ class Puller:
         self._pause_until = 0.0
         self._pause_s = RETRY_FIRST_S
         self._pulling = False
+        self._soon = False  # a rest of credit waits to grow
         self._wake = asyncio.Event()
         self.status = ""  # why the server ended our last pull, where that needs somebody's care
 
@@ -103,10 +104,11 @@ class Puller:
         try:
             while self._pulling:
                 self._wake.clear()
-                with suppress(TimeoutError):
+                try:
                     async with asyncio.timeout(self._tick()):
                         await self._wake.wait()
-                await self._check()
+                except TimeoutError:
+                    await self._check()
         finally:
             self._pulling = False
             for undo in forget:
@@ -141,7 +143,12 @@ class Puller:
 
     def _pull(self, *, all_of_it: bool = False) -> None:
         """Ask for more, if enough credit is free and nothing says to wait."""
-        if self._listener is None or not self._credit.is_free(len(self._unsettled), all_of_it=all_of_it):
+        if self._listener is None:
+            return
+        if not self._credit.is_free(len(self._unsettled), all_of_it=all_of_it):
+            if not self._soon and self._credit.is_free(len(self._unsettled), all_of_it=True):
+                self._soon = True
+                self._wake.set()
             return
         now = self._now()
         if now < self._pause_until:
@@ -154,15 +161,14 @@ class Puller:
             self._connection.write(wire.publish_frame(self._next, ask, f"{self._inbox}.{wanted}"))
 
     def _tick(self) -> float:
-        """Seconds until `_check` should look again."""
+        """Seconds after which to look at pauses, small rests of credit and silence."""
         now = self._now()
-        if self._listener is None:
-            return self._heartbeat_s  # on_connect goes on
-        if self._pause_until > now:
+        if self._listener is not None and self._pause_until > now:
             return self._pause_until - now
-        return self._credit.idle_s(len(self._unsettled), longest=self._heartbeat_s / 2)
+        return SOON_S if self._soon else self._heartbeat_s / 2
 
     async def _check(self) -> None:
+        self._soon = False
         if self._listener is None or not self._pulling:
             return
         silent_s = self._now() - self._heard_at
@@ -217,13 +223,17 @@ class Puller:
                 reply=reply,
             )
         )
+        if not self._credit.asked:
+            self._pull()
 
     def _on_malformed_reply(self, reply: bytes) -> None:
         """A message no reader should see. If it is of our durable, it must not come again."""
         self._heard_at = self._now()
         if reply.isascii() and self._own.parse(text := reply.decode()) is not None:
             self._credit.delivered()
-            self._send(wire.ack_frame(text, b"+TERM malformed"))
+            self._unsettled.add(text)
+            self._unsettled.settle(text, b"+TERM malformed")
+            self._pull()
 
     def _on_status(self, subject: str, headers: bytes | None, data: bytes) -> None:
         status = None if data else wire.status_of(headers)
@@ -273,31 +283,12 @@ class Puller:
 
     def progress(self, received: Received) -> None:
         """It is being worked on: the server waits another ack_wait."""
-        if received.reply in self._unsettled:
-            with suppress(Disconnected):
-                self._connection.write(wire.ack_frame(received.reply, b"+WPI"))
+        self._unsettled.progress(received.reply)
 
     def _settle(self, received: Received, verb: bytes) -> None:
         """Send *verb* with the rest of this turn of the loop. Settling an event again does nothing."""
-        try:
-            self._unsettled.remove(received.reply)
-        except KeyError:
-            return
-        self._send(wire.ack_frame(received.reply, verb))
-        self._pull()
-
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._connection.write(frame)
-        except Disconnected:
-            if not self._held:
-                self._forget_held = self._connection.on_connect(self._send_held)
-            self._held.append(frame)  # at most max_in_flight; a settlement counts after a reconnect too
-
-    def _send_held(self) -> None:
-        self._forget_held()
-        held, self._held = self._held, []
-        self._send(b"".join(held))
+        if self._unsettled.settle(received.reply, verb):
+            self._pull()
 
     async def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until the server has the settlements made so far.

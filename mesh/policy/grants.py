@@ -16,21 +16,10 @@ from dataclasses import dataclass
 
 from mesh.policy.model import Retry, Subscription, seconds
 from mesh.policy.rules import Rule, Tenancy, spiffe_id
+from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern, stream_name
 
-DEFAULT_ATTEMPTS = 8  # with the backoff below: half an hour of trying
-DEFAULT_BACKOFF_S = (1.0, 5.0, 30.0, 300.0)  # the last one repeats
-DEFAULT_ACK_WAIT_S = 30.0
 DEFAULT_MAX_IN_FLIGHT = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How often and when an event is delivered again."""
-
-    attempts: int = DEFAULT_ATTEMPTS
-    backoff_s: tuple[float, ...] = DEFAULT_BACKOFF_S
-    ack_wait_s: float = DEFAULT_ACK_WAIT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,10 +281,11 @@ def subscription_delivery(tenancy: Tenancy, document: Subscription) -> tuple[Ret
 def _retry(mine: Retry, tenants: Retry) -> RetryPolicy:
     backoff = mine.backoff or tenants.backoff
     ack_wait = mine.ack_wait or tenants.ack_wait
+    usual = RetryPolicy()
     return RetryPolicy(
-        attempts=mine.attempts or tenants.attempts or DEFAULT_ATTEMPTS,
-        backoff_s=DEFAULT_BACKOFF_S if backoff is None else tuple(seconds(text) for text in backoff),
-        ack_wait_s=DEFAULT_ACK_WAIT_S if ack_wait is None else seconds(ack_wait),
+        attempts=mine.attempts or tenants.attempts or usual.attempts,
+        backoff_s=usual.backoff_s if backoff is None else tuple(seconds(text) for text in backoff),
+        ack_wait_s=usual.ack_wait_s if ack_wait is None else seconds(ack_wait),
     )
 
 

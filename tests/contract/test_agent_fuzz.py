@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -38,11 +39,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-NAMES = st.sampled_from(
-    (
-        "specversion id source type time subject datacontenttype dataschema partitionkey expirytime traceparent tracestate "
-        "correlationid causationid data data_base64 view sequence any"
-    ).split()
+NAMES = st.sampled_from(["specversion", "id", "source", "type", "time", "data", "data_base64", "view", "any"]) | (
+    st.sampled_from(["subject", "datacontenttype", "dataschema", "partitionkey", "expirytime", "traceparent"])
 )
 FIELDS = st.text(alphabet=st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=40)
 
@@ -98,12 +96,11 @@ async def test_the_document_holds(door: Sidecar, http: Http, tmp_path: Path) -> 
     def fuzz() -> None:
         headers = {"Authorization": f"Bearer {http.token}"}
         schema = schemathesis.openapi.from_url(f"{http.url}/openapi.json")
-        for operation in schema.get_all_operations():
-            one = operation.ok()
+        for one in (schema["/v1/events"]["POST"], schema["/openapi.json"]["GET"]):
 
-            @settings(EXAMPLES)
+            @settings(EXAMPLES, max_examples=60)
             @given(case=one.as_strategy() | one.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
-            def check(case: schemathesis.Case) -> None:
+            def check(case: schemathesis.Case[Any]) -> None:
                 response = case.call(base_url=http.url, headers=headers)
                 case.validate_response(response, checks=CHECKS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+
 import pytest
 
 from mesh.control.nats_server import NatsServer

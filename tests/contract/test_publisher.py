@@ -302,7 +302,10 @@ def _two_accounts(directory: Path) -> str:
     return f"""{plain_config(directory / "store")}
         accounts {{
           MESH {{ jetstream: enabled, users: [ {{user: mesh, password: mesh}} ], exports: [ {{service: "ev.>"}} ] }}
-          CRM {{ users: [ {{user: crm, password: crm}} ], imports: [ {{service: {{account: MESH, subject: "{SUBJECT}"}} }} ] }}
+          CRM {{
+            users: [ {{user: crm, password: crm}} ]
+            imports: [ {{service: {{account: MESH, subject: "{SUBJECT}"}} }} ]
+          }}
         }}"""
 
 

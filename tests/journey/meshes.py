@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
 import msgspec
 
+from mesh.cli.session import Session
 from mesh.context import Context, MeshFile
+from mesh.control.reader import reading
+from mesh.deadletters import DeadLetterRecord
+from mesh.jetstream.manage import api, consumer_info, stream_info
+from mesh.signing import Received
 
 START_S = 60.0
 STOP_S = 30.0
@@ -92,3 +101,52 @@ def mesh_up(directory: Path, policies: Path, *options: str) -> Iterator[RunningM
         mesh.stop()
     finally:
         mesh.kill()
+
+
+def policies_with(directory: Path, policies: Path, documents: Mapping[str, str]) -> Path:
+    """A copy of *policies* with more *documents*, by file name."""
+    copy = directory / "policies"
+    shutil.copytree(policies, copy)
+    for name, text in documents.items():
+        (copy / name).write_text(text)
+    return copy
+
+
+def contact(**more: Any) -> dict[str, Any]:
+    """The data of a contact, with an e-mail address that only its owners see."""
+    return {"contact": {"id": "4711", "email": "anna.schmidt@example.com"}, "country": "DE", **more}
+
+
+async def stored(session: Session) -> list[Received]:
+    """Every message of every event stream, whatever its subject."""
+    found = []
+    for info in (await api(session.connection, "STREAM.LIST"))["streams"]:
+        name = info["config"]["name"]
+        if not name.startswith("EV_"):
+            continue
+        messages = (await stream_info(session.connection, name))["state"]["messages"]
+        filters = {name: info["config"]["subjects"]}
+        async with reading(session.connection, filters, new_only=False) as (_, events):
+            with anyio.fail_after(30):
+                found += [await events.receive() for _ in range(messages)]
+    return found
+
+
+async def dead_letters(session: Session, subscription: str) -> list[DeadLetterRecord]:
+    """What was buried for one subscription."""
+    last = (await stream_info(session.connection, "DLQ"))["state"]["last_seq"]
+    found = []
+    for sequence in range(1, last + 1):
+        message = (await api(session.connection, "STREAM.MSG.GET.DLQ", {"seq": sequence}))["message"]
+        found.append(msgspec.json.decode(b64decode(message["data"]), type=DeadLetterRecord))
+    return [letter for letter in found if letter.subscription == subscription]
+
+
+async def wait_settled(session: Session, stream: str, durable: str) -> None:
+    """Wait until the server has nothing left of a durable, neither to deliver nor to be acked."""
+    with anyio.fail_after(20):
+        while True:
+            info = await consumer_info(session.connection, stream, durable)
+            if not info["num_pending"] + info["num_ack_pending"]:
+                return
+            await anyio.sleep(0.05)

@@ -146,8 +146,8 @@ class Grammar:
         """A comparison, a membership, a search."""
         roll = self.random.random()
         if roll < 0.06:
-            sides = ["data.edge", self.one_of("data.edge", "data.n", *EDGE_CONSTANTS)]
-            return f" {self.one_of('==', '!=', '<', '<=', '>', '>=')} ".join(self.random.sample(sides, 2))
+            pair = ["data.edge", self.one_of("data.edge", "data.n", *EDGE_CONSTANTS)]
+            return f" {self.one_of('==', '!=', '<', '<=', '>', '>=')} ".join(self.random.sample(pair, 2))
         if roll < 0.08:
             return f"data.edge in [{self.one_of(*EDGE_CONSTANTS)}, {self.one_of(*EDGE_CONSTANTS)}]"
         if roll < 0.3:

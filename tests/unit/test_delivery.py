@@ -11,7 +11,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from mesh.delivery import (
     ATTEMPTS_EXHAUSTED,
-    MAX_DELAY_S,
     MAX_REASON_CHARS,
     Ack,
     Claim,
@@ -21,10 +20,10 @@ from mesh.delivery import (
     Reject,
     Retry,
     RetryLater,
-    RetryPolicy,
     settle,
 )
 from mesh.errors import ConfigError
+from mesh.retry import MAX_DELAY_S, RetryPolicy
 
 POLICY = RetryPolicy(attempts=5, backoff_s=(1.0, 10.0), ack_wait_s=30.0)
 MIDDLE = 0.5  # the jitter that leaves a delay as it is

@@ -211,7 +211,7 @@ def test_event_that_costs_too_much_fails_the_condition() -> None:
     [
         "data.a.exists(x, x == -1)",
         "data.a.all(x, x >= 0 && x + 1 > 0)",
-        "data.a.exists(x, data.text.contains('b'))",
+        "data.a.exists(x, data.text.contains('b') || data.text.contains('c') || data.text.contains('d'))",
         "data.a.filter(x, x in [1, 2, 3]).map(x, x + 1).exists(y, y == -1)",
         "data.a.all(x, !(x in data.b))",
         "data.a.exists(x, (data.text + 'b').size() == -1)",

@@ -135,11 +135,12 @@ def test_setup_twice_writes_each_line_once(out: io.StringIO) -> None:
     assert [line["service"] for line in _lines(out)] == ["control"]
 
 
-def test_a_stream_that_fails_stops_nobody(out: io.StringIO) -> None:
-    """A closed stderr costs the line, not the caller."""
+def test_a_stream_that_fails_stops_nobody(out: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    """A closed stream costs the line, not the caller, and the record does not appear elsewhere in another form."""
     logs.setup("agent", stream=out)
     out.close()
-    logs.get("feed").info("x_happened")
+    logs.get("feed").info("x_happened", id=SECRET)
+    assert capsys.readouterr() == ("", "")
 
 
 def _calls() -> Iterator[tuple[str, ast.Call]]:

@@ -13,10 +13,11 @@ from mesh.errors import NotFound
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans
 from mesh.policy.decide import MAX_SOURCES, MAX_TYPES
-from mesh.policy.grants import RetryPolicy, SubscriptionGrant, outermost
+from mesh.policy.grants import SubscriptionGrant, outermost
 from mesh.policy.load import load
 from mesh.policy.rules import spiffe_id
 from mesh.policy_files import read_directory
+from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern
 from tests.conftest import ROOT
 from tests.unit.policy_world import BASE, NO_DATA, Keys, access, document, event, plans

@@ -15,10 +15,11 @@ from tests.conftest import ROOT
 PURE = {
     "mesh.attributes", "mesh.certificates", "mesh.content", "mesh.deadletters", "mesh.delivery", "mesh.errors",
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.journey", "mesh.jsontext", "mesh.keys",
-    "mesh.merkle", "mesh.signing", "mesh.statements", "mesh.subjects",
+    "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.wire",
     "mesh.policy",  # and everything below it
+    "mesh.control.wanted", "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",
 }  # fmt: skip
 

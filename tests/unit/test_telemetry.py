@@ -99,6 +99,10 @@ def test_defining_twice_is_safe(registry: Registry) -> None:
     assert registry.counter("mesh.test.x", unit="{event}", watch="w") is a
     with pytest.raises(ValueError, match=r"mesh\.test\.x is a counter in \{event\}, not a gauge in By"):
         registry.gauge("mesh.test.x", unit="By", watch="w")
+    with pytest.raises(ValueError, match=r"not a gauge in \{event\}"):
+        registry.gauge("mesh.test.x", unit="{event}", watch="w")
+    with pytest.raises(ValueError, match=r"not a counter in By"):
+        registry.counter("mesh.test.x", unit="By", watch="w")
 
 
 def test_series_are_bounded(registry: Registry) -> None:
