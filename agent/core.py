@@ -20,7 +20,7 @@ from agent.outbound import Outbound, Room
 from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs
-from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded
+from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, TooLarge
 from mesh.event import Draft, Limits, draft_from_fields
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Publisher
@@ -187,11 +187,14 @@ class Agent:
         """Publish events together: all are checked and decided before any goes out.
 
         Raises:
-            InputError: One is malformed; `index` says which, and nothing was published.
+            InputError: One is malformed, `index` says which, or there are too many; nothing was published.
             Denied: Policy refuses one; `index` says which, and nothing was published.
             Unavailable: Not all are durable; `accepted` says how many are, `failed` which are not.
         """
         self.check_open()
+        limit = self.settings.max_batch_events
+        if len(events) > limit:
+            raise TooLarge(f"{len(events)} events at once, limit {limit}", limit=limit, size=len(events))
         drafts: list[Draft] = []
         for index, event in enumerate(events):
             try:
@@ -199,10 +202,7 @@ class Agent:
             except MeshError as error:
                 error.details.setdefault("index", index)
                 raise
-        receipts: list[Receipt] = []
-        for start in range(0, len(drafts), self.settings.max_batch_events):
-            receipts += await self.publish_drafts(drafts[start : start + self.settings.max_batch_events])
-        return receipts
+        return await self.publish_drafts(drafts)
 
     async def publish_drafts(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Like `publish_many`, for events that a door has accepted; also while draining.

@@ -64,7 +64,8 @@ async def up(
 
     Everything lies under --data; a second start there goes on with its keys and events.
     """
-    logs.setup(service="mesh-up")
+    # a person sees the progress and what needs a look; a machine gets every line
+    logs.setup(service="mesh-up", level="warning" if sys.stderr.isatty() else "info")
     options = Options(data=data, policies=policies_directory(policies), nats_port=nats_port, base_port=base_port)
     quiet = json_ or not sys.stderr.isatty()
     # before anything is started: a signal during the start still drains what runs

@@ -129,7 +129,8 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
     )
     _check_names(bundles)
     data = DataDirectory.open(options.data)
-    async with AsyncExitStack() as stack:
+    stack = AsyncExitStack()
+    try:
         stack.enter_context(_only_one(data))
         data.mesh_file.unlink(missing_ok=True)  # it says "ready"
         operator = Operator(NkeyFiles(data.keys))
@@ -175,6 +176,9 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
         write_private(data.mesh_file, msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
         progress("ready")
         yield Running(file, server, tenants)
+    finally:
+        with anyio.CancelScope(shield=True):  # whatever ends the block, everything it started ends before we go on
+            await stack.aclose()
 
 
 def _check_names(bundles: Mapping[str, Bundle]) -> None:

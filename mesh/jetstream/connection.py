@@ -7,33 +7,23 @@ is subscribed again before anybody is told. While there is no link a write raise
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 import ssl
-import time
 from collections.abc import Callable, Mapping
 
 from mesh import logs
-from mesh.errors import Closed, Disconnected, MeshError, TooLarge, Unavailable
+from mesh.errors import Closed, Disconnected, TooLarge, Unavailable
 from mesh.jetstream import wire
+from mesh.jetstream.keeper import Account, Keeper
 from mesh.jetstream.link import Credentials, Link
 from mesh.jetstream.listeners import Callback, Listener, Listeners, guarded
 from mesh.jetstream.requests import Reply, Requests
-from mesh.telemetry import counter, histogram
 
 __all__ = ["Connection", "Listener", "Reply"]
 
 CONNECT_TIMEOUT_S = 10.0
-RETRY_FIRST_S = 0.05  # with nats-py's default of 2 s a policy change under load left a gap of 2.04 s (measured)
-RETRY_LAST_S = 1.0  # a thousand agents at a server that returns: a thousand handshakes of 4 ms, spread by the jitter
-STABLE_S = 5.0  # a link that lived shorter counts as a failed attempt: a server may take us and cut us at once
-WATCH_INTERVAL_S = 5.0  # between two pings of the watchdog
-RTT_LIMIT_S = 4.0  # without a byte from the server meanwhile; a loaded server answers late but keeps sending
-CLOSE_FLUSH_S = 2.0
+FLUSH_S = 2.0
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # `publish` waits above it: the server reads slower than we write
-
-REBUILDS = counter("mesh.nats.rebuilds", unit="{link}", watch="rising: server restarts, cut lines, or expiring rights")
-RTT = histogram("mesh.nats.rtt", unit="s", watch="rising: the network, or our own event loop, is busy")
 
 log = logs.get("nats")
 
@@ -41,33 +31,17 @@ log = logs.get("nats")
 class Connection:
     """One connection to NATS for one identity. Made by `open`; used from one event loop."""
 
-    def __init__(
-        self,
-        servers: list[str],
-        *,
-        name: str,
-        credentials: Credentials | None,
-        inbox_prefix: str,
-        tls: ssl.SSLContext | None,
-    ) -> None:
-        self._servers = servers
-        self._name = name
-        self._credentials = credentials
-        self._tls = tls
-        self._link: Link | None = None
-        self._lost = asyncio.Event()
-        self._supervisor: asyncio.Task[None] | None = None
+    def __init__(self, account: Account, *, inbox_prefix: str) -> None:
+        self._listeners = Listeners(self.write)
+        self._keeper = Keeper(account, self._listeners.deliver, self._up, self._down)
+        self._running: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
         self._on_disconnect: list[Callable[[], None]] = []
         self._inboxes = 0
-        self._listeners = Listeners(self.write)
         self.inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"  # nobody can guess it, nor forge an answer
         self._requests = Requests(f"{self.inbox}.r.", self._write_one)
-        self.connected = False
         self.closed = False
         self.max_payload = 1_048_576
-        self.rtt_s = 0.0
-        self.last_error = ""
         self.listen(f"{self.inbox}.r.*", self._requests.on_reply)
 
     @classmethod
@@ -99,17 +73,13 @@ class Connection:
             ConfigError: *creds* is no creds file.
             Disconnected: No connection in time; says what the server or the system said last.
         """
-        self = cls(
-            [part.strip() for part in url.split(",")],
-            name=name,
-            credentials=None if creds is None else Credentials.parse(creds),
-            inbox_prefix=inbox_prefix or f"_INBOX_{name}",
-            tls=tls,
-        )
+        servers = [part.strip() for part in url.split(",")]
+        credentials = None if creds is None else Credentials.parse(creds)
+        self = cls(Account(servers, name, credentials, tls), inbox_prefix=inbox_prefix or f"_INBOX_{name}")
         if on_state is not None:
             self.on_connect(lambda: on_state(True))  # noqa: FBT003 - the contract of the callback
             self.on_disconnect(lambda: on_state(False))  # noqa: FBT003
-        self._supervisor = asyncio.create_task(self._supervise(), name="nats-connection")
+        self._running = asyncio.create_task(self._keeper.run(), name="nats-connection")
         if wait:
             await self._first(connect_timeout_s)
         return self
@@ -121,7 +91,7 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 await up.wait()
         except TimeoutError:
-            said = self.last_error
+            said = self._keeper.last_error
             await self.close()
             raise Disconnected(
                 f"no connection to NATS within {timeout_s:.0f} s", got=said, next="check URL and credentials"
@@ -131,6 +101,21 @@ class Connection:
             raise
         finally:
             forget()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a link now."""
+        return self._keeper.link is not None
+
+    @property
+    def last_error(self) -> str:
+        """Why the last link ended or could not be made; the server's or the system's words."""
+        return self._keeper.last_error
+
+    @property
+    def rtt_s(self) -> float:
+        """Seconds the last ping of the watchdog took; 0 before the first."""
+        return self._keeper.rtt_s
 
     # --- who wants to know -------------------------------------------------------------------------------------------
 
@@ -155,7 +140,7 @@ class Connection:
         """
         return self._listeners.add(subject, callback, on_malformed)
 
-    async def drain(self, listener: Listener, timeout_s: float = CLOSE_FLUSH_S) -> None:
+    async def drain(self, listener: Listener, timeout_s: float = FLUSH_S) -> None:
         """Have the server send nothing more to *listener*, hear what it had sent, then close it."""
         try:
             self.write(listener.unsub)
@@ -178,9 +163,10 @@ class Connection:
         Raises:
             Disconnected: There is no link, and nothing is kept for a later one.
         """
-        if self._link is None:
-            raise Disconnected("no connection to NATS", got=self.last_error, next="it is being made again")
-        self._link.send(frames)
+        link = self._keeper.link
+        if link is None:
+            raise Disconnected("no connection to NATS", got=self._keeper.last_error, next="it is being made again")
+        link.send(frames)
 
     async def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
@@ -194,7 +180,7 @@ class Connection:
         """
         self._write_one(subject, payload, reply, headers)
         if self.unsent_bytes > MAX_UNSENT_BYTES:
-            await self.flush(RTT_LIMIT_S)
+            await self.flush(FLUSH_S)
 
     def _write_one(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         frame = wire.publish_frame(subject, payload, reply, headers)
@@ -217,7 +203,7 @@ class Connection:
     @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
-        return 0 if self._link is None else self._link.unsent_bytes
+        return 0 if self._keeper.link is None else self._keeper.link.unsent_bytes
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until the server has processed what was written so far.
@@ -226,112 +212,40 @@ class Connection:
             Disconnected: There is no link, or it ended meanwhile: what was written may be lost.
             Unavailable: No answer in time.
         """
-        if self._link is None:
-            raise Disconnected("no connection to NATS", got=self.last_error)
-        pong = self._link.ping()
-        await asyncio.wait([pong], timeout=timeout_s)
-        if pong.cancelled():
-            raise Disconnected("the connection to NATS ended", got=self.last_error)
-        if not pong.done():
-            pong.cancel()
-            raise Unavailable(f"NATS did not answer within {timeout_s} s")
+        await self._keeper.flush(timeout_s)
 
     # --- links come and go -------------------------------------------------------------------------------------------
 
-    async def _supervise(self) -> None:
-        attempt = 0
-        while True:
-            link = Link(self._listeners.deliver, self._gone)
-            started = time.monotonic()
-            try:
-                await link.dial(self._servers, name=self._name, credentials=self._credentials, tls=self._tls)
-            except MeshError as error:
-                self.last_error = error.got or error.message
-                if attempt & (attempt - 1) == 0:  # the 1st, 2nd, 3rd, 5th, 9th, ...
-                    log.warning("nats_unreachable", code=error.code, attempt=attempt + 1, error=self.last_error)
-            else:
-                self._up(link)
-                await self._watch(link)
-            if time.monotonic() - started > STABLE_S:
-                attempt = 0
-            await asyncio.sleep(_pause_s(attempt))
-            attempt += 1
-
     def _up(self, link: Link) -> None:
-        self._link = link
-        self._lost.clear()
-        self.connected = True
         self.max_payload = link.max_payload
         link.send(b"".join(listener.sub for listener in self._listeners))
-        log.info("nats_connected", name=self._name)
         for callback in tuple(self._on_connect):
             guarded(callback)
 
-    async def _watch(self, link: Link) -> None:
-        """Return once *link* has ended; end it when it is silent."""
-        while link is self._link:
-            try:
-                async with asyncio.timeout(WATCH_INTERVAL_S):
-                    await self._lost.wait()
-            except TimeoutError:
-                if not await self._alive(link):
-                    log.warning("nats_silent", limit_s=RTT_LIMIT_S)
-                    await link.end()
-
-    async def _alive(self, link: Link) -> bool:
-        before, started = link.bytes_in, time.monotonic()
-        try:
-            await self.flush(RTT_LIMIT_S)
-        except Disconnected:
-            return True  # ended by itself
-        except Unavailable:
-            await asyncio.sleep(RETRY_FIRST_S)  # if it was us who slept, what came meanwhile is read first
-            return link.bytes_in != before
-        self.rtt_s = time.monotonic() - started
-        RTT.record(self.rtt_s)
-        return True
-
-    def _gone(self, link: Link) -> None:
-        """Called by the link in the moment it ends."""
-        if link is not self._link:
-            return
-        self._link = None
-        self.connected = False
-        self.last_error = link.reason or "the connection ended"
-        if not self.closed:
-            REBUILDS.add(1)
-            log.warning("nats_disconnected", name=self._name, error=self.last_error)
-        self._lost.set()
+    def _down(self) -> None:
         self._requests.fail(Disconnected("the connection to NATS ended", next="ask again"))
         for callback in tuple(self._on_disconnect):
             guarded(callback)
 
     async def rebuild(self) -> None:
         """End the current link, so that a new one is made. For a peer that knows better than our watchdog."""
-        if self._link is not None:
-            await self._link.end()
+        await self._keeper.end_link()
 
     async def close(self) -> None:
         """Send what is written, for at most 2 s, and end for good. Closing twice is fine."""
         if self.closed:
             return
         self.closed = True
-        if self._link is not None:
+        if self.connected:
             try:
-                await self.flush(CLOSE_FLUSH_S)
+                await self.flush(FLUSH_S)
             except Unavailable:
                 log.warning("nats_closed_unflushed", unsent_bytes=self.unsent_bytes)
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
         self._requests.fail(Closed("the connection was closed"))
         await self.rebuild()  # and nobody is left to make a new one
-        self.last_error = "closed"
-
-
-def _pause_s(attempt: int) -> float:
-    longest = min(RETRY_FIRST_S * 2.0 ** min(attempt, 10), RETRY_LAST_S)
-    return longest * random.uniform(1, 2)  # noqa: S311 - jitter
 
 
 def _register(callbacks: list[Callable[[], None]], callback: Callable[[], None]) -> Callable[[], None]:

@@ -29,13 +29,11 @@ from mesh.policy.model import (
     Tenant,
     View,
     With,
-    instant_ms,
-    is_rule_id,
-    is_tag,
-    seconds,
 )
 from mesh.policy.paths import Path
 from mesh.policy.rules import ROOTS_PUBLISH, ROOTS_ROWS
+from mesh.policy.texts import instant_ms, is_rule_id, is_tag, seconds
+from mesh.retry import MAX_DELAY_S
 from mesh.subjects import Glob, Pattern, check_name
 
 RESERVED_SUBSCRIPTIONS = frozenset({"tail", "replay"})  # their durables are ours
@@ -138,13 +136,15 @@ class _Checker:
 
     def _retry(self, retry: Retry, at: At) -> None:
         for index, text in enumerate(retry.backoff or ()):
-            self._try(seconds, text, (*at, "backoff", index))
-        if retry.ack_wait is not None:
-            length = self._try(seconds, retry.ack_wait, (*at, "ack_wait"))
-            if length == 0.0:
-                self._error(
-                    (*at, "ack_wait"), "an `ack_wait` of nothing redelivers at once, for ever", "use 1s or more"
-                )
+            self._delay(text, (*at, "backoff", index))
+        if retry.ack_wait is not None and self._delay(retry.ack_wait, (*at, "ack_wait")) == 0.0:
+            self._error((*at, "ack_wait"), "an `ack_wait` of nothing redelivers at once, for ever", "use 1s or more")
+
+    def _delay(self, text: str, at: At) -> float | None:
+        delay: float | None = self._try(seconds, text, at)
+        if delay is not None and delay > MAX_DELAY_S:
+            self._error(at, f"`{shown(text)}` is longer than a day", "use 24h or less; to wait longer is a schedule")
+        return delay
 
     # --- Classification ----------------------------------------------------------------------------------------------
 

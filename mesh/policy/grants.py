@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from mesh.policy.model import Retry, Subscription, seconds
+from mesh.policy.model import Retry, Subscription
 from mesh.policy.rules import Rule, Tenancy, spiffe_id
+from mesh.policy.texts import seconds
 from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern, stream_name
 

@@ -13,8 +13,6 @@ readable for an agent one version older, as long as nothing new is used.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
@@ -278,49 +276,3 @@ AnyDocument: TypeAlias = Tenant | Classification | View | Access | Subscription
 KINDS: dict[str, type[AnyDocument]] = {
     c.kind: c for c in (Tenant, Classification, View, Access, Subscription)
 }  # fmt: skip
-
-# --- small grammars --------------------------------------------------------------------------------------------------
-
-_DURATION_RE = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
-_DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_RFC3339_RE = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
-)
-_TAG_RE = re.compile(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){0,7}")
-_RULE_RE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-MAX_RULE_ID_CHARS = 80
-
-
-def seconds(text: str) -> float:
-    """The duration *text* (`500ms`, `30s`, `5m`, `1h`, `7d`) in seconds.
-
-    Raises:
-        ValueError: It is none.
-    """
-    match = _DURATION_RE.fullmatch(text)
-    if match is None:
-        raise ValueError("a duration is a whole number and ms, s, m, h or d")
-    return int(match[1]) * _DURATION_S[match[2]]
-
-
-def instant_ms(text: str) -> int:
-    """The RFC 3339 time *text* in Unix milliseconds.
-
-    Raises:
-        ValueError: It is none, or names no real day.
-    """
-    if _RFC3339_RE.fullmatch(text) is None:
-        raise ValueError("a time is RFC 3339, such as 2026-12-01T00:00:00Z")
-    at = datetime.fromisoformat(text.upper())
-    since = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-
-
-def is_tag(text: str) -> bool:
-    """Whether *text* is a tag: up to 8 tokens of `[a-z0-9_-]{1,64}` joined by dots."""
-    return _TAG_RE.fullmatch(text) is not None
-
-
-def is_rule_id(text: str) -> bool:
-    """Whether *text* can be a rule's id."""
-    return len(text) <= MAX_RULE_ID_CHARS and _RULE_RE.fullmatch(text) is not None

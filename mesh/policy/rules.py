@@ -11,19 +11,9 @@ from typing import Literal
 
 from mesh.policy.expressions import Condition, compile_condition
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import (
-    Access,
-    Allow,
-    AnyDocument,
-    Classification,
-    Deny,
-    Subscription,
-    Tenant,
-    View,
-    Who,
-    instant_ms,
-)
+from mesh.policy.model import Access, Allow, AnyDocument, Classification, Deny, Subscription, Tenant, View, Who
 from mesh.policy.paths import Path
+from mesh.policy.texts import instant_ms
 from mesh.subjects import Glob, Pattern
 
 ROOTS_PUBLISH = frozenset({"event", "data", "principal"})

@@ -488,8 +488,8 @@ async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_p
     async with Agent(settings, base) as agent:
         receipt = await agent.publish(event(id="embedded-1"))
         assert (receipt.id, receipt.durable, len(receipt.copies)) == ("embedded-1", "stream", 2)
-        receipts = await agent.publish_many([event(id=f"many-{n}") for n in range(1500)])
-        assert [r.id for r in receipts] == [f"many-{n}" for n in range(1500)]
+        receipts = await agent.publish_many([event(id=f"many-{n}") for n in range(1000)])
+        assert [r.id for r in receipts] == [f"many-{n}" for n in range(1000)]
         before = await streams.stored()
         with pytest.raises(InputError) as malformed:
             await agent.publish_many([event(), event(type="Crm")])

@@ -10,8 +10,7 @@ import pytest
 
 from mesh.control.nats_server import NatsServer
 from mesh.errors import BadSubject, Closed, ConfigError, Disconnected, MeshError, TooLarge, Unavailable
-from mesh.jetstream import connection as connection_module
-from mesh.jetstream import listeners, wire
+from mesh.jetstream import keeper, listeners, wire
 from mesh.jetstream.connection import Connection
 from tests.contract.streams import DEADLINE_S, make_durable, make_stream, until, until_settled
 
@@ -291,10 +290,10 @@ async def test_the_server_kicks_and_the_client_is_rebuilt(connection: Connection
     """An error at which nats-py closes for good (as at expired credentials) is one more reconnect for us."""
     ear = Ear()
     connection.listen("ev.a", ear)
-    link = connection._link
+    link = connection._keeper.link
     assert link is not None
     await link._process_err("'user authentication expired'")
-    await until(lambda: connection._link not in {None, link})
+    await until(lambda: connection._keeper.link not in {None, link})
     await connection.publish("ev.a", b"again")
     await until(lambda: ear.heard)
 
@@ -349,8 +348,8 @@ async def test_a_silent_server_is_given_up(
     nats_server: NatsServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watchdog ends a link on which nothing comes back, long before TCP would."""
-    monkeypatch.setattr(connection_module, "WATCH_INTERVAL_S", 0.1)
-    monkeypatch.setattr(connection_module, "RTT_LIMIT_S", 0.2)
+    monkeypatch.setattr(keeper, "WATCH_INTERVAL_S", 0.1)
+    monkeypatch.setattr(keeper, "RTT_LIMIT_S", 0.2)
     await connection.rebuild()
     await until(lambda: connection.connected and connection.rtt_s > 0)
     nats_server.pause()
@@ -362,13 +361,13 @@ async def test_a_silent_server_is_given_up(
 async def test_a_link_that_is_cut_at_once_is_not_made_in_a_rush(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes us and hangs up meets growing pauses, not a loop."""
     attempts: list[int] = []
-    pause_s = connection_module._pause_s
+    pause_s = keeper._pause_s
 
     def recorded(attempt: int) -> float:
         attempts.append(attempt)
         return pause_s(attempt) / 10
 
-    monkeypatch.setattr(connection_module, "_pause_s", recorded)
+    monkeypatch.setattr(keeper, "_pause_s", recorded)
     server = await FakeServer().start()
     connection = await Connection.open(server.url, name="test")
     try:
@@ -378,7 +377,7 @@ async def test_a_link_that_is_cut_at_once_is_not_made_in_a_rush(monkeypatch: pyt
             server.writers[-1].transport.abort()
         await server.subs.wait()
         assert attempts == [0, 1, 2, 3]
-        assert pause_s(3) >= 8 * connection_module.RETRY_FIRST_S
+        assert pause_s(3) >= 8 * keeper.RETRY_FIRST_S
     finally:
         await connection.close()
         await server.stop()

@@ -401,10 +401,13 @@ def test_a_contradiction_that_slipped_through_redacts() -> None:
     }
 
 
-def test_a_value_that_is_no_json_shows_nothing() -> None:
+@pytest.mark.parametrize("otherwise", ["redact", "drop"])
+def test_a_value_that_is_no_json_shows_nothing(otherwise: str) -> None:
     """What a decoder could not have made (here a tuple) is not passed on, whatever is in it."""
-    view = masking({"data.**": ["public"], "data.a.b": ["t"]}, [{"tags": ["public"], "as": "clear"}], "redact")
-    assert view.apply(event({"a": {"c": ({"b": "secret"},)}}), KEYS)["data"] == {"a": {"c": None}}
+    fields = {"data.**": ["public"], "data.a.b": ["t"], "data.l[*].b": ["t"]}
+    view = masking(fields, [{"tags": ["public"], "as": "clear"}], otherwise)
+    odd = ({"b": "secret"},)
+    assert view.apply(event({"a": {"c": odd}, "l": [odd]}), KEYS)["data"] == {"a": {"c": None}, "l": [None]}
 
 
 def test_the_maskings_of_two_views_do_not_mix() -> None:
