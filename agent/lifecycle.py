@@ -107,7 +107,7 @@ class Sidecar:
     def stop(self) -> None:
         """Begin the drain; a second call ends it."""
         if self._stop.is_set():
-            pass
+            self._now.set()
         self._stop.set()
 
     async def _finish(self) -> int:

@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from agent import metrics
+from agent.keys import clock_ms
 from agent.lanes import Lane
 from agent.receipts import Flight
 from mesh import journey
@@ -195,6 +196,7 @@ class Outbound:
             tenant=settings.tenant,
             revision=revision,
             dedupe_key=self._keys.dedupe,
+            now_ms=clock_ms(),
         )
         for copy in decided.copies:
             if len(copy.body) > MAX_COPY_BYTES:

@@ -133,7 +133,7 @@ async def _look(session: Session, received: Received) -> dict[str, Any] | None:
     return {
         **place,
         "verified": True,
-        "signer": admitted.spiffe_id,
+        "signer": str(admitted.spiffe_id),
         "kid": verified.kid,
         "view": admitted.view,
         "rule": admitted.rule,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mesh.policy.compile import Plans
     from mesh.signing import Received, Verified
 
+CONNECT_TIMEOUT_S = 3.0  # somebody waits at a terminal; a server that restarts is back within one
+
 
 @dataclass(frozen=True, slots=True)
 class Session:
@@ -68,7 +70,9 @@ async def operator_session(
             expected="the control plane's credentials",
             next="run this where the mesh runs, as the user who started it",
         ) from error
-    connection = await Connection.open(context.mesh.nats_url, name="operator", creds=creds)
+    connection = await Connection.open(
+        context.mesh.nats_url, name="operator", creds=creds, connect_timeout_s=CONNECT_TIMEOUT_S
+    )
     try:
         bundle, trust = BundleWatch(connection), TrustWatch(connection, open_keyring(context.data / "trust"))
         await trust.refresh()

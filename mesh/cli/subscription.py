@@ -11,7 +11,6 @@ from mesh.cli.events import ContextOption, JsonOption, TeamOption, TenantOption
 from mesh.cli.output import command, console, print_json, print_table
 from mesh.cli.session import Session, operator_session
 from mesh.control.reconcile import now_ms
-from mesh.control.wanted import durable_grant
 from mesh.errors import NotFound
 from mesh.jetstream.manage import consumer_info
 from mesh.jetstream.topology import durables
@@ -33,14 +32,14 @@ async def describe(session: Session, *, team: str | None) -> list[dict[str, Any]
             "active": grant.active,
             "reason": grant.reason,
             "types": [pattern.written for pattern in grant.filters],
-            "durable": f"{grant.team}--{grant.name}",
+            "durable": grant.durable,
             "agent_only": grant.agent_only,
             "streams": [],
             "lag": 0,
             "in_flight": 0,
             "redelivered": 0,
         }
-        for durable in durables(grants.site, grants.domains, durable_grant(grant)) if grant.active else ():
+        for durable in durables(grants.site, grants.domains, grant) if grant.active else ():
             info = await consumer_info(session.connection, durable.stream, durable.name)
             fact["streams"].append(durable.stream)
             fact["lag"] += info["num_pending"] + info["num_ack_pending"]

@@ -18,6 +18,7 @@ import anyio
 import msgspec
 
 from mesh import logs
+from mesh.control.nats_server import end_with_parent
 from mesh.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class AgentProcess:
                 stderr=output,
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches `mesh up` alone, which drains its agents in order
+                # however `mesh up` ends, no agent is left: the next start has one of its own for each
+                preexec_fn=end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - one system call, no lock, no allocation
             )
 
     def _same_ports(self) -> dict[str, str]:

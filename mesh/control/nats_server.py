@@ -170,8 +170,10 @@ class NatsServer:
         await self._run()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and nobody answers."""
+        """SIGSTOP: connections stay open and nobody answers. Returns once it has stopped: a signal takes its time."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT after `pause`."""
@@ -218,7 +220,8 @@ class NatsServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_END_WITH_PARENT,  # noqa: PLW1509 - one system call, no lock, no allocation
+                # At once, not SIGTERM: the next start on this store must not meet this one still closing its streams.
+                preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, no lock, no allocation
             )
 
     async def _chosen_port(self) -> int:
@@ -255,12 +258,9 @@ def _open_private(path: Path, flags: int) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600), "wb")
 
 
-def _end_with_parent() -> Callable[[], object] | None:
+def end_with_parent(number: int) -> Callable[[], object] | None:
+    """What a child runs before it begins, so that it gets signal *number* when the thread that started it ends."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded here, not in the forked child
-    # At once, not SIGTERM: the next start on the same store must not meet this one still closing its streams.
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-_END_WITH_PARENT = _end_with_parent()
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, number)

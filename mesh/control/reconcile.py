@@ -14,7 +14,6 @@ import msgspec
 from msgspec.structs import replace
 
 from mesh import logs
-from mesh.control import wanted
 from mesh.control.accounts_push import push
 from mesh.control.nkeys import NkeyFiles
 from mesh.errors import IdentityError
@@ -79,14 +78,12 @@ class Operator:
             operator, owner.public, tenant, exports=accounts.TENANT_EXPORTS, jetstream=True, iat=iat
         )
         found = [own]
-        publish, subscriptions = wanted.publishing(grants), wanted.active(grants)
-        for agent in grants.agents:
-            mine = [grant for grant in publish if grant.agent == agent]
-            imports = accounts.publish_imports(owner.public, site, mine)
+        for agent, held in grants.agents.items():
+            imports = accounts.publish_imports(owner.public, site, held.publish)
             found.append(self._workload_token(owner.public, tenant, agent, imports, iat))
         for team in grants.teams:
-            mine_too = [grant for grant in subscriptions if grant.team == team]
-            imports = accounts.subscription_imports(owner.public, site, grants.domains, mine_too)
+            mine = [grant for grant in grants.active if grant.team == team]
+            imports = accounts.subscription_imports(owner.public, site, grants.domains, mine)
             found.append(self._workload_token(owner.public, tenant, team_workload(team), imports, iat))
         current = {*grants.agents, *(team_workload(team) for team in grants.teams)}
         gone = [name for name in self.keys.accounts(tenant) if name not in current]
@@ -132,7 +129,7 @@ class Reconciler:
 
     async def streams(self, site: str, grants: Grants) -> None:
         """Make the streams and durables; what would lose data is logged and left."""
-        target = desired(site, grants.domains, wanted.active(grants))
+        target = desired(site, grants.domains, grants.active)
         changes = plan(target, await read_actual(self._connection))
         for change in changes:
             log.info("topology_change", change=change.text, refused=change.refused)

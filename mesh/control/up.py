@@ -25,7 +25,6 @@ from mesh.control.nats_server import NatsServer, operator_config
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import SYSTEM, TEAM_PREFIX, Operator, Reconciler, now_ms, push_accounts, team_workload
 from mesh.control.trust import Authority
-from mesh.control.wanted import durable_grant
 from mesh.errors import ConfigError, MeshError
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.topology import durables
@@ -332,13 +331,12 @@ def _tenant_address(data: DataDirectory, site: str, tenant: _Tenant) -> TenantAd
     teams = {}
     for team in sorted(tenant.grants.teams):
         subscriptions = {}
-        for grant in tenant.grants.subscriptions.values():
-            if grant.team == team and grant.active:
-                found = durables(site, tenant.grants.domains, durable_grant(grant))
-                streams = tuple(durable.stream for durable in found)
+        for grant in tenant.grants.active:
+            if grant.team == team:
+                streams = tuple(durable.stream for durable in durables(site, tenant.grants.domains, grant))
                 subscriptions[grant.name] = SubscriptionAddress(
                     stream=streams[0],
-                    durable=found[0].name,
+                    durable=grant.durable,
                     view=grant.view,
                     streams=streams if len(streams) > 1 else (),
                 )

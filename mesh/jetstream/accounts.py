@@ -22,12 +22,14 @@ import msgspec
 import nkeys
 
 from mesh.errors import IdentityError, TooLarge
-from mesh.jetstream.topology import PublishGrant, SubscriptionGrant, durables, reduced
+from mesh.jetstream.topology import durables
+from mesh.policy.grants import outermost
 from mesh.subjects import physical_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from mesh.policy.grants import PublishGrant, SubscriptionGrant
     from mesh.subjects import Pattern
 
 MAX_ACCOUNT_JWT_BYTES = 1_048_576  # the server refuses a longer one ("token too large") at any max_payload, measured
@@ -158,7 +160,7 @@ def publish_imports(tenant: str, site: str, grants: Iterable[PublishGrant]) -> l
     return [
         Import(tenant, physical_pattern(site, view, pattern))
         for view, patterns in sorted(by_view.items())
-        for pattern in reduced(patterns)
+        for pattern in outermost(patterns)
     ]
 
 
@@ -173,7 +175,7 @@ def subscription_imports(
                 Import(tenant, f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"),
                 Import(tenant, f"$JS.ACK.{durable.stream}.{durable.name}.>"),
             ]
-        imports.append(Import(tenant, f"dlq.{grant.team}.{grant.subscription}"))
+        imports.append(Import(tenant, f"dlq.{grant.team}.{grant.name}"))
     return imports
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mesh.policy.grants import outermost
 from mesh.subjects import Pattern, physical_pattern, stream_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from mesh.policy.grants import SubscriptionGrant
 
 Config = dict[str, Any]  # as in the JetStream API: durations in ns
 
@@ -41,42 +44,6 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class PublishGrant:
-    """*agent* may publish types of *pattern* into *view*."""
-
-    agent: str
-    view: str
-    pattern: Pattern
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriptionGrant:
-    """One active subscription: what its team may pull, and how it retries.
-
-    Attributes:
-        filters: What it may see, in any order; contained ones are dropped here.
-        ack_wait_s: Seconds until the server delivers again what nobody answered.
-        attempts: Deliveries after which an event is a dead letter.
-        max_in_flight: Events one replica handles at a time.
-        start: `new`, `all`, or an RFC 3339 time. Counts when the durable is made, never again.
-    """
-
-    team: str
-    subscription: str
-    view: str
-    filters: tuple[Pattern, ...]
-    ack_wait_s: float = 30.0
-    attempts: int = 8
-    max_in_flight: int = 1000
-    start: str = "new"
-
-    @property
-    def durable(self) -> str:
-        """`<team>--<subscription>`; neither holds `--`."""
-        return f"{self.team}--{self.subscription}"
-
-
-@dataclass(frozen=True, slots=True, order=True)
 class Durable:
     """Where a subscription pulls in one stream."""
 
@@ -98,18 +65,9 @@ def durables(site: str, domains: Iterable[str], grant: SubscriptionGrant) -> tup
         whole = Pattern.parse(f"{domain}.>")
         parts = [part for pattern in grant.filters if (part := pattern.intersection(whole)) is not None]
         if parts:
-            filters = tuple(physical_pattern(site, grant.view, p) for p in reduced(parts))
+            filters = tuple(physical_pattern(site, grant.view, p) for p in outermost(parts))
             found.append(Durable(stream_name(site, domain), grant.durable, filters))
     return tuple(found)
-
-
-def reduced(patterns: Iterable[Pattern]) -> list[Pattern]:
-    """*patterns* without those that another covers (the server refuses contained filters: 10138), sorted."""
-    kept: list[Pattern] = []
-    for pattern in sorted(set(patterns)):
-        if not any(k.covers(pattern) for k in kept):
-            kept = [k for k in kept if not pattern.covers(k)] + [pattern]
-    return sorted(kept)
 
 
 # --- what must be ----------------------------------------------------------------------------------------------------
@@ -221,8 +179,8 @@ def desired(
             stream=durable.stream,
             name=durable.name,
             filters=durable.filters,
-            ack_wait_s=grant.ack_wait_s,
-            attempts=grant.attempts,
+            ack_wait_s=grant.retry.ack_wait_s,
+            attempts=grant.retry.attempts,
             max_in_flight=grant.max_in_flight,
             start=grant.start,
             replicas=sizes.replicas,

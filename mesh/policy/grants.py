@@ -12,7 +12,7 @@ cannot say it and agents alone enforce it: such a grant is marked `agent_only`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mesh.policy.model import Retry, Subscription
 from mesh.policy.rules import Rule, Tenancy, spiffe_id
@@ -71,21 +71,26 @@ class SubscriptionGrant:
         active: Whether it is delivered anything.
         reason: Why not, in words; empty where it is active.
         agent_only: A deny inside its filters that NATS cannot enforce.
-        start: `new`, `all`, or an RFC 3339 time.
-        streams: The streams its filters are in; it has a durable of the same name in each.
+        start: `new`, `all`, or an RFC 3339 time. Counts when the durable is made, never again.
+        retry: Deliveries, their backoff, and how long a handler may be silent.
+        max_in_flight: Events one replica handles at a time.
     """
 
     team: str
     name: str
     view: str
     filters: tuple[Pattern, ...]
-    active: bool
-    reason: str
-    agent_only: bool
-    start: str
-    retry: RetryPolicy
-    max_in_flight: int
-    streams: tuple[str, ...]
+    active: bool = True
+    reason: str = ""
+    agent_only: bool = False
+    start: str = "new"
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+
+    @property
+    def durable(self) -> str:
+        """`<team>--<name>`, in the stream of each domain its filters reach; neither holds `--`."""
+        return f"{self.team}--{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,11 @@ class Grants:
     def domains(self) -> tuple[str, ...]:
         """The first tokens of all types that may be published."""
         return tuple(self.streams)
+
+    @property
+    def active(self) -> tuple[SubscriptionGrant, ...]:
+        """The subscriptions that get durables."""
+        return tuple(grant for grant in self.subscriptions.values() if grant.active)
 
 
 class GrantsCompiler:
@@ -207,7 +217,6 @@ class GrantsCompiler:
         if not reason:
             filters, reason, agent_only = self._filters(wanted, [g for g in reads if g.view == view], team)
         retry, max_in_flight = subscription_delivery(self._tenancy, document)
-        domains = sorted({p.domain for p in filters if p.domain is not None})
         return SubscriptionGrant(
             team=team,
             name=document.metadata.name,
@@ -219,7 +228,6 @@ class GrantsCompiler:
             start=document.spec.start,
             retry=retry,
             max_in_flight=max_in_flight,
-            streams=tuple(stream_name(self._site, domain) for domain in domains),
         )
 
     @staticmethod
@@ -264,7 +272,7 @@ class GrantsCompiler:
 
 
 def outermost(patterns: Iterable[Pattern]) -> list[Pattern]:
-    """*patterns* without those that another one covers, sorted: the server refuses a filter inside another."""
+    """*patterns* without those that another one covers, sorted: the server refuses contained filters (10138)."""
     kept: list[Pattern] = []
     for pattern in sorted(dict.fromkeys(patterns)):
         if not any(other.covers(pattern) for other in kept):

@@ -206,6 +206,18 @@ async def test_bad_input_is_named_and_stores_nothing(row: dict[str, Any], http: 
     assert await streams.stored() == before
 
 
+async def test_a_body_without_end_is_refused_at_the_limit(http: Http) -> None:
+    """A chunked body that never ends gets 413 as soon as it passes the limit, and the rest is not waited for."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+    head = f"POST /v1/events HTTP/1.1\r\nHost: 127.0.0.1:{http.port}\r\nAuthorization: Bearer {http.token}\r\n"
+    writer.write(f"{head}Content-Type: application/cloudevents+json\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+    for _ in range(33):
+        writer.write(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+    answer = await read_answer(reader)
+    writer.close()
+    assert (answer.status, answer.json["limit"]) == (413, 262_144)
+
+
 async def test_the_door_goes_on_after_all_that(http: Http, doors: Sidecar) -> None:
     """Nonsense on a connection hurts nobody else."""
     for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 64, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
@@ -471,6 +483,7 @@ async def test_draining_finishes_what_is_in_progress(streams: Streams, tmp_path:
         assert "retry-after" in refused.headers
         assert (await probe(running, "/livez")).status == 200
         assert (await probe(running, "/readyz")).json["because"] == ["draining"]
+        assert not drain.done()
         writer.write(body[10:])
         assert (await read_answer(reader)).status == 202
         writer.close()
@@ -499,3 +512,16 @@ async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_p
         assert await streams.stored() == before
     with pytest.raises(Draining):
         await agent.publish(event())
+
+
+async def test_a_right_that_ends_holds_until_then(tmp_path: Path) -> None:
+    """A publish line with an end in the future lets events through; one that has ended does not."""
+    for end, status in (("2099-01-01T00:00:00Z", 202), ("2001-01-01T00:00:00Z", 403)):
+        line = 'publish: ["crm.>", "github.>"], sources: ["/github/*"]'
+        policies = POLICIES.replace(line, f'{line}, expires: "{end}", reason: "a trial"')
+        assert policies != POLICIES
+        async with Streams.running(tmp_path / end[:4] / "nats", bundle=False) as streams:
+            await streams.hand_out(policies=policies)
+            async with sidecar(write_directory(tmp_path / end[:4] / "agent"), streams.server.url) as running:
+                await until(lambda running=running: not running.agent.not_ready())
+                assert (await client(running).post(event())).status == status

@@ -16,7 +16,8 @@ from mesh.jetstream import accounts, manage
 from mesh.jetstream.accounts import publish_imports, subscription_imports
 from mesh.jetstream.changes import plan
 from mesh.jetstream.connection import Connection
-from mesh.jetstream.topology import PublishGrant, SubscriptionGrant, desired
+from mesh.jetstream.topology import desired
+from mesh.policy.grants import PublishGrant, SubscriptionGrant
 from mesh.subjects import Pattern
 from tests.contract.operator_mode import SITE, SIZES, OperatorMode, nkey
 
@@ -43,7 +44,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[OperatorMode]:
 
 def publishes(mode: OperatorMode, *patterns: str) -> list[accounts.Import]:
     """The imports of an agent that publishes *patterns* into `clear`."""
-    grants = [PublishGrant("crm-adapter", "clear", Pattern.parse(p)) for p in patterns]
+    grants = [PublishGrant("clear", Pattern.parse(p)) for p in patterns]
     return publish_imports(mode.tenant_account.public, SITE, grants)
 
 

@@ -15,7 +15,8 @@ from mesh.errors import RequestFailed
 from mesh.jetstream import manage
 from mesh.jetstream.changes import Change, plan
 from mesh.jetstream.connection import Connection
-from mesh.jetstream.topology import Sizes, SubscriptionGrant, Topology, desired
+from mesh.jetstream.topology import Sizes, Topology, desired
+from mesh.policy.grants import SubscriptionGrant
 from mesh.subjects import Pattern
 
 pytestmark = pytest.mark.anyio
@@ -69,8 +70,8 @@ async def test_the_plan_is_empty_after_apply(connection: Connection) -> None:
     """Applying makes every stream and consumer; a second plan, also for several filters and a start time, is empty."""
     grants = [
         grant("crm.contact.>", "hr.person.hired.v1", "crm.order.placed.v1"),
-        replace(grant("crm.>", start="new"), subscription="fresh"),
-        replace(grant("crm.>", start="2026-01-01T00:00:00Z"), subscription="since"),
+        replace(grant("crm.>", start="new"), name="fresh"),
+        replace(grant("crm.>", start="2026-01-01T00:00:00Z"), name="since"),
     ]
     wanted = desired("local", DOMAINS, grants, SMALL)
     made = await apply(connection, wanted)

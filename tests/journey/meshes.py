@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,12 @@ class RunningMesh:
         """Start and wait until `--json` has printed."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                umask=0,  # what is private is so by its mode, not by luck
             )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
@@ -59,6 +64,7 @@ class RunningMesh:
             assert time.monotonic() < until, self.log.read_text()[-2000:]
             self.printed += self._process.stdout.read() or b""
             time.sleep(0.02)
+        assert b'"nats_url"' in self.printed, self.printed.decode()
 
     def stop(self) -> int:
         """SIGTERM and wait; returns the exit status."""
@@ -71,10 +77,22 @@ class RunningMesh:
         return status
 
     def kill(self) -> None:
-        """SIGKILL whatever still runs."""
+        """SIGKILL `mesh up` if it still runs; its children end with it."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+        self.printed = b""
+
+    def children(self) -> dict[int, str]:
+        """Its child processes: command line by process id."""
+        found = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                if stat.read_text().rpartition(")")[2].split()[1] == str(self.pid):
+                    found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
+        return found
 
     @property
     def file(self) -> MeshFile:
@@ -149,4 +167,11 @@ async def wait_settled(session: Session, stream: str, durable: str) -> None:
             info = await consumer_info(session.connection, stream, durable)
             if not info["num_pending"] + info["num_ack_pending"]:
                 return
+            await anyio.sleep(0.05)
+
+
+async def wait_ended(pids: Iterable[int]) -> None:
+    """Wait until none of these processes is left."""
+    with anyio.fail_after(20):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
             await anyio.sleep(0.05)

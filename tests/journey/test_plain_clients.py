@@ -71,12 +71,11 @@ async def pulled(mesh: RunningMesh, posted: Posted) -> list[dict[str, Any]]:
     """What plain nats-py pulled for support and acked, as the Node verifier takes it."""
     team = mesh.file.tenants["acme"].teams["support"]
     address = team.subscriptions["contacts"]
-    inbox = b"_INBOX_team-support"
-    client = await nats.connect(mesh.file.nats_url, user_credentials=team.creds_file, inbox_prefix=inbox)
+    client = await nats.connect(
+        mesh.file.nats_url, user_credentials=team.creds_file, inbox_prefix=b"_INBOX_team-support"
+    )
     try:
-        subscription = await client.jetstream().pull_subscribe_bind(
-            address.durable, address.stream, inbox_prefix=inbox + b"."
-        )
+        subscription = await client.jetstream().pull_subscribe_bind(address.durable, address.stream)
         events: list[dict[str, Any]] = []
         with anyio.fail_after(30):
             while len(events) < COUNT:

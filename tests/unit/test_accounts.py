@@ -10,7 +10,7 @@ import pytest
 from mesh.errors import IdentityError, TooLarge
 from mesh.jetstream import accounts
 from mesh.jetstream.accounts import Import, Nkey
-from mesh.jetstream.topology import PublishGrant, SubscriptionGrant
+from mesh.policy.grants import PublishGrant, SubscriptionGrant
 from mesh.subjects import Pattern
 
 OPERATOR = Nkey.from_random("operator", bytes(32))
@@ -130,10 +130,10 @@ def test_what_every_workload_imports() -> None:
 def test_a_publishers_imports_are_its_grants() -> None:
     """One import a view and pattern, all slots; a pattern that another one contains is left out (NATS refuses it)."""
     grants = [
-        PublishGrant("crm-adapter", "masked", Pattern.parse("crm.contact.>")),
-        PublishGrant("crm-adapter", "clear", Pattern.parse("crm.contact.updated.v1")),
-        PublishGrant("crm-adapter", "clear", Pattern.parse("crm.contact.>")),
-        PublishGrant("crm-adapter", "clear", Pattern.parse("crm.order.placed")),
+        PublishGrant("masked", Pattern.parse("crm.contact.>")),
+        PublishGrant("clear", Pattern.parse("crm.contact.updated.v1")),
+        PublishGrant("clear", Pattern.parse("crm.contact.>")),
+        PublishGrant("clear", Pattern.parse("crm.order.placed")),
     ]
     assert subjects(accounts.publish_imports("A", "local", grants)) == [
         "ev.local.clear.*.crm.contact.>",
@@ -159,7 +159,7 @@ def test_no_import_is_wider_than_an_export() -> None:
     grant = SubscriptionGrant("support", "contacts", "clear", patterns("crm.>"))
     imports = [
         *accounts.workload_imports("A", "desk"),
-        *accounts.publish_imports("A", "local", [PublishGrant("a", "clear", Pattern.parse("crm.>"))]),
+        *accounts.publish_imports("A", "local", [PublishGrant("clear", Pattern.parse("crm.>"))]),
         *accounts.subscription_imports("A", "local", ("crm",), [grant]),
     ]
     for taken in imports:

@@ -160,7 +160,7 @@ def test_a_window_that_closes_meanwhile_loses_nothing() -> None:
     assert (len(one), one.in_flight) == (3, 0)
     window.refuses = None
     clock.pass_time()
-    assert window.sizes == [3]
+    assert [o.event_id for batch in window.batches for o in batch] == ["e-0", "e-1", "e-2"]
 
 
 def test_a_batch_that_cannot_be_sealed_is_given_up() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import NotFound
+from mesh.jetstream.topology import durables
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans
 from mesh.policy.decide import MAX_SOURCES, MAX_TYPES
@@ -274,6 +275,11 @@ def subscription(
     return plans(document("Subscription", "s", spec, team=team), *extra).subscription(team, "s", now_ms=now_ms)
 
 
+def streams(found: SubscriptionGrant) -> list[str]:
+    """The streams it has a durable in, of a mesh with three domains."""
+    return [durable.stream for durable in durables("local", ("crm", "desk", "hr"), found)]
+
+
 def test_an_agent_is_granted_its_types_in_the_views_somebody_reads() -> None:
     """Per view the types both may: the publisher publish and a reader read."""
     more = access(
@@ -335,11 +341,11 @@ def test_a_publish_deny_over_exact_types_leaves_no_grant() -> None:
 def test_a_subscription_is_filtered_to_its_grants() -> None:
     """Filters are what was asked for and granted, domain by domain; the view follows from the grants."""
     found = subscription({"types": [">"]})
-    assert (found.view, texts(found.filters), found.active, found.streams) == (
+    assert (found.view, texts(found.filters), found.active, streams(found)) == (
         "masked",
         ["crm.>"],
         True,
-        ("EV_local_crm",),
+        ["EV_local_crm"],
     )
     assert texts(subscription({"types": ["crm.contact.>", "crm.contact.*.v1"]}).filters) == ["crm.contact.>"]
     assert texts(subscription({"types": ["*.deal.won"]}).filters) == ["crm.deal.won.*"]
@@ -356,8 +362,17 @@ def test_a_subscription_is_filtered_to_its_grants() -> None:
 def test_a_subscription_beyond_its_grants_is_inactive(spec: dict[str, Any], reason: str) -> None:
     """It gets nothing, and says why."""
     found = subscription(spec)
-    assert (found.active, found.filters, found.streams) == (False, (), ())
+    assert (found.active, found.filters, streams(found)) == (False, (), [])
     assert reason in found.reason
+
+
+def test_only_an_active_subscription_gets_durables() -> None:
+    """Of two subscriptions, the one beyond its team's grants is not among those that get durables."""
+    within = document("Subscription", "within", {"types": ["crm.>"]}, team="analytics")
+    beyond = document("Subscription", "beyond", {"types": ["hr.>"]}, team="analytics")
+    grants = plans(within, beyond).grants()
+    assert len(grants.subscriptions) == 2
+    assert [grant.durable for grant in grants.active] == ["analytics--within"]
 
 
 def test_two_views_make_the_choice_the_subscriber_s() -> None:
@@ -446,7 +461,7 @@ def test_outermost_patterns_take_the_same_types(patterns: list[Pattern], type_: 
 def test_what_nats_lets_through_is_what_the_reader_decision_says(
     published: list[Pattern], granted: list[Pattern], denied: list[Pattern], type_: str
 ) -> None:
-    """Of what is published the filters take exactly what the reader may have; where `agent_only`, they may take more."""
+    """Of what is published the filters take exactly what the reader may have; `agent_only` filters may take more."""
     rules = {
         "allow": [
             {"id": "p", "who": {"teams": ["crm"]}, "publish": sorted({p.written for p in published})},

@@ -213,16 +213,27 @@ def test_other_keys_give_other_tokens() -> None:
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hostile_event_cannot_grow_the_automaton_without_bound() -> None:
-    """Paths that remember many steps and an event made to visit all their states: memory is bounded, nothing shows."""
-    fields = {f"**.a{'.*' * n}.b": ["t"] for n in range(1, 14)}
-    view = masking(fields, [{"tags": ["t"], "as": "drop"}], "redact")
+def _winding(turns: str) -> Any:
+    """An object that nests by the names in *turns*, with something classified at its end."""
     data: Any = {"b": "secret"}
-    for n in range(40):
-        data = {"a": data, "x": {"a": copy.copy(data)}} if n % 3 == 0 and n < 24 else {"a" if n % 2 else "y": data}
-    text = str(view.apply(event(data), KEYS))
-    assert "secret" not in text
-    assert len(view._nodes) < 4 * view._max_nodes
+    for name in reversed(turns):
+        data = {name: data}
+    return data
+
+
+def test_a_hostile_event_cannot_grow_the_automaton_without_bound() -> None:
+    """Paths that remember many steps and an event made to visit all their states: bounded, and nothing more shows."""
+    fields = {f"**.a{'.*' * n}.b": ["t"] for n in range(1, 10)}
+    free, view = (masking(fields, [{"tags": ["t"], "as": "drop"}], "clear") for _ in range(2))
+    assert view._max_nodes > 4000
+    view._max_nodes = 40
+    every = {f"x{n}": _winding(f"{n:09b}".replace("0", "y").replace("1", "a")) for n in range(512)}
+    bounded, whole = (str(v.apply(event({"a": every}), KEYS)) for v in (view, free))
+    assert bounded.count("secret") <= whole.count("secret") < 512
+    assert len(free._nodes) > 500
+    assert len(view._nodes) <= 2 * 40 + 3
+    assert view.apply(event({"y": 1}), KEYS)["data"] == {"y": 1}
+    assert len(view._nodes) <= 10, "the next event starts afresh"
 
 
 def test_many_classified_members_are_quick_to_prepare() -> None:

@@ -19,7 +19,7 @@ PURE = {
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.wire",
     "mesh.policy",  # and everything below it
-    "mesh.control.wanted", "mesh.demo.account",
+    "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",
 }  # fmt: skip
 

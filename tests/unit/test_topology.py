@@ -11,12 +11,12 @@ from mesh.jetstream.changes import Actual, plan
 from mesh.jetstream.topology import (
     ConsumerSpec,
     StreamSpec,
-    SubscriptionGrant,
     Topology,
     desired,
     durables,
-    reduced,
 )
+from mesh.policy.grants import SubscriptionGrant, outermost
+from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern
 
 MINUTE_NS = 60 * 10**9
@@ -66,8 +66,8 @@ def as_actual(topology: Topology) -> Actual:
 )
 def test_contained_filters_are_dropped(given: list[str], left: list[str]) -> None:
     """A filter inside another goes; overlapping and separate ones stay."""
-    assert [p.text for p in reduced(patterns(*given))] == left
-    assert [p.text for p in reduced(patterns(*given[::-1]))] == left
+    assert [p.text for p in outermost(patterns(*given))] == left
+    assert [p.text for p in outermost(patterns(*given[::-1]))] == left
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,8 @@ def test_the_fixed_streams() -> None:
 
 def test_a_consumers_numbers_come_from_its_grant() -> None:
     """Explicit acks; attempts, waits and windows in the server's units; one filter or several, never both fields."""
-    (one,) = desired("local", ["crm"], [grant("crm.>", ack_wait_s=1.5, attempts=4, max_in_flight=5000)]).consumers
+    retry = RetryPolicy(attempts=4, ack_wait_s=1.5)
+    (one,) = desired("local", ["crm"], [grant("crm.>", retry=retry, max_in_flight=5000)]).consumers
     config = one.config()
     assert config["ack_policy"] == "explicit"
     assert config["ack_wait"] == 1_500_000_000
