@@ -98,6 +98,9 @@ class Settler:
             log.error("dead_letter_not_stored", code=failure.code, id=pulled.event.id)
             self.retry(pulled, BURY_RETRY_S)
             return
+        except BaseException:  # cancelled: whoever gets it next buries it, and the stream keeps one of the two
+            self.retry(pulled, 0.0)
+            raise
         self._window.add(pulled.event.key)
         self._first_errors.pop(_place(pulled.received), None)
         pulled.puller.ack(pulled.received)

@@ -101,7 +101,7 @@ _answers = msgspec.json.Decoder(_Answer)
 
 def ack_prefix(stream: str) -> bytes:
     """How every plain publish ack of *stream* begins; digits and `}` follow."""
-    return b'{"stream":"%b", "seq":' % stream.encode()
+    return b'{"stream":"%b","seq":' % stream.encode()
 
 
 def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:

@@ -25,6 +25,15 @@ _SHOWN_CHARS = 60
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
 
 
+_SHAPES: dict[type[Any], inspect.Type] = {}  # one for each kind of document
+
+
+def _shape(struct: type[Any]) -> inspect.Type:
+    if struct not in _SHAPES:
+        _SHAPES[struct] = inspect.type_info(struct)
+    return _SHAPES[struct]
+
+
 class Binder:
     """Reads one document. `faults` and `lines` fill as it goes; `lines` maps each path to its line."""
 
@@ -34,7 +43,7 @@ class Binder:
 
     def bind(self, node: yaml.Node, struct: type[Any]) -> Any:
         """The *struct* that *node* describes, or None where `faults` says why not."""
-        data = self._value(node, inspect.type_info(struct), ())
+        data = self._value(node, _shape(struct), ())
         if self.faults:
             return None
         try:

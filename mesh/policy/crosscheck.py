@@ -6,7 +6,7 @@ clear for those who do not own the data, masks that contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations_with_replacement
 
 from mesh.errors import BadPattern
@@ -73,12 +73,12 @@ class _References:
                 message = f"{name} is declared already, at {first.file}:{first.line}"
                 self._findings.error(document, ("metadata", "name"), message, "rename one, or put them together")
 
-    def _known(self, document: Document, name: str, known: Iterable[str], noun: str, at: At) -> bool:
-        names = sorted(known)
-        if name in names:
+    def _known(self, document: Document, name: str, known: Collection[str], noun: str, at: At) -> bool:
+        if name in known:
             return True
         if _DECLARED_BY[noun] in self._findings.missing:
             return False
+        names = sorted(known)
         fix = closest(name, names, f"known: {', '.join(names[:12]) or 'none'}")
         self._findings.error(document, at, f"unknown {noun} `{shown(name)}`", fix)
         return False

@@ -15,6 +15,7 @@ from mesh.control.nats_server import NatsServer, plain_config
 from mesh.errors import BadSubject, Disconnected, MeshError, Overloaded, StreamUnavailable, SubjectRefused, TooLarge
 from mesh.jetstream import publisher as publisher_module
 from mesh.jetstream import wire
+from mesh.jetstream.acks import ack_prefix
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Outgoing, PubAck, Publisher
 from tests.contract.streams import DEADLINE_S, STREAM, api, make_stream, stored, until
@@ -100,6 +101,12 @@ async def control(nats_server: NatsServer) -> AsyncIterator[Connection]:
     await make_stream(connection)
     yield connection
     await connection.close()
+
+
+async def test_the_server_writes_plain_acks_as_the_quick_path_reads_them(control: Connection) -> None:
+    """An ack in other words would still be understood, at several times the cost: this says so first."""
+    answer = await control.request(SUBJECT, b"{}", timeout_s=DEADLINE_S)
+    assert answer.data == ack_prefix(STREAM) + b"1}"
 
 
 async def test_events_are_stored_as_they_were_sealed(nats_server: NatsServer, control: Connection) -> None:

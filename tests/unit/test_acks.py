@@ -86,4 +86,4 @@ def test_which_errors_pass_by_themselves(error: ApiError, kind: type[MeshError],
 
 def test_the_prefix_of_a_plain_ack() -> None:
     """The quick path's prefix is what the server writes before the sequence; a longer stream name does not match."""
-    assert ack_prefix("EV") == b'{"stream":"EV", "seq":'
+    assert ack_prefix("EV") == b'{"stream":"EV","seq":'

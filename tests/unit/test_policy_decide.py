@@ -124,6 +124,33 @@ def test_no_copy_for_a_view_whose_grants_have_ended() -> None:
     assert views(made, None) == ["clear", "masked"]
 
 
+def test_the_grant_that_lasts_longest_keeps_a_view_alive() -> None:
+    """Of several grants of one view the last to end counts, and one without an end outlasts all."""
+    view = document("View", "short", {"otherwise": "drop"})
+    grants = [
+        {
+            "id": f"i{n}",
+            "who": {"teams": [team]},
+            "subscribe": ["crm.>"],
+            "view": "short",
+            "reason": "x",
+            "expires": ends,
+        }
+        for n, (team, ends) in enumerate(
+            [
+                ("crm", "1970-01-01T00:00:20Z"),
+                ("analytics", "1970-01-01T00:00:30Z"),
+                ("support", "1970-01-01T00:00:10Z"),
+            ]
+        )
+    ]
+    made = plans(view, access(allow=grants))
+    assert "short" in views(made, 29_999)
+    assert "short" not in views(made, 30_000)
+    lasting = {"id": "l", "who": {"teams": ["crm"]}, "subscribe": ["crm.>"], "view": "short"}
+    assert "short" in views(plans(view, access(allow=[lasting, *grants])), None)
+
+
 @pytest.mark.parametrize(
     ("country", "amount", "shown"),
     [("DE", 5, True), ("US", 5, False), ("DE", 0, False), (None, 5, False), (7, 5, False), ("DE", "5", False)],
