@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from mesh.errors import BadBundle, MeshError
-from mesh.policy.load import PolicySet
 from mesh.policy.model import AnyDocument, Tenant
 from mesh.policy.rules import Tenancy
 from mesh.subjects import check_name
+
+if TYPE_CHECKING:  # the loader brings YAML, which no agent needs
+    from mesh.policy.load import PolicySet
 
 FORMAT: Final = "mesh.policy/1"  # raised when an older agent would misread the bundle
 PAYLOAD_TYPE: Final = "application/vnd.mesh.policy.v1+json"  # what DSSE's PAE names when the bundle is signed
