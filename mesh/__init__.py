@@ -38,7 +38,6 @@ _PUBLIC = {
     "Mesh": "mesh.client",
     "MeshError": "mesh.errors",
     "PublishFailed": "mesh.client",
-    "PublishFailed": "mesh.client",
     "Receipt": "mesh.client",
     "Reject": "mesh.delivery",
     "RetryLater": "mesh.delivery",

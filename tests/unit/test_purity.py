@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +130,10 @@ def test_agent_stays_apart_from_the_control_plane(module: str) -> None:
 def test_mesh_does_not_know_the_agent(module: str) -> None:
     """The library never imports the agent: `mesh up` starts it as a process."""
     assert not {m for m in _imports(_ALL[module].read_text(), set(_ALL)) if m.split(".")[0] == "agent"}
+
+
+def test_a_running_agent_loads_only_what_it_needs() -> None:
+    """Every pod pays for what an agent imports: no YAML, no command line library, no control plane."""
+    script = "import sys, agent.process, agent.core, mesh.policy.compile; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"yaml", "typer", "rich", "opentelemetry", "mesh.control", "mesh.policy.load"} & set(loaded)
