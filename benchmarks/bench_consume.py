@@ -30,15 +30,21 @@ SETTLE_S = 30.0
 
 
 async def run(quick: bool) -> Mapping[str, float | Spread]:
-    """Two durables of one team over the same stored events, each consuming its share a round."""
+    """All that is stored, each round through two new durables of one team."""
     count, rounds = (2_000, 1) if quick else (EVENTS, 5)
-    async with mesh() as bench:
-        await _fill(bench, count * rounds)
+    names = {who: [f"{who}-{number}" for number in range(rounds)] for who in ("ours", "peer")}
+    async with mesh(*names["ours"], *names["peer"]) as bench:
+        await _fill(bench, count)
         async with connect(bench.context) as ours:
+            fresh = {who: iter(numbered) for who, numbered in names.items()}
             figures = await interleave(
-                {"ours": lambda: _ours(ours, count), "peer": lambda: _peer(bench, count)}, rounds=rounds
+                {
+                    "ours": lambda: _ours(ours, next(fresh["ours"]), count),
+                    "peer": lambda: _peer(bench, next(fresh["peer"]), count),
+                },
+                rounds=rounds,
             )
-        await _check(bench)
+        await _check(bench, [*names["ours"], *names["peer"]])
     return {
         "consume_ratio": ratio(figures["ours"], figures["peer"]),
         "consume_per_s": Spread.of(figures["ours"]),
@@ -53,10 +59,10 @@ async def _fill(bench: Bench, count: int) -> None:
         await bench.agent.publish_drafts(drafts)
 
 
-async def _ours(mesh: Mesh, count: int) -> float:
-    """Deliveries a second, each acked as soon as it is there; what was pulled beyond the count is handed back."""
+async def _ours(mesh: Mesh, name: str, count: int) -> float:
+    """Deliveries a second, each acked as soon as it is there."""
     seen = 0
-    async with mesh.subscription("ours", max_in_flight=count) as subscription:
+    async with mesh.subscription(name) as subscription:
         began = time.perf_counter()
         while seen < count:
             delivery = await subscription.next()
@@ -65,12 +71,12 @@ async def _ours(mesh: Mesh, count: int) -> float:
         return count / (time.perf_counter() - began)
 
 
-async def _peer(bench: Bench, count: int) -> float:
+async def _peer(bench: Bench, name: str, count: int) -> float:
     """The same by nats-py, in its fastest documented way."""
     address = bench.context.team_address()
     client = await bench.peer(bench.context.data / "teams" / "reader" / "nats.creds", "team-reader")
     try:
-        durable = address.subscriptions["peer"].durable
+        durable = address.subscriptions[name].durable
         pull = await client.jetstream().pull_subscribe_bind(durable=durable, stream=STREAM)
         seen = 0
         began = time.perf_counter()
@@ -89,12 +95,12 @@ async def _peer(bench: Bench, count: int) -> float:
         await client.close()
 
 
-async def _check(bench: Bench) -> None:
+async def _check(bench: Bench, names: list[str]) -> None:
     """Refuse to report a run in which an event is left: neither delivered nor acked."""
     async with bench.control() as control:
         with anyio.fail_after(SETTLE_S):
             while True:
-                states = [await consumer_info(control, STREAM, f"reader--{name}") for name in ("ours", "peer")]
+                states = [await consumer_info(control, STREAM, f"reader--{name}") for name in names]
                 if all(state["num_pending"] + state["num_ack_pending"] == 0 for state in states):
                     return
                 await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A mesh to measure: one publisher, one view with four masks and a condition, one team with two subscriptions."""
+"""A mesh to measure: one publisher, one view with four masks and a condition, one reading team."""
 
 from __future__ import annotations
 
@@ -65,15 +65,12 @@ spec:
       publish: ["shop.order.>"]
       when: "data.amount > 10.0 && data.country in ['DE', 'FR']"
     - {id: reader-reads, who: {teams: [reader]}, subscribe: ["shop.order.>"], view: masked}
+"""
+SUBSCRIPTION = """\
 ---
 apiVersion: mesh/v1
 kind: Subscription
-metadata: {name: ours, tenant: bench, team: reader}
-spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
----
-apiVersion: mesh/v1
-kind: Subscription
-metadata: {name: peer, tenant: bench, team: reader}
+metadata: {name: %s, tenant: bench, team: reader}
 spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
 """
 TYPE = "shop.order.placed.v1"
@@ -106,12 +103,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def mesh() -> AsyncIterator[Bench]:
-    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop."""
+async def mesh(*subscriptions: str) -> AsyncIterator[Bench]:
+    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop. The team has *subscriptions*."""
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
         policies = Path(directory) / "policies"
         policies.mkdir()
-        (policies / "bench.yaml").write_text(POLICIES)
+        (policies / "bench.yaml").write_text(POLICIES + "".join(SUBSCRIPTION % name for name in subscriptions))
         data = Path(directory) / "data"
         async with running(Options(data=data, policies=policies)):
             context = Context.load(data, team="reader", agent="shop")

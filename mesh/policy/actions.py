@@ -51,7 +51,7 @@ class MaskKeys(Protocol):
 
 def redact(value: Any) -> Any:
     """A string becomes `[REDACTED]`, anything else null: the type does not change under a reader's schema."""
-    return REDACTED if value.__class__ is str else None
+    return REDACTED if type(value) is str else None
 
 
 def drop(_value: Any) -> Any:
@@ -67,12 +67,12 @@ def partial(params: With) -> Masker:
 
 
 def _email(value: Any) -> Any:
-    match = _EMAIL_RE.fullmatch(value) if value.__class__ is str else None
+    match = _EMAIL_RE.fullmatch(value) if type(value) is str else None
     return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}@{_PARTIAL_MARK}.{match[2]}"
 
 
 def _phone(value: Any) -> Any:
-    digits = value.translate(_SEPARATORS).removeprefix("+") if value.__class__ is str else ""
+    digits = value.translate(_SEPARATORS).removeprefix("+") if type(value) is str else ""
     low, high = _PHONE_DIGITS
     if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
         return redact(value)
@@ -80,12 +80,12 @@ def _phone(value: Any) -> Any:
 
 
 def _iban(value: Any) -> Any:
-    match = _IBAN_RE.fullmatch(value.translate(_SEPARATORS)) if value.__class__ is str else None
+    match = _IBAN_RE.fullmatch(value.translate(_SEPARATORS)) if type(value) is str else None
     return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}{match[2]}"
 
 
 def _pan(value: Any) -> Any:
-    digits = value.translate(_SEPARATORS) if value.__class__ is str else ""
+    digits = value.translate(_SEPARATORS) if type(value) is str else ""
     low, high = _PAN_DIGITS
     if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
         return redact(value)
@@ -96,8 +96,10 @@ _STYLES: dict[str, Masker] = {"email": _email, "phone": _phone, "iban": _iban, "
 
 
 def _ends(first: int, last: int) -> Masker:
+    shortest = first + last + MIN_HIDDEN
+
     def mask(value: Any) -> Any:
-        if value.__class__ is not str or len(value) < first + last + MIN_HIDDEN:
+        if type(value) is not str or len(value) < shortest:
             return redact(value)
         return value[:first] + _PARTIAL_MARK + (value[-last:] if last else "")
 
@@ -122,30 +124,23 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     padding = -size % 3
     length = None if padding == 0 else -padding
     table = _URL_SAFE
-    digest_of = _hmac_sha256(key, size) if params.algorithm == "hmac-sha256" else _blake2b(key, size)
+    fips = params.algorithm == "hmac-sha256"
 
     def mask(value: Any) -> Any:
-        kind = value.__class__
+        kind = type(value)
         if kind is str:
             try:
                 data = value.encode()
-            except UnicodeEncodeError:
+            except UnicodeEncodeError:  # a lone surrogate
                 return REDACTED
         elif kind is int or kind is float or kind is bool:
             data = msgspec.json.encode(value)
         else:
             return None
-        return prefix + b2a_base64(digest_of(data), newline=False)[:length].translate(table).decode()
+        digest = hmac.digest(key, data, "sha256")[:size] if fips else blake2b(data, digest_size=size, key=key).digest()
+        return prefix + b2a_base64(digest, newline=False)[:length].translate(table).decode()
 
     return mask
-
-
-def _blake2b(key: bytes, size: int) -> Callable[[bytes], bytes]:
-    return lambda data: blake2b(data, digest_size=size, key=key).digest()
-
-
-def _hmac_sha256(key: bytes, size: int) -> Callable[[bytes], bytes]:
-    return lambda data: hmac.digest(key, data, "sha256")[:size]
 
 
 def _key(domain: str, keys: MaskKeys) -> bytes:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mesh.policy.expressions import Condition, ConditionFailed
-from mesh.policy.mask import Masking, MaskKeys
+from mesh.policy.mask import Masking
 from mesh.policy.rules import Rule
 
 MAX_TYPES = 4096  # types an agent keeps an answer for; more are worked out again
@@ -36,13 +36,15 @@ class ViewPlan:
     Attributes:
         name: The view.
         masking: Shared by all types that the same classifications cover.
+        mask: `Masking.apply`: `(fields, keys)` to the fields to encode, a fresh dict at the top.
     """
 
-    __slots__ = ("_rows", "masking", "name")
+    __slots__ = ("_rows", "mask", "masking", "name")
 
     def __init__(self, name: str, masking: Masking, rows: tuple[Condition, ...]) -> None:
         self.name = name
         self.masking = masking
+        self.mask = masking.apply
         self._rows = rows
 
     def rows(self, fields: Mapping[str, Any]) -> bool:
@@ -54,14 +56,6 @@ class ViewPlan:
             return all(row(bindings) for row in self._rows)
         except ConditionFailed:
             return False
-
-    def mask(self, fields: Mapping[str, Any], keys: MaskKeys) -> dict[str, Any]:
-        """The fields to encode: a fresh dict at the top, whose values may be shared with *fields*.
-
-        Raises:
-            ConfigError: *keys* lacks a pseudonym domain of this view.
-        """
-        return self.masking.apply(fields, keys)
 
     def __repr__(self) -> str:
         return f"ViewPlan({self.name!r})"

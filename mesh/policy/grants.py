@@ -200,8 +200,6 @@ class GrantsCompiler:
         meeting = [deny for deny in denies if deny.intersects(pattern)]
         if not meeting:
             return [pattern], False
-        if any(deny.covers(pattern) for deny in meeting):
-            return [], False
         parts = outermost(p for p in (known.intersection(pattern) for known in self._published) if p is not None)
         left = [part for part in parts if not any(deny.covers(part) for deny in meeting)]
         if any(deny.intersects(part) for deny in meeting for part in left):

@@ -92,7 +92,7 @@ class Masking:
                 continue
             value = fields[name]
             node = self._top.get("data" if name == "data_base64" else name, self._elsewhere)
-            kind = value.__class__
+            kind = type(value)
             if kind in SCALARS:
                 masked = value if node.act is None else node.act(value)
             else:

@@ -69,7 +69,7 @@ def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows
         met = classified
         out = value
         for name, item in value.items():
-            kind = item.__class__
+            kind = type(item)
             if kind in SCALARS:
                 act = act_of(name, other_act)
                 if act is None:
@@ -109,7 +109,7 @@ def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> W
     node_of = names.get
 
     def keep(out: dict[str, Any], name: str, item: Any, node: Node) -> None:
-        kind = item.__class__
+        kind = type(item)
         if kind is dict:
             masked = node.on_dict(item)
         elif kind is list:
@@ -132,7 +132,7 @@ def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> W
         else:
             for name, item in value.items():
                 node = node_of(name, other)
-                if node.classified or item.__class__ in CONTAINERS:
+                if node.classified or type(item) in CONTAINERS:
                     keep(out, name, item, node)
         return out or DROPPED
 
@@ -146,7 +146,7 @@ def item_list(node: Node, otherwise: Masker | None, *, classified: bool) -> Walk
         met = classified or (node.classified and len(value) > 0)
         out = []
         for item in value:
-            kind = item.__class__
+            kind = type(item)
             if kind in SCALARS:
                 masked = item if node.act is None else node.act(item)
             elif kind in CONTAINERS:

@@ -18,6 +18,7 @@ from mesh.cli.session import Session, operator_session
 from mesh.client import Mesh, PublishFailed
 from mesh.control.reconcile import now_ms
 from mesh.deadletters import DeadLetterRecord
+from mesh.jetstream.manage import consumer_info
 from mesh.journey import Admitted
 from mesh.signing import Received
 from tests.journey.meshes import RunningMesh, contact, dead_letters, mesh_up, policies_with, wait_settled
@@ -371,8 +372,10 @@ async def test_handlers_work_side_by_side(mesh: RunningMesh, support: Mesh) -> N
     assert inside == 8
 
 
-async def test_events_that_wait_for_their_turn_are_not_redelivered(mesh: RunningMesh, support: Mesh) -> None:
-    """Pulled ahead of a slow handler, an event outlives its ack_wait and still comes once."""
+async def test_events_that_wait_for_their_turn_are_not_redelivered(
+    mesh: RunningMesh, support: Mesh, operator: Session
+) -> None:
+    """Pulled ahead of a slow handler, an event outlives its ack_wait, and the server still delivers it once."""
     ids = await publish(support, "queues", 6)
     got: list[tuple[str, int]] = []
     began = now_ms()
@@ -384,3 +387,5 @@ async def test_events_that_wait_for_their_turn_are_not_redelivered(mesh: Running
     await handle_until(support, "queues", len(ids), handle, concurrency=1)
     assert now_ms() - began > 2000  # twice the ack_wait: the last ones did wait
     assert got == [(id_, 1) for id_ in ids]
+    info = await consumer_info(operator.connection, STREAM, "support--queues")
+    assert info["delivered"]["consumer_seq"] == len(ids)

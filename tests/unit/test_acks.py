@@ -22,6 +22,7 @@ MS = 1_795_300_000_123
         (f"$JS.ACK._.znJdjy7f.EV.other.3.17.20.{NS}.5", None),
         # A victim's v1 subject dressed up as our v2 one: its stream and durable stand where domain and hash belong.
         (f"$JS.ACK.EV.team--victim.EV.d.3.17.20.{NS}.5", None),
+        (f"$JS.ACK.EV.a--b-cde.EV.d.3.17.20.{NS}.5", None),
         (f"$JS.ACK.EV.d.3.17.20.{NS}", None),
         (f"$JS.ACK.EV.d.3.17.20.{NS}.5.6", None),
         (f"$JS.ACK.EV.d.x.17.20.{NS}.5", None),

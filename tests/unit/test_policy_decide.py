@@ -402,6 +402,14 @@ def test_only_an_active_subscription_gets_durables() -> None:
     assert [grant.durable for grant in grants.active] == ["analytics--within"]
 
 
+def test_a_subscription_to_a_domain_without_a_stream_is_inactive() -> None:
+    """Whoever may read everything still gets nothing of a domain in which nobody publishes: it has no stream."""
+    rule = access(allow=[{"id": "r", "who": {"teams": ["support"]}, "subscribe": [">"], "view": "masked"}])
+    found = subscription({"types": ["hr.>"]}, rule, team="support")
+    assert (found.active, found.filters) == (False, ())
+    assert "never published: `hr.>`" in found.reason
+
+
 def test_two_views_make_the_choice_the_subscriber_s() -> None:
     """With two lasting grants for its types a subscription names its view; a grant that ends does not count."""
     second = document("View", "second", {"otherwise": "drop"})
