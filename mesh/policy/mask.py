@@ -70,6 +70,7 @@ class Masking:
         names, other, _ = walk.steps_from(self._paths, walk.begin(self._paths))
         self._top = {name: self._node(places) for name, places in names.items()}
         self._elsewhere = self._node(other)
+        self._top["data_base64"] = self._top.get("data", self._elsewhere)  # binary data is the field `data`
         self._keys = keys
 
     def apply(self, fields: Mapping[str, Any], keys: MaskKeys) -> dict[str, Any]:
@@ -87,11 +88,12 @@ class Masking:
         if keys is not self._keys or len(self._nodes) > self._max_nodes:
             self.bind(keys)
         shown = dict(fields)
+        top = self._top
         for name in fields:
             if name in _AS_THEY_ARE:
                 continue
             value = fields[name]
-            node = self._top.get("data" if name == "data_base64" else name, self._elsewhere)
+            node = top.get(name, self._elsewhere)
             kind = type(value)
             if kind in SCALARS:
                 masked = value if node.act is None else node.act(value)
