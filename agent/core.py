@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from agent import metrics
+from agent.clock import ServerClock
 from agent.keys import Keys, clock_ms, read
 from agent.outbound import Outbound, Room
 from agent.settings import load
@@ -63,8 +64,10 @@ class Agent:
         self.outbound: Outbound | None = None
         self._creds = read(self.base / settings.creds_file, "NATS credentials") if settings.creds_file else None
         self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
+        self.webhook_bytes = Room(settings.max_webhook_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self._connection: Connection | None = None
         self._publisher: Publisher | None = None
+        self._server_clock: ServerClock | None = None
         self._tasks = Tasks()
         self._bundle_arrived = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
@@ -102,9 +105,10 @@ class Agent:
         )
         outbound = Outbound(s, self.keys, publisher)
         self._connection, self._publisher, self.outbound = connection, publisher, outbound
+        clock = self._server_clock = ServerClock(connection, s.name, self.clock_ms)
         self._gauges = metrics.watch(outbound, lambda: not self.not_ready())
         self._tasks.spawn("publisher", publisher.run())
-        self._tasks.spawn("bundle", self._watch_bundle(connection))
+        self._tasks.spawn("bundle", self._watch_bundle(connection, clock))
         self._tasks.spawn("keys", self._watch_keys())
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -140,13 +144,20 @@ class Agent:
         return drained
 
     async def close(self) -> None:
-        """End every task and the connection; what is not acknowledged by now gets no receipt."""
+        """End every task and the connection; what is not acknowledged by now fails, `Disconnected`."""
         self._draining = True
+        closed = Disconnected(
+            "the agent was closed before the stream acknowledged this",
+            expected="an acknowledgement before the end of the drain",
+            next="send it again: the same message id makes that safe",
+        )
         for forget in self._gauges:
             forget()
         await self._tasks.cancel()
+        if self.outbound is not None:
+            self.outbound.close(closed)
         if self._publisher is not None:
-            self._publisher.close()
+            self._publisher.close(closed)
         if self._connection is not None:
             await self._connection.close()
 
@@ -247,6 +258,7 @@ class Agent:
             Draining: The agent is shutting down.
             Disconnected: NATS is away and no bundle has arrived since the start.
             NoBundle: No valid bundle yet.
+            ClockWrong: Our clock is far from the server's, and nobody would believe what we seal.
             SignerExpired: Nobody would believe what we seal.
         """
         if self._draining:
@@ -267,6 +279,8 @@ class Agent:
                 expected="a bundle from the control plane",
                 next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
             )
+        if self._server_clock is not None and self._server_clock.wrong:
+            raise self._server_clock.error()
         if not self.keys.in_force(clock_ms()):
             raise self.keys.expired()
 
@@ -287,23 +301,26 @@ class Agent:
         return reasons
 
     def state(self) -> dict[str, Any]:
-        """Facts for people who look at a probe: no data, no names."""
+        """Facts for people who look at a probe: no data, no names but those of pseudonym domains without a key."""
         outbound = self.outbound
         return {
             "nats_connected": self._connection is not None and self._connection.connected,
             "bundle_revision": 0 if outbound is None else outbound.revision,
             "waiting_events": 0 if outbound is None else outbound.room.used,
+            "domains_lacking": [] if outbound is None else self.keys.masks.lacking(outbound.domains),
             "draining": self._draining,
         }
 
     # --- tasks ---
 
-    async def _watch_bundle(self, connection: Connection) -> None:
+    async def _watch_bundle(self, connection: Connection, clock: ServerClock) -> None:
         up = asyncio.Event()
         forget = connection.on_connect(up.set)
         if not connection.connected:
             await up.wait()
         forget()
+        await clock.measure()  # before the bundle, and so before anything is signed
+        self._tasks.spawn("clock", clock.run())
         await BundleWatch(connection, on_change=self._adopt).run()
 
     def _adopt(self, plans: Plans) -> None:

@@ -2,7 +2,8 @@
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
 accepts and has room. That NATS is reachable is not asked, since taking the application out of service would help
-nobody; that a bundle has arrived is, since before it everything is refused.
+nobody; that a bundle has arrived is, since before it everything is refused. A pseudonym domain without a key stops only
+the events masked in it, so it is named (`domains_lacking`) and the rest goes on.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh import logs
-from mesh.errors import ConfigError, MeshError, OutsideCertificate, SignerExpired
+from mesh.errors import ConfigError, MeshError, NoDomainKey, OutsideCertificate, SignerExpired
 from mesh.identity import Signer, SpiffeId, check_certificate, seed_from_pem
 from mesh.signing import message_id, seal
 from mesh.statements import SALT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from agent.settings import AgentSettings
     from mesh.jetstream.outgoing import Outgoing
@@ -112,15 +112,20 @@ class DomainKeys:
         """The 32-byte key of a pseudonym domain.
 
         Raises:
-            ConfigError: We hold none: the control plane hands keys only to agents that mask with them.
+            NoDomainKey: We hold none: the control plane hands keys only to agents that mask with them.
         """
         if name not in self._keys:
-            raise ConfigError(
+            raise NoDomainKey(
                 f"this agent has no key for the pseudonym domain {name}",
                 expected=f"{name}.key in domains_dir",
                 next="have the control plane hand out the key; it is read as soon as it is there",
+                domain=name,
             )
         return self._keys[name]
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of *names* we hold no key of."""
+        return sorted(set(names) - self._keys.keys())
 
 
 class Keys:

@@ -76,6 +76,16 @@ class Lane:
         """One copy of this lane was acknowledged or given up."""
         self.in_flight -= 1
 
+    def close(self, error: MeshError) -> None:
+        """Give up what is queued, with *error*, and put nothing off any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        queue, self._queue = self._queue, deque()
+        self.in_flight += len(queue)
+        for outgoing in queue:
+            outgoing.on_done(outgoing, error)
+
     def pump(self, *, overdue: bool = False) -> None:
         """Send what may go now, and see to it that the rest goes in time."""
         queue = self._queue

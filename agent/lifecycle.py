@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from agent.door import Door
     from agent.settings import AgentSettings
 
-PORTS_FILE = "ports.json"
 EXIT_DRAINED = 0
 EXIT_NOW = 130  # a second signal: 128 + SIGINT, as shells count
 CLOSE_S = 1.0  # for a listener's connections, once nothing is in progress
@@ -46,7 +45,7 @@ class Sidecar:
 
     Args:
         settings: As loaded.
-        base: The directory of `agent.toml`; `ports.json` is written there.
+        base: The directory of `agent.toml`; relative file names start there.
 
     Raises:
         ConfigError: A file of ours is missing or malformed.
@@ -54,12 +53,12 @@ class Sidecar:
 
     def __init__(self, settings: AgentSettings, base: Path) -> None:
         self._settings = settings
-        self._base = base
         self.agent = Agent(settings, base)
         token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
         self.health = Health(self.agent)
         self.intake = Intake(self.agent, token)
         self.webhooks = Webhooks(self.agent, base)
+        self._ports = base / settings.ports_file if settings.ports_file else None
         self._started: list[tuple[str, Door]] = []
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
@@ -145,7 +144,10 @@ class Sidecar:
     # --- ports.json ---
 
     async def _announce(self) -> None:
-        """Write `ports.json` once events are accepted, so that a supervisor reads it when it may rely on it."""
+        """Write `ports.json` once events are accepted, so that a supervisor reads it when it may rely on it.
+
+        Where it cannot be written (a read-only mount, say) the log says so once, and the agent serves all the same.
+        """
         while self.agent.not_ready():  # noqa: ASYNC110 - polled once, at the start
             await asyncio.sleep(0.01)
         ports = {
@@ -154,11 +156,24 @@ class Sidecar:
             "health_url": self.health.url,
             "pid": os.getpid(),
         }
-        write_whole(self._base / PORTS_FILE, msgspec.json.encode(ports))
+        if self._ports is not None:
+            try:
+                write_whole(self._ports, msgspec.json.encode(ports))
+            except OSError as error:
+                self._no_ports(error)
         log.info("ready", url=self.intake.url, webhooks_url=self.webhooks.url, health_url=self.health.url)
 
     def _forget_ports(self) -> None:
-        (self._base / PORTS_FILE).unlink(missing_ok=True)
+        if self._ports is not None:
+            try:
+                self._ports.unlink(missing_ok=True)
+            except OSError as error:
+                self._no_ports(error)
+
+    def _no_ports(self, error: OSError) -> None:
+        """Say once that there is no ports file, and try no more."""
+        file, self._ports = self._ports, None
+        log.warning("ports_file_not_written", file=str(file), error=error.strerror or error.__class__.__name__)
 
 
 async def _first(*works: Awaitable[object]) -> None:
@@ -174,6 +189,10 @@ async def _first(*works: Awaitable[object]) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Replace *path* by *content*, mode 0600; a reader sees the old file or the new one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    Path(name).replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise

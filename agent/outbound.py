@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from agent import metrics
@@ -15,16 +16,17 @@ from agent.keys import clock_ms
 from agent.lanes import Lane
 from agent.receipts import Flight
 from mesh import journey
-from mesh.errors import Denied, NoBundle, Overloaded, TooLarge
+from mesh.errors import Denied, NoBundle, NoDomainKey, Overloaded, TooLarge
 from mesh.jetstream.topology import EVENT_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from agent.keys import Keys
     from agent.lanes import Window
     from agent.receipts import Receipt
     from agent.settings import AgentSettings
+    from mesh.errors import MeshError
     from mesh.event import Draft
     from mesh.policy.compile import Plans
     from mesh.policy.decide import PublisherPlans
@@ -89,12 +91,38 @@ class Room:
         self.used -= amount
         self._admit()
 
+    @asynccontextmanager
+    async def tab(self) -> AsyncIterator[Tab]:
+        """A tab that takes more and more, and gives it all back at the end."""
+        opened = Tab(self)
+        try:
+            yield opened
+        finally:
+            self.leave(opened.amount)
+
     def _admit(self) -> None:
         while self._line and self.used + self._line[0][0] <= self._limit:
             amount, turn = self._line.popleft()
             if not turn.done():
                 self.used += amount
                 turn.set_result(None)
+
+
+class Tab:
+    """What one request has taken of a room so far."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.amount = 0
+
+    async def add(self, amount: int) -> None:
+        """Take *amount* more.
+
+        Raises:
+            Overloaded: There was not enough in time.
+        """
+        await self._room.enter(amount)
+        self.amount += amount
 
 
 class Outbound:
@@ -115,7 +143,9 @@ class Outbound:
         self._plans: PublisherPlans | None = None
         self._revision = 0
         self._pumping = False
+        self._closed: MeshError | None = None
         self._landed = asyncio.Event()
+        self.domains: tuple[str, ...] = ()  # pseudonym domains that the bundle has us mask in
         self.room = Room(settings.max_waiting_events, wait_s=settings.admit_wait_s, unit="events")
 
     @property
@@ -129,10 +159,19 @@ class Outbound:
             self._landed.clear()
             await self._landed.wait()
 
+    def close(self, error: MeshError) -> None:
+        """End every `publish` that waits for a lane with *error*, and so those to come. Close the window after this."""
+        self._closed = error
+        for lane in self._lanes.values():
+            lane.close(error)
+
     def adopt(self, plans: Plans) -> None:
         """Decide by *plans* from now on; what is decided already goes out as it is."""
-        self._plans = plans.publisher(self._settings.name)
+        name = self._settings.name
+        self._plans = plans.publisher(name)
         self._revision = plans.bundle.revision
+        grants = plans.grants(now_ms=clock_ms()).agents.get(name)
+        self.domains = grants.domains if grants is not None else ()
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Publish *drafts*; returns when every copy of every one is durable.
@@ -141,12 +180,15 @@ class Outbound:
             NoBundle: No valid bundle has arrived yet.
             Overloaded: No room in time.
             Denied: Policy refuses one of them, `index` says which; nothing was published.
-            Unavailable: Some copy is not durable.
+            NoDomainKey: One of them is masked in a domain whose key we lack; nothing was published.
+            Unavailable: Some copy is not durable, or `close` came first.
         """
         count = len(drafts)
         await self.room.enter(count)
         try:
             decided = await self._decide(drafts)
+            if self._closed is not None:
+                raise self._closed
             landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         except BaseException:
             self.room.leave(count)
@@ -180,7 +222,7 @@ class Outbound:
                 await asyncio.sleep(0)
             try:
                 decided.append(self._outbound(draft, plans, revision))
-            except (Denied, TooLarge) as error:
+            except (Denied, NoDomainKey, TooLarge) as error:
                 if len(drafts) > 1:
                     error.details["index"] = index
                 raise

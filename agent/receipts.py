@@ -35,7 +35,7 @@ class CopyReceipt(msgspec.Struct, frozen=True, gc=False):
 class Receipt(msgspec.Struct, frozen=True):
     """Every copy of one event is durable. No copies: policy allows the event and nobody may read it.
 
-    `duplicate` means every copy was there already: this is a repeated request, and nothing new was stored.
+    `duplicate` means every copy was there already: this is a repeated request, and consumers see nothing new.
     """
 
     id: str

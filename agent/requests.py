@@ -16,6 +16,7 @@ from mesh.errors import (
     CrossOrigin,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     RequestTimeout,
     TooLarge,
     TooManyHeaders,
@@ -25,7 +26,7 @@ from mesh.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from aiohttp.web import BaseRequest
 
@@ -178,15 +179,19 @@ def announced(request: BaseRequest, limit: int) -> int:
     return limit if length is None else min(length, limit)
 
 
-async def read_body(request: BaseRequest, limit: int, *, timeout_s: float) -> bytes:
+async def read_body(
+    request: BaseRequest, limit: int, *, timeout_s: float, charge: Callable[[int], Awaitable[None]] | None = None
+) -> bytes:
     """The whole body.
 
     Args:
         request: Its header fields are checked; a client that waits for `100 Continue` gets it now.
         limit: Bytes. A longer body is refused by its Content-Length, else as soon as it passes the limit.
         timeout_s: Seconds for the whole of it.
+        charge: Told the bytes of each part as it arrives; what it raises ends the reading.
 
     Raises:
+        Overloaded: From *charge*.
         TooLarge: `limit` and `size` say how much; the rest is not read.
         RequestTimeout: It did not arrive in time.
         BadHeader: It is not framed as RFC 9112 says.
@@ -199,6 +204,8 @@ async def read_body(request: BaseRequest, limit: int, *, timeout_s: float) -> by
         body = content.read_nowait()
         if len(body) > limit:
             raise _too_large(len(body), limit)
+        if charge is not None:
+            await charge(len(body))
         return body
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(CONTINUE)
@@ -211,6 +218,8 @@ async def read_body(request: BaseRequest, limit: int, *, timeout_s: float) -> by
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(size, limit)
+                if charge is not None:
+                    await charge(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
         raise RequestTimeout(
@@ -222,7 +231,7 @@ async def read_body(request: BaseRequest, limit: int, *, timeout_s: float) -> by
     except ConnectionError:
         raise
     except Exception as error:
-        if isinstance(error, TooLarge):
+        if isinstance(error, TooLarge | Overloaded):
             raise
         raise BadHeader(
             "the body is not framed as its header says",

@@ -100,6 +100,12 @@ class AgentSettings:
     max_waiting_bytes: int = _setting(
         32 * MIB, unit="B", low=1 * MIB, why="the same in bytes as they came: keeps the process below 150 MB"
     )
+    max_webhook_bytes: int = _setting(
+        8 * MIB,
+        unit="B",
+        low=256 * KIB,
+        why="bodies on the webhook listener, whoever sends them; apart, so that strangers take no room from the door",
+    )
     admit_wait_s: float = _setting(5.0, unit="s", low=0, high=30, why="a caller is slowed this long before it gets 503")
     batch_events: int = _setting(64, unit="copies", low=1, high=256, why="one signature; more gains under 1 us each")
     batch_hold_s: float = _setting(
@@ -112,6 +118,7 @@ class AgentSettings:
     )
     retry_after_s: int = _setting(2, unit="s", low=1, high=600, why="what a 503 asks the caller to wait")
 
+    ports_file: str = _setting("ports.json", why="where the bound addresses are written once ready; empty for nowhere")
     drain_s: float = _setting(10.0, unit="s", low=0.1, high=600, why="SIGTERM to end; below a pod's grace of 30 s")
     file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")
     log_level: str = _setting("info", why=f"one of {', '.join(LOG_LEVELS)}")
@@ -260,6 +267,8 @@ def _check(settings: AgentSettings) -> None:
             raise _wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
     if settings.log_level not in LOG_LEVELS:
         raise _wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
+    if settings.max_webhook_bytes < settings.max_event_bytes:
+        raise _wrong("max_webhook_bytes", "settings", "max_event_bytes or more", f"{settings.max_webhook_bytes}")
     if settings.max_waiting_events < settings.max_batch_events or settings.max_waiting_bytes < settings.max_batch_bytes:
         raise ConfigError(
             "one full batch would never be admitted",

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-import aiohttp
 import anyio
 import msgspec
 
 from mesh.context import Context
+from mesh.door import AgentDoor
 from mesh.errors import ConfigError, MeshError, NoBundle, Unavailable
-from mesh.event import CONTENT_TYPE, encode
+from mesh.event import encode
 from mesh.identity import Keyring
 from mesh.jetstream.connection import Connection
 from mesh.subscription import Subscription, handling
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
     from types import TracebackType
 
-PUBLISH_TIMEOUT_S = 30.0  # the agent answers within its own deadline of 10 s, or the connection is dead
 FIRST_STATE_S = 15.0  # for the first bundle and trust statement
 
 
@@ -72,7 +71,7 @@ class PublishFailed(MeshError):
         )
 
     @property
-    def can_retry(self) -> bool:
+    def retryable(self) -> bool:  # type: ignore[override]  # of its class elsewhere; here the status says it
         """True where the same event may be published again later: the agent or its stream was away."""
         return self.http_status in {408, 429, 503}
 
@@ -83,8 +82,7 @@ class Mesh:
     def __init__(self, context: Context) -> None:
         self.context = context
         self._stack = AsyncExitStack()
-        self._http: aiohttp.ClientSession | None = None
-        self._token = ""
+        self._door: AgentDoor | None = None
         self._nats: Connection | None = None
         self._bundle: BundleWatch | None = None
         self._trust: TrustWatch | None = None
@@ -141,17 +139,9 @@ class Mesh:
         return await self._post(encode(fields))
 
     async def _post(self, body: bytes) -> Receipt:
-        session = await self._session()
-        try:
-            async with session.post("/v1/events", data=body, headers={"Content-Type": CONTENT_TYPE}) as response:
-                answer = await response.read()
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(
-                f"the agent at {self.context.agent_address().url} cannot be reached: {error.__class__.__name__}",
-                expected="a running agent",
-                next="start it; publishing the same id again is safe",
-            ) from error
+        if self._door is None:
+            self._door = AgentDoor(self.context.agent_address(), self._stack)
+        status, answer = await self._door.post(body)
         if status == 202:  # noqa: PLR2004 - HTTP's own number
             return msgspec.json.decode(answer, type=Receipt)
         try:
@@ -184,19 +174,6 @@ class Mesh:
             trust=self._trust,
             max_in_flight=max_in_flight,
         )
-
-    async def _session(self) -> aiohttp.ClientSession:
-        if self._http is None:
-            address = self.context.agent_address()
-            token = (await anyio.Path(address.token_file).read_text()).strip()
-            self._http = await self._stack.enter_async_context(
-                aiohttp.ClientSession(
-                    base_url=address.url,
-                    headers={"Authorization": f"Bearer {token}"},
-                    timeout=aiohttp.ClientTimeout(total=PUBLISH_TIMEOUT_S),
-                )
-            )
-        return self._http
 
     async def _open_reading(self, stack: AsyncExitStack) -> None:
         """Connect with the team's credentials and wait for the first bundle and trust statement."""

@@ -16,6 +16,7 @@ import msgspec
 if TYPE_CHECKING:
     from mesh.signing import Received
 
+MAX_REASON_CHARS = 200  # a label in lists
 MAX_ERROR_CHARS = 500  # a handler's error text; more of it helps nobody and may be an event
 
 
@@ -60,6 +61,12 @@ def message_id(durable: str, received: Received) -> str:
     return urlsafe_b64encode(digest[:16])[:-2].decode()
 
 
+def one_line(text: str, limit: int) -> str:
+    """*text* as one line of at most *limit* characters, control characters as spaces."""
+    shown = text[: 4 * limit]  # bounded first: the text may be anything
+    return " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:limit]
+
+
 def record(
     received: Received,
     *,
@@ -69,6 +76,7 @@ def record(
     error_class: str,
     first_error: str,
     last_error: str,
+    attempts: int,
     dead_ms: int,
     verified: bool,
 ) -> DeadLetterRecord:
@@ -76,9 +84,9 @@ def record(
     return DeadLetterRecord(
         team=team,
         subscription=subscription,
-        reason=reason,
-        error_class=error_class,
-        attempts=received.deliveries,
+        reason=one_line(reason, MAX_REASON_CHARS),
+        error_class=one_line(error_class, MAX_REASON_CHARS),
+        attempts=attempts,
         stream=received.stream,
         sequence=received.sequence,
         subject=received.subject,

@@ -122,6 +122,9 @@ class Claim(Enum):
     HANDLED = "handled"  # a handler succeeded with it: ack it
 
 
+_NEW = Claim.NEW  # the answer for nearly every event; a member of an Enum takes a call to look up
+
+
 class DuplicateWindow:
     """Remembers the last *size* handled events, and all that are in a handler now.
 
@@ -156,7 +159,7 @@ class DuplicateWindow:
         if key in self._in_flight:
             return Claim.IN_FLIGHT
         self._in_flight.add(key)
-        return Claim.NEW
+        return _NEW
 
     def add(self, key: Key) -> None:
         """The handler succeeded: remember it."""

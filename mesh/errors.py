@@ -414,6 +414,18 @@ class SignerExpired(Unavailable):
     code = "signer-expired"
 
 
+class NoDomainKey(Unavailable):
+    """The agent lacks the key of a pseudonym domain that this event is masked in; `domain` names it."""
+
+    code = "no-domain-key"
+
+
+class ClockWrong(Unavailable):
+    """Our clock is far from the server's: what we sign nobody would believe. Setting it right helps."""
+
+    code = "clock-wrong"
+
+
 class Closed(MeshError):
     """The object was closed; make a new one."""
 

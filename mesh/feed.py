@@ -7,16 +7,18 @@ fetching a certificate never reorders.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from mesh import logs
 from mesh.delivery import Claim, DuplicateWindow
-from mesh.errors import IdentityError, MeshError, Unavailable, UnknownKey, VerificationError
+from mesh.errors import IdentityError, MeshError, PublisherNotAllowed, Unavailable, UnknownKey, VerificationError
+from mesh.event import decode
 from mesh.jetstream.puller import Puller
 from mesh.journey import Admitted, inbound
 from mesh.signing import Verifier
@@ -27,16 +29,22 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from mesh.delivery import Key
+    from mesh.identity import Certificate
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
     from mesh.signing import Received
     from mesh.watch import BundleWatch, TrustWatch
 
-UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag; the durable's attempts bound how often
+UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag
+BEHIND_RETRY_S = 0.5  # our bundle is older than the event: a notice was lost, or is on its way
+PATIENCE_DELIVERIES = 60  # times that an event may come before "unknown key" or "not allowed" is the last word
+FETCH_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between two tries to reach the trust bucket; the last one repeats
 NO_BUNDLE_RETRY_S = 1.0
 IN_FLIGHT_RETRY_S = 5.0  # gone by then, where the handler has succeeded: its ack ends this delivery too
 
 VERIFIED = counter("mesh.inbound.verified", unit="{event}", watch="flat while the stream grows: nothing is consumed")
+_verified = VERIFIED.at()
 REJECTED = counter(
     "mesh.inbound.rejected",
     unit="{event}",
@@ -45,16 +53,19 @@ REJECTED = counter(
 WITHHELD = counter("mesh.inbound.withheld", unit="{event}", watch="rising after an apply: a grant was narrowed")
 DUPLICATES = counter("mesh.inbound.duplicates", unit="{event}", watch="rising: handlers are slower than ack_wait")
 
+_NEW = Claim.NEW
+
 log = logs.get("feed")
 
 
 class Pulled:
-    """An admitted event and the way back to its durable."""
+    """An admitted event, what it is deduplicated by, and the way back to its durable."""
 
-    __slots__ = ("event", "puller", "received")
+    __slots__ = ("event", "key", "puller", "received")
 
-    def __init__(self, event: Admitted, received: Received, puller: Puller) -> None:
+    def __init__(self, event: Admitted, key: Key, received: Received, puller: Puller) -> None:
         self.event = event
+        self.key = key
         self.received = received
         self.puller = puller
 
@@ -129,8 +140,12 @@ class Feed:
 
     def hand_back(self, pulled: Pulled) -> None:
         """Have *pulled* delivered again, at once, to whoever pulls."""
-        self.window.forget(pulled.event.key)
+        self.window.forget(pulled.key)
         pulled.puller.nak(pulled.received)
+
+    def take(self) -> Pulled | None:
+        """The next event that may be handled, if one is there: what `next` would return without waiting."""
+        return self._ready.popleft() if self._ready else None
 
     async def next(self) -> Pulled:
         """The next event that may be handled; waits for one. Any number may wait, the first comes first."""
@@ -181,27 +196,43 @@ class Feed:
             self._spawn(self._fetch_and_resume)
             return
         except VerificationError as error:
+            if isinstance(error, PublisherNotAllowed) and self._behind(received, puller, decode(received.body), plans):
+                return
             self._reject(received, puller, error)
             return
-        VERIFIED.add(1)
+        _verified.value += 1
         outcome = inbound(verified, plans, self._team, now_ms=time.time_ns() // 1_000_000)
         if not isinstance(outcome, Admitted):
+            if self._behind(received, puller, verified.fields, plans):
+                return
             WITHHELD.add(1, code=outcome.reason)
             puller.ack(received)
             return
-        match self.window.claim(outcome.key):
-            case Claim.HANDLED:
-                DUPLICATES.add(1)
-                puller.ack(received)
-                return
-            case Claim.IN_FLIGHT:  # a handler of ours has it: neither start another nor ack for it
-                DUPLICATES.add(1)
-                puller.nak(received, IN_FLIGHT_RETRY_S)
-                return
-            case Claim.NEW:
-                pass
-        self._ready.append(Pulled(outcome, received, puller))
-        self._wake()
+        key = outcome.key
+        claim = self.window.claim(key)
+        if claim is _NEW:
+            self._ready.append(Pulled(outcome, key, received, puller))
+            if self._waiting:
+                self._wake()
+            return
+        DUPLICATES.add(1)
+        if claim is Claim.HANDLED:
+            puller.ack(received)
+        else:  # a handler of ours has it: neither start another nor ack for it
+            puller.nak(received, IN_FLIGHT_RETRY_S)
+
+    def _behind(self, received: Received, puller: Puller, fields: dict[str, Any], plans: Plans) -> bool:
+        """Whether the event was decided by a newer bundle than ours; then we look for that one before we judge.
+
+        The revision is only what the event says, so it buys time and nothing else.
+        """
+        revision = fields.get("policyrevision")
+        newer = isinstance(revision, int) and revision > plans.bundle.revision
+        if not newer or received.deliveries > PATIENCE_DELIVERIES:
+            return False
+        self._bundle.wake()
+        puller.nak(received, BEHIND_RETRY_S)
+        return True
 
     def _reject(self, received: Received, puller: Puller, error: VerificationError) -> None:
         REJECTED.add(1, code=error.code)
@@ -214,21 +245,40 @@ class Feed:
     async def _fetch_and_resume(self) -> None:
         """Fetch the certificate the first parked event names, then take the parked ones in order."""
         received, puller = self._parked[0]
+        kid = _key_id(received)
         try:
-            found = await self._trust.certificate(_key_id(received))
+            found = await self._fetch(kid) is not None
         except IdentityError as error:
-            log.error("certificate_refused", code=error.code, kid=_key_id(received))
-            found = None
-        except MeshError as error:  # whatever it is: behind this event all others wait
-            log.warning("certificate_unavailable", code=error.code, kid=_key_id(received))
-            found = None
+            log.error("certificate_refused", code=error.code, kid=kid)
+            found = False
         if self._stopped:
             return
-        if found is None:
+        if not found:
             self._parked.popleft()
             REJECTED.add(1, code=UnknownKey.code)
-            puller.nak(received, UNKNOWN_KEY_RETRY_S)
+            if received.deliveries > PATIENCE_DELIVERIES:
+                self._reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
+            else:
+                puller.nak(received, UNKNOWN_KEY_RETRY_S)
         self._resume()
+
+    async def _fetch(self, kid: str) -> Certificate | None:
+        """The certificate of *kid*, however long the trust bucket is away: an event nobody could judge is not judged.
+
+        Raises:
+            IdentityError: There is one, and a root we trust did not issue it.
+        """
+        for number in itertools.count():
+            try:
+                return await self._trust.certificate(kid)
+            except IdentityError:
+                raise
+            except MeshError as error:
+                log.warning("certificate_unavailable", code=error.code, kid=kid)
+            if self._stopped:
+                break
+            await anyio.sleep(FETCH_RETRY_S[min(number, len(FETCH_RETRY_S) - 1)])
+        return None
 
     def _resume(self) -> None:
         plans = self._bundle.plans

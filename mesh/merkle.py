@@ -58,6 +58,55 @@ def tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
     return root, proofs
 
 
+class Climber:
+    """`root_from_proof` for leaves that come in order: it stops where the last path of the same tree begins.
+
+    The root is a function of node, place and the rest of the proof alone. Where a path meets the last one, in the same
+    node with the same rest, it is therefore the last root, whoever made either proof. A batch in order takes two hashes
+    an event instead of one for each level.
+    """
+
+    __slots__ = ("_index", "_path", "_proof", "_root", "_size")
+
+    def __init__(self) -> None:
+        self._index = self._size = 0
+        self._path: list[tuple[bytes, int]] = []  # from the leaf up: each node, and the bytes of proof left above it
+        self._proof = b""
+        self._root: bytes | None = None
+
+    def root(self, leaf: bytes, index: int, size: int, proof: bytes) -> bytes | None:
+        """The same as `root_from_proof`, for the same arguments."""
+        if not 0 <= index < size:
+            return None
+        known = self._path
+        meeting = (index ^ self._index).bit_length() if size == self._size else -1
+        node, place, width, left, start = leaf, index, size, len(proof), _NODE.copy
+        path = [(node, left)]
+        for level in range((size - 1).bit_length()):
+            if level == meeting and known[level] == (node, left) and _same_end(proof, self._proof, left):
+                known[:level] = path[:-1]
+                self._index, self._proof = index, proof
+                return self._root
+            if place & 1 or place + 1 < width:
+                at = len(proof) - left
+                sibling = proof[at : at + HASH_BYTES]
+                state = start()
+                state.update(sibling + node if place & 1 else node + sibling)
+                node = state.digest()
+                left -= HASH_BYTES
+            place >>= 1
+            width = (width + 1) >> 1
+            path.append((node, left))
+        root = node if left == 0 else None
+        self._index, self._size, self._path, self._proof, self._root = index, size, path, proof, root
+        return root
+
+
+def _same_end(one: bytes, other: bytes, length: int) -> bool:
+    """Whether both end in the same *length* bytes; no such end where *length* is below 0."""
+    return length >= 0 and one[len(one) - length :] == other[len(other) - length :]
+
+
 def root_from_proof(leaf: bytes, index: int, size: int, proof: bytes) -> bytes | None:
     """The root that *proof* leads to from *leaf*, or None when a proof of that length cannot belong there.
 

@@ -6,10 +6,14 @@ message id, which the stream keeps once.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
 from mesh import deadletters, logs
@@ -27,13 +31,25 @@ if TYPE_CHECKING:
     from mesh.signing import Received
 
 BURY_TIMEOUT_S = 5.0
-BURY_RETRY_S = 5.0  # an event whose dead letter could not be stored comes again after this
+BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # between two tries to store a dead letter; the last one repeats
+MAX_HISTORIES = 10_000  # events whose failures are remembered; beyond that the oldest begin anew
+CRASH_FACTOR = 10  # deliveries for each allowed attempt, before an event that nobody lived to settle is buried
+DELIVERIES_EXHAUSTED = "deliveries-exhausted"
 
 ACKED = counter("mesh.inbound.acked", unit="{event}", watch="flat while verified rises: handlers hang")
+_acked = ACKED.at()
 RETRIED = counter("mesh.inbound.retried", unit="{event}", watch="rising: a handler, or what it calls, is failing")
 DEAD_LETTERED = counter("mesh.inbound.dead_lettered", unit="{event}", watch="rising: look at the DLQ stream")
 
 log = logs.get("settler")
+
+
+@dataclass(slots=True)
+class _History:
+    """What became of one event in this process so far."""
+
+    attempts: int = 0
+    first_error: str = ""
 
 
 class Settler:
@@ -55,24 +71,33 @@ class Settler:
         self._durable = durable
         self._policy = policy
         self._window = window
-        self._first_errors: dict[tuple[str, int], str] = {}
+        self._histories: OrderedDict[tuple[str, int], _History] = OrderedDict()
 
     def ack(self, pulled: Pulled) -> None:
         """Handled: remember it, so that it is not handled again, and never have it delivered again."""
-        self._window.add(pulled.event.key)
-        self._first_errors.pop(_place(pulled.received), None)
-        pulled.puller.ack(pulled.received)
-        ACKED.add(1)
+        received = pulled.received
+        self._window.add(pulled.key)
+        if self._histories:
+            self._histories.pop(_place(received), None)
+        pulled.puller.ack(received)
+        _acked.value += 1
 
     def retry(self, pulled: Pulled, delay_s: float) -> None:
         """Hand it back; it is delivered again after *delay_s* seconds."""
-        self._window.forget(pulled.event.key)
+        self._window.forget(pulled.key)
         pulled.puller.nak(pulled.received, delay_s)
         RETRIED.add(1)
 
     async def fail(self, pulled: Pulled, error: Exception) -> None:
-        """End it as *error* and the subscription's policy say: retry, or a dead letter."""
-        attempt = pulled.event.attempt
+        """End it as *error* and the subscription's policy say: retry, or a dead letter.
+
+        An attempt is a time that a handler of this process had it. The server counts deliveries, and those include
+        what was prefetched and handed back.
+        """
+        history = self._history(pulled.received)
+        history.attempts += 1
+        history.first_error = history.first_error or _text(error)
+        attempt = history.attempts
         outcome = settle(error, attempt=attempt, policy=self._policy, jitter=random.random())  # noqa: S311 - no secret
         log.warning(
             "handler_failed",
@@ -81,7 +106,6 @@ class Settler:
             error_class=type(error).__name__,
             outcome=type(outcome).__name__,
         )
-        self._first_errors.setdefault(_place(pulled.received), _text(error))
         match outcome:
             case Ack():
                 self.ack(pulled)
@@ -90,43 +114,64 @@ class Settler:
             case DeadLetter(reason=reason):
                 await self.bury(pulled, reason, error)
 
+    def worn_out(self, pulled: Pulled) -> bool:
+        """Whether it was delivered so often that its handling must be what ends the processes that try."""
+        return pulled.received.deliveries > self._policy.attempts * CRASH_FACTOR
+
     async def bury(self, pulled: Pulled, reason: str, error: BaseException | None = None) -> None:
-        """Store it as a dead letter with *reason*, then ack it; where it cannot be stored it is retried."""
+        """Store it as a dead letter with *reason*, then ack it.
+
+        Returns once it is stored: it stays in hand however long that takes, and is not handled again meanwhile.
+        """
         try:
-            await self._store(pulled.received, reason, error, verified=True)
-        except MeshError as failure:
-            log.error("dead_letter_not_stored", code=failure.code, id=pulled.event.id)
-            self.retry(pulled, BURY_RETRY_S)
-            return
+            await self._store_surely(pulled.received, pulled.puller, reason, error, verified=True)
         except BaseException:  # cancelled: whoever gets it next buries it, and the stream keeps one of the two
             self.retry(pulled, 0.0)
             raise
-        self._window.add(pulled.event.key)
-        self._first_errors.pop(_place(pulled.received), None)
+        self._window.add(pulled.key)
+        self._histories.pop(_place(pulled.received), None)
         pulled.puller.ack(pulled.received)
         DEAD_LETTERED.add(1)
         log.warning("event_dead_lettered", id=pulled.event.id, attempt=pulled.event.attempt)
 
     async def quarantine(self, received: Received, puller: Puller, error: VerificationError) -> None:
         """Record an event that failed verification, without its body, then end its deliveries."""
-        try:
-            await self._store(received, error.code, error, verified=False)
-        except MeshError as failure:
-            log.error("quarantine_not_stored", code=failure.code, stream=received.stream, sequence=received.sequence)
-            puller.nak(received, BURY_RETRY_S)
-            return
+        await self._store_surely(received, puller, error.code, error, verified=False)
         puller.term(received, error.code)
+
+    async def _store_surely(
+        self, received: Received, puller: Puller, reason: str, error: BaseException | None, *, verified: bool
+    ) -> None:
+        for number in itertools.count():
+            try:
+                await self._store(received, reason, error, verified=verified)
+            except MeshError as failure:
+                log.error(
+                    "dead_letter_not_stored", code=failure.code, stream=received.stream, sequence=received.sequence
+                )
+            else:
+                return
+            puller.progress(received)
+            await anyio.sleep(BURY_RETRY_S[min(number, len(BURY_RETRY_S) - 1)])
+
+    def _history(self, received: Received) -> _History:
+        history = self._histories.setdefault(_place(received), _History())
+        if len(self._histories) > MAX_HISTORIES:
+            self._histories.popitem(last=False)
+        return history
 
     async def _store(self, received: Received, reason: str, error: BaseException | None, *, verified: bool) -> None:
         text = _text(error) if error is not None else ""
+        history = self._histories.get(_place(received)) or _History()
         letter = deadletters.record(
             received,
             team=self._team,
             subscription=self._subscription,
             reason=reason,
             error_class=type(error).__name__ if error is not None else "",
-            first_error=self._first_errors.get(_place(received), text),
+            first_error=history.first_error or text,
             last_error=text,
+            attempts=history.attempts or received.deliveries,
             dead_ms=time.time_ns() // 1_000_000,
             verified=verified,
         )
@@ -163,4 +208,4 @@ def _place(received: Received) -> tuple[str, int]:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}"[: deadletters.MAX_ERROR_CHARS]

@@ -34,7 +34,7 @@ from mesh.errors import (
     UnknownKey,
 )
 from mesh.event import decode
-from mesh.merkle import leaf_hash, root_from_proof, tree
+from mesh.merkle import Climber, leaf_hash, root_from_proof, tree
 from mesh.statements import (
     MAX_BATCH,
     MESSAGE_ID,
@@ -160,7 +160,7 @@ class Verifier:
         cache_size: Verified roots kept (least recently used leave). Only successes: a forgery cannot fill it.
     """
 
-    __slots__ = ("_cache_size", "_keyring", "_may_publish", "_roots", "_tenant")
+    __slots__ = ("_cache_size", "_climb", "_keyring", "_may_publish", "_roots", "_tenant")
 
     def __init__(
         self,
@@ -173,6 +173,7 @@ class Verifier:
         self._keyring = keyring
         self._may_publish = may_publish
         self._tenant = tenant
+        self._climb = Climber().root
         self._cache_size = cache_size
         self._roots: OrderedDict[tuple[object, ...], None] = OrderedDict()
 
@@ -222,7 +223,8 @@ class Verifier:
             raise _malformed(received, "the body's type or view is not the subject's")
         if self._tenant is not None and get("tenant") != self._tenant:
             raise _malformed(received, "the body's tenant is not this one")
-        if get("specversion") != "1.0" or not _is_name(get("source")) or not _is_name(get("id")):
+        source, id_ = get("source"), get("id")
+        if get("specversion") != "1.0" or type(source) is not str or type(id_) is not str or not source or not id_:
             raise _malformed(received, "the body is no CloudEvent 1.0 with id and source")
         return place, fields
 
@@ -254,7 +256,7 @@ class Verifier:
         """V9: the proof leads to a root that this key signed, as remembered or by Ed25519."""
         kid, signed_ms, salt, index, size, proof, signature = parts
         leaf = leaf_hash(statement(received.subject, received.msg_ids[0], salt, received.body))
-        root = root_from_proof(leaf, index, size, proof)
+        root = self._climb(leaf, index, size, proof)
         if root is None:
             raise BadSignature("proof, index and size do not fit", kid=kid, **_where(received))
         key = (kid, signed_ms, size, root, signature, certificate.spiffe_id)
@@ -269,10 +271,6 @@ class Verifier:
         roots[key] = None
         if len(roots) > self._cache_size:
             roots.popitem(last=False)
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value != ""
 
 
 def _where(received: Received) -> dict[str, Any]:

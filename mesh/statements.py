@@ -68,7 +68,7 @@ def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, gene
 
 def statement(subject: str, msg_id: str, salt: str, body: bytes) -> bytes:
     """The bytes a signature speaks for. Unambiguous, since no part but the last may hold a newline."""
-    return b"mesh-event-v1\n%b\n%b\n%b\n%b" % (subject.encode(), msg_id.encode(), salt.encode(), body)
+    return f"mesh-event-v1\n{subject}\n{msg_id}\n{salt}\n".encode() + body
 
 
 def pae(payload_type: str, body: bytes) -> bytes:

@@ -14,7 +14,7 @@ import anyio
 
 from mesh.errors import Closed, NoBundle
 from mesh.feed import Feed, Pulled
-from mesh.settler import Settler
+from mesh.settler import DELIVERIES_EXHAUSTED, Settler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -99,7 +99,7 @@ class Delivery:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        """Cancellation is not a verdict: the event is handed back when the subscription ends, and delivered again."""
+        """Cancellation is not a verdict: the event is handed back, and delivered again."""
         if self._token is not None:
             handling.reset(self._token)
         if error is None:
@@ -108,6 +108,7 @@ class Delivery:
         if isinstance(error, Exception):
             await self.fail(error)
             return True
+        self.hand_back()
         return False
 
 
@@ -207,8 +208,13 @@ class Subscription:
             yield await self.next()
 
     async def next(self) -> Delivery:
-        """The next delivery; waits for one."""
-        delivery = Delivery(await self.feed.next(), self)
+        """The next delivery; waits for one. What nobody ever lived to settle is buried instead of handed out."""
+        feed, settler = self.feed, self.settler
+        pulled = feed.take() or await feed.next()
+        while settler.worn_out(pulled):
+            await settler.bury(pulled, DELIVERIES_EXHAUSTED)
+            pulled = await feed.next()
+        delivery = Delivery(pulled, self)
         self._open.add(delivery)
         return delivery
 

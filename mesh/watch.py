@@ -95,6 +95,10 @@ class BundleWatch:
         if self._on_change is not None:
             self._on_change(self.plans)
 
+    def wake(self) -> None:
+        """Look for a newer one soon."""
+        self._watch.wake()
+
     async def run(self) -> None:
         """Run until cancelled."""
         await self._watch.run()

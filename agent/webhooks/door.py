@@ -1,7 +1,9 @@
 """The door of the providers: `POST /v1/webhooks/<source>`, on a listener of its own that an ingress may reach.
 
 The provider's signature stands for the token. It is checked over the raw body before anything parses it; the path says
-which settings hold, and so which secrets and which Host names. One delivery id is one event, however often it comes.
+which settings hold, and so which secrets and which Host names. Bodies have memory of their own, counted as it is used,
+so that strangers who send slowly or much take none from the application's door. One delivery id is one event, however
+often it comes.
 """
 
 from __future__ import annotations
@@ -87,8 +89,9 @@ class Webhooks(Door):
     ) -> Response:
         agent = self._agent
         limit = agent.limits.max_event_bytes
-        async with agent.bytes_held(requests.announced(request, limit)):
-            body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
+        async with agent.webhook_bytes.tab() as tab:  # as they arrive: what a stranger announces costs nothing
+            timeout_s = self._settings.body_timeout_s
+            body = await requests.read_body(request, limit, timeout_s=timeout_s, charge=tab.add)
             provider.verify(request.headers, body, secrets.values())
             fields = provider.translate(request.headers, decode(body), source.name)
             draft = draft_from_fields(fields, now_ms=agent.clock_ms(), limits=agent.limits)

@@ -14,9 +14,11 @@ from rich.live import Live
 
 from mesh.cli.output import NO, command, console, errors, print_json
 from mesh.cli.up import PoliciesOption, policies_directory
+from mesh.control.datadir import private_directory
 from mesh.demo.inputs import make_script
 from mesh.demo.report import progress_line, render
 from mesh.demo.run import Progress, run
+from mesh.errors import ConfigError
 
 
 @command
@@ -25,7 +27,9 @@ async def demo(
     events: Annotated[int, typer.Option("--events", min=300, max=100_000, help="How many to send, at least.")] = 300,
     policies: PoliciesOption = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed sends the same events.")] = 1,
-    keep: Annotated[Path | None, typer.Option("--keep", help="Run in this new directory and leave it.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Run in this directory, new or empty, and leave it.")
+    ] = None,
     withhold: Annotated[int, typer.Option("--withhold", min=0, max=1, hidden=True)] = 0,
     json_: Annotated[bool, typer.Option("--json", help="The account as one JSON object.")] = False,
 ) -> None:
@@ -38,9 +42,7 @@ async def demo(
     duplicates (sent twice, stored once), lost ((event, team) pairs due by inputs and policies, less those handled or
     dead-lettered, counted from the teams' receipt files), latency_ms, seconds.
     """
-    directory = keep or Path(tempfile.mkdtemp(prefix="mesh-demo-"))
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=False, mode=0o700)
+    directory = Path(tempfile.mkdtemp(prefix="mesh-demo-")) if keep is None else _fresh(keep)
     script = make_script(events, seed=seed)
     try:
         with Live(console=errors, transient=True, auto_refresh=False) as live:
@@ -61,3 +63,25 @@ async def demo(
         console.print(render(outcome))
     if outcome.account.lost:
         raise typer.Exit(NO)
+
+
+def _fresh(directory: Path) -> Path:
+    """*directory*, made where it is missing.
+
+    Raises:
+        ConfigError: It holds something, or cannot be a directory.
+    """
+    try:
+        private_directory(directory)
+        used = any(directory.iterdir())
+    except OSError as error:
+        raise ConfigError(
+            f"{directory} cannot be kept: {error.strerror or error.__class__.__name__}",
+            expected="a directory you may write",
+            next="name another with --keep",
+        ) from error
+    if used:
+        raise ConfigError(
+            f"{directory} is not empty", expected="a new or empty directory", next="name another with --keep"
+        )
+    return directory

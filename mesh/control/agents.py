@@ -45,11 +45,12 @@ class Ports(msgspec.Struct, frozen=True):
 class AgentProcess:
     """One agent as a child process."""
 
-    def __init__(self, name: str, directory: Path, *, log_file: Path, nats_url: str) -> None:
+    def __init__(self, name: str, directory: Path, *, log_file: Path, nats_url: str, spiffe_id: str) -> None:
         self.name = name
         self.directory = directory
         self._log_file = log_file
-        self._nats_url = nats_url
+        # what may change between two starts, over an `agent.toml` that was written at the first
+        self._settings = {"MESH_AGENT_NATS_URL": nats_url, "MESH_AGENT_SPIFFE_ID": spiffe_id}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self.ports: Ports | None = None
@@ -125,7 +126,7 @@ class AgentProcess:
     def _spawn(self) -> None:
         self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        environment = {**os.environ, "MESH_AGENT_NATS_URL": self._nats_url, **self._same_ports()}
+        environment = {**os.environ, **self._settings, **self._same_ports()}
         with os.fdopen(descriptor, "wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.directory / "agent.toml")],
@@ -139,11 +140,15 @@ class AgentProcess:
             )
 
     def _same_ports(self) -> dict[str, str]:
-        """After a crash, the ports it had before."""
+        """After a crash, the ports it had before; a Unix socket (`unix:<path>`) is where it was anyway."""
         if self.ports is None:
             return {}
         urls = {"HTTP": self.ports.url, "WEBHOOKS": self.ports.webhooks_url, "HEALTH": self.ports.health_url}
-        return {f"MESH_AGENT_{door}_PORT": url.rpartition(":")[2] for door, url in urls.items()}
+        return {
+            f"MESH_AGENT_{door}_PORT": url.rpartition(":")[2]
+            for door, url in urls.items()
+            if not url.startswith("unix:")
+        }
 
     def _ready(self) -> bool:
         try:

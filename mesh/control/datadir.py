@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import tempfile
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
@@ -17,14 +18,21 @@ from mesh.errors import ConfigError
 
 KEY_BYTES = 32  # dedupe and domain keys: BLAKE2b takes up to 64, 32 are beyond guessing
 TOKEN_BYTES = 32  # 43 characters of base64url
+OPEN_TO_OTHERS = 0o077  # any right of group or others
+LOCK_NAME = "mesh.lock"  # the first file of every mesh, and so the mark of a directory that is ours
 
 
 def private_directory(path: Path) -> Path:
-    """Make *path* and its parents; those that are made, and *path* itself, are readable by their owner alone."""
+    """Make *path* and its parents, readable by their owner alone; those that are there already stay as they are."""
     if not path.parent.is_dir():
         private_directory(path.parent)  # `mkdir(parents=True)` would leave them to the umask
-    path.mkdir(exist_ok=True, mode=0o700)
-    path.chmod(0o700)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(0o700)  # a strange umask takes even the owner's rights away
     return path
 
 
@@ -80,13 +88,15 @@ class DataDirectory:
 
     @classmethod
     def open(cls, root: Path) -> DataDirectory:
-        """Make the directory where it is missing.
+        """Make the directory where it is missing. One that is there is never changed: it has to fit as it is.
 
         Raises:
-            ConfigError: It exists and is not ours to use.
+            ConfigError: It exists and is not ours to use: a file, somebody else's, open to others, or full of other
+                things.
         """
         try:
             private_directory(root)
+            _check_ours(root)
         except (OSError, NotADirectoryError) as error:
             raise ConfigError(
                 f"{root} cannot be the data directory: {error.strerror or error}",
@@ -103,7 +113,7 @@ class DataDirectory:
     @property
     def lock_file(self) -> Path:
         """Held while a mesh runs on this directory."""
-        return self.root / "mesh.lock"
+        return self.root / LOCK_NAME
 
     @property
     def admin(self) -> Path:
@@ -156,3 +166,28 @@ class DataDirectory:
     def domain_key(self, tenant: str, domain: str) -> bytes:
         """A pseudonym domain's key; agents that mask in the domain get a copy."""
         return hex_key(self.admin / "domains" / tenant / f"{domain}.key")
+
+
+def _check_ours(root: Path) -> None:
+    """Refuse a directory in which our secrets would not be secret, or would lie among somebody's files."""
+    status = root.stat()
+    if status.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{root} belongs to another user",
+            expected="a directory of your own",
+            next="name another with --data or MESH_DATA_DIR",
+        )
+    if stat.S_IMODE(status.st_mode) & OPEN_TO_OTHERS:
+        raise ConfigError(
+            f"{root} is open to other users, and would hold every key of the mesh",
+            expected="mode 0700",
+            got=f"mode {stat.S_IMODE(status.st_mode):04o}",
+            next=f"chmod 700 {root}, or name a new directory with --data: it is made as it has to be",
+        )
+    lock = root / LOCK_NAME
+    if not (lock.is_file() and not lock.is_symlink()) and any(root.iterdir()):
+        raise ConfigError(
+            f"{root} is not empty, and no mesh made it",
+            expected=f"a new or empty directory, or one with the {LOCK_NAME} of an earlier start",
+            next="name another with --data or MESH_DATA_DIR",
+        )

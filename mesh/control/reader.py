@@ -6,30 +6,32 @@ one.
 
 from __future__ import annotations
 
-import math
 import secrets
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from collections import deque
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Self
 
 import anyio
+from anyio.lowlevel import checkpoint
 
+from mesh.errors import MeshError
 from mesh.jetstream.manage import api
 from mesh.jetstream.puller import Puller
 from mesh.policy.grants import outermost
 from mesh.subjects import Pattern, physical_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from anyio.streams.memory import MemoryObjectReceiveStream
+    from collections.abc import AsyncIterator, Sequence
 
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
     from mesh.signing import Received
 
-IDLE_NS = 30_000_000_000  # the server removes the consumer this long after the last pull
-ACK_WAIT_NS = 30_000_000_000
-IN_FLIGHT = 500
+IDLE_NS = 300_000_000_000  # the server removes the consumer this long after the last pull: a reader died, or stalls
+ACK_WAIT_NS = 30_000_000_000  # what was on its way when a connection ended comes again after this
+DELETE_S = 2.0  # for the server to remove the consumer when we leave; else it does so by itself
+IN_FLIGHT = 500  # events of one stream that the reader has not taken: at most 160 MB of the largest, 1 MB of usual ones
+REMEMBERED = 10_000  # events taken last, by stream and sequence: an ack and a redelivery can cross; 1.5 MB
 
 
 def view_filters(plans: Plans, team: str, pattern: Pattern, *, now_ms: int) -> dict[str, list[str]]:
@@ -51,10 +53,54 @@ def view_filters(plans: Plans, team: str, pattern: Pattern, *, now_ms: int) -> d
     return found
 
 
+class Events:
+    """What was pulled and not taken yet; an event is acked when it is taken, so `IN_FLIGHT` bounds what waits."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Received, Puller]] = deque()
+        self._known: dict[tuple[str, int], None] = {}  # stream and sequence of what came last, oldest first
+        self._came = anyio.Event()
+
+    def __len__(self) -> int:
+        """Events that wait to be taken."""
+        return len(self._waiting)
+
+    def __aiter__(self) -> Self:
+        """Itself: it never ends."""
+        return self
+
+    async def __anext__(self) -> Received:
+        """The next event."""
+        return await self.receive()
+
+    async def receive(self) -> Received:
+        """Take the next event; waits until there is one."""
+        await checkpoint()  # a long backlog lets others work too
+        while not self._waiting:
+            await self._came.wait()
+        received, puller = self._waiting.popleft()
+        puller.ack(received)
+        if not self._waiting:
+            self._came = anyio.Event()
+        return received
+
+    def add(self, received: Received, puller: Puller) -> None:
+        """Let *received* wait. Where the reader takes longer than the ack wait it comes again, and is dropped."""
+        place = (received.stream, received.sequence)
+        if place in self._known:
+            puller.ack(received)
+            return
+        self._known[place] = None
+        if len(self._known) > REMEMBERED + len(self._waiting):
+            del self._known[next(iter(self._known))]
+        self._waiting.append((received, puller))
+        self._came.set()
+
+
 @asynccontextmanager
 async def reading(
     connection: Connection, filters: dict[str, list[str]], *, new_only: bool
-) -> AsyncIterator[tuple[int, MemoryObjectReceiveStream[Received]]]:
+) -> AsyncIterator[tuple[int, Events]]:
     """Read events that match *filters* by stream.
 
     Args:
@@ -63,35 +109,38 @@ async def reading(
         new_only: Begin with what is stored from now on, else with the oldest.
 
     Yields:
-        How many are stored now, and a stream of them in the order of each stream; it goes on with new ones for ever.
+        How many are stored now, and the events in the order of each stream; they go on with new ones for ever.
     """
-    send, receive = anyio.create_memory_object_stream["Received"](math.inf)
+    events = Events()
     stored = 0
-    pullers = []
-    for stream, subjects in filters.items():
-        name = f"read-{secrets.token_hex(8)}"
-        info = await api(
-            connection, f"CONSUMER.CREATE.{stream}.{name}", _request(stream, name, subjects, new_only=new_only)
-        )
-        stored += info["num_pending"]
-        pullers.append(_puller(connection, stream, name, send.send_nowait))
-    async with anyio.create_task_group() as group:
-        for puller in pullers:
-            group.start_soon(puller.run)
-        try:
-            yield stored, receive
-        finally:
+    consumers: dict[str, str] = {}
+    try:
+        for stream, subjects in filters.items():
+            name = f"read-{secrets.token_hex(8)}"
+            info = await api(
+                connection, f"CONSUMER.CREATE.{stream}.{name}", _request(stream, name, subjects, new_only=new_only)
+            )
+            consumers[stream] = name
+            stored += info["num_pending"]
+        pullers = [_puller(connection, stream, name, events) for stream, name in consumers.items()]
+        async with anyio.create_task_group() as group:
             for puller in pullers:
-                await puller.stop()
-            group.cancel_scope.cancel()
-            send.close()
-            receive.close()
+                group.start_soon(puller.run)
+            try:
+                yield stored, events
+            finally:
+                for puller in pullers:
+                    await puller.stop()
+                group.cancel_scope.cancel()
+    finally:
+        with anyio.move_on_after(DELETE_S, shield=True), suppress(MeshError):
+            for stream, name in consumers.items():
+                await api(connection, f"CONSUMER.DELETE.{stream}.{name}")
 
 
-def _puller(connection: Connection, stream: str, name: str, deliver: Callable[[Received], None]) -> Puller:
+def _puller(connection: Connection, stream: str, name: str, events: Events) -> Puller:
     def take(received: Received) -> None:
-        deliver(received)
-        puller.ack(received)
+        events.add(received, puller)
 
     puller = Puller(connection, stream=stream, durable=name, on_event=take, max_in_flight=IN_FLIGHT)
     return puller

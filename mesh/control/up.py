@@ -23,7 +23,8 @@ from mesh.control.agents import AgentProcess
 from mesh.control.datadir import DataDirectory, write_if_changed, write_private
 from mesh.control.nats_server import NatsServer, operator_config
 from mesh.control.nkeys import NkeyFiles
-from mesh.control.reconcile import SYSTEM, TEAM_PREFIX, Operator, Reconciler, now_ms, push_accounts, team_workload
+from mesh.control.preflight import check_agents
+from mesh.control.reconcile import SYSTEM, Operator, Reconciler, now_ms, push_accounts, team_workload
 from mesh.control.trust import Authority
 from mesh.errors import ConfigError, MeshError
 from mesh.jetstream.connection import Connection
@@ -34,11 +35,10 @@ from mesh.policy.load import load
 from mesh.policy_files import read_directory
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from mesh.identity import Signer
-    from mesh.policy.bundle import Bundle
     from mesh.policy.grants import Grants
 
 STATEMENT_EVERY_S = 10.0  # design section 6; a statement older than 60 s is stale
@@ -126,7 +126,7 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
         trust_domain=options.trust_domain,
         created_ms=now_ms(),
     )
-    _check_names(bundles)
+    check_agents(bundles, options.trust_domain)
     data = DataDirectory.open(options.data)
     stack = AsyncExitStack()
     try:
@@ -162,7 +162,11 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
             for agent in sorted(tenant.grants.agents):
                 _write_agent(data, operator, tenant, agent, options, server.url, ports)
                 process = AgentProcess(
-                    agent, data.agent(agent), log_file=data.log / f"{agent}.log", nats_url=server.url
+                    agent,
+                    data.agent(agent),
+                    log_file=data.log / f"{agent}.log",
+                    nats_url=server.url,
+                    spiffe_id=tenant.grants.agents[agent].spiffe_id,
                 )
                 tenant.agents[agent] = process
                 stack.push_async_callback(process.stop)
@@ -180,29 +184,10 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
             await stack.aclose()
 
 
-def _check_names(bundles: Mapping[str, Bundle]) -> None:
-    """Agents have one directory each, by name, and a team's account is called after the team.
-
-    Raises:
-        ConfigError: Two tenants have an agent of one name, or an agent's name could be a team's account.
-    """
-    owners: dict[str, str] = {}
-    for tenant, bundle in bundles.items():
-        for agent in Plans(bundle).grants().agents:
-            other = owners.setdefault(agent, tenant)
-            if other != tenant or agent.startswith(TEAM_PREFIX):
-                raise ConfigError(
-                    f"agent {agent} of tenant {tenant} cannot run here",
-                    expected=f"names that no other tenant's agent has, and none that begins with {TEAM_PREFIX}",
-                    got=f"also an agent of {other}" if other != tenant else agent,
-                    next="rename it in the Tenant document",
-                )
-
-
 @contextmanager
 def _only_one(data: DataDirectory) -> Iterator[None]:
     """Hold the directory's lock; the kernel lets go of it when we end, however we end."""
-    descriptor = os.open(data.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(data.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,6 +282,7 @@ def _agent_toml(  # noqa: PLR0917 - the file's lines
         f'team = "{tenant.grants.agents[agent].team}"',
         f'site = "{options.site}"',
         f'trust_domain = "{options.trust_domain}"',
+        f'spiffe_id = "{tenant.grants.agents[agent].spiffe_id}"  # `mesh up` sets MESH_AGENT_SPIFFE_ID, which wins',
         f'nats_url = "{nats_url}"  # `mesh up` sets MESH_AGENT_NATS_URL, which wins',
         f"http_port = {ports[0]}",
         f"webhooks_port = {ports[1]}",

@@ -44,8 +44,8 @@ class AckSubject:
         `$JS.ACK.<domain>.<account hash>.<stream>.<durable>. ...`.
         """
         tokens = reply.split(".")
-        if reply.startswith(self._v1) and len(tokens) == _V1_TOKENS:
-            deliveries, sequence, stored = tokens[4], tokens[5], tokens[7]
+        if len(tokens) == _V1_TOKENS and reply.startswith(self._v1):
+            _, _, _, _, deliveries, sequence, _, stored, _ = tokens
         elif len(tokens) >= _V2_TOKENS and tokens[4:6] == self._names and _is_v2(tokens):
             deliveries, sequence, stored = tokens[6], tokens[7], tokens[9]
         else:

@@ -18,6 +18,7 @@ class Outgoing:
     """
 
     __slots__ = (
+        "base_id",
         "body",
         "done",
         "event_id",
@@ -57,6 +58,7 @@ class Outgoing:
         self.on_done = on_done
         self.traceparent = traceparent
         self.generation = 0
+        self.base_id = ""  # the msg_id of generation 0
         self.msg_id = ""
         self.first_signed_ms = 0  # the first signature under this msg_id; 0 before there is one
         self.signature = ""

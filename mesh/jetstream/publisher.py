@@ -16,6 +16,7 @@ from mesh.errors import Disconnected, MeshError, Overloaded, TooLarge
 from mesh.jetstream import acks, wire
 from mesh.jetstream.acks import ApiError, PubAck
 from mesh.jetstream.connection import Connection
+from mesh.jetstream.former import Former
 from mesh.jetstream.listeners import guarded
 from mesh.jetstream.outgoing import NEVER, Outgoing
 from mesh.jetstream.room import Room
@@ -85,8 +86,10 @@ class Publisher:
         self._wake = asyncio.Event()
         self._inbox = f"{connection.new_inbox()}."
         self._cut = len(self._inbox)
-        self._sealer = Sealer(seal, message_id, inbox=self._inbox)
+        self._former = Former()
+        self._sealer = Sealer(seal, message_id, inbox=self._inbox, former=self._former)
         self._listener = connection.listen(f"{self._inbox}*", self._on_ack)
+        self._closed: MeshError | None = None
         self._forget = [connection.on_connect(self._online), connection.on_disconnect(self._offline)]
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -111,8 +114,10 @@ class Publisher:
             Overloaded: More than `room`; `wait_for_room` first.
             TooLarge: A body that does not fit a message of this server with our headers.
             BadSubject, BadHeader: A field that could not stand in a frame.
-            MeshError: Whatever `seal` raises.
+            MeshError: Whatever `seal` raises; after `close`, what that was given.
         """
+        if self._closed is not None:
+            raise self._closed
         if len(batch) > self.room:
             raise Overloaded("the publisher's window is full", expected=f"at most {self.room}", got=f"{len(batch)}")
         limit = self._connection.max_payload - HEADER_ROOM
@@ -151,11 +156,11 @@ class Publisher:
         return True
 
     def close(self, error: MeshError | None = None) -> None:
-        """Stop listening; what is in flight is done, with *error*. Whether the stream has it is then unknown."""
+        """Stop; what is in flight ends with *error*, whether the stream has it or not, and so does every `submit`."""
+        reason = self._closed = error or Disconnected("the publisher was closed")
         self._listener.close()
         for forget in self._forget:
             forget()
-        reason = error or Disconnected("the publisher was closed")
         for item in list(self._sealer.by_token.values()):
             self._finish(item, reason)
 
@@ -232,11 +237,12 @@ class Publisher:
             self._stored(item, answer)
 
     def _stored(self, item: Outgoing, ack: PubAck) -> None:
-        lane, now = self._lanes[item.stream], self._now()
-        if not self._sealer.ack_counts(item, self._clock_ms()):
+        lane, now, now_ms = self._lanes[item.stream], self._now(), self._clock_ms()
+        if not self._sealer.ack_counts(item, now_ms):
             lane.interrupt(now)
             self._wake_before(now)
             return
+        self._former.stored(item)
         again = lane.acked(item, now)
         if again:  # before `on_done`, which may submit the next event
             self._resend(again, now)
@@ -264,6 +270,8 @@ class Publisher:
     def _finish(self, item: Outgoing, result: PubAck | MeshError) -> None:
         self._sealer.forget(item)
         item.done = True
+        if isinstance(result, MeshError):
+            self._former.given_up(item)
         self._bytes -= len(item.body)
         guarded(item.on_done, item, result)
         self._room.admit()

@@ -38,6 +38,7 @@ MISSED = counter("mesh.pull.missed_heartbeats", unit="{pull}", watch="rising: th
 FOREIGN = counter("mesh.pull.foreign_replies", unit="{message}", watch="above 0: somebody writes to our inbox")
 STATUSES = counter("mesh.pull.statuses", unit="{status}", watch="code=409 or 503 rising: the durable is gone or moves")
 PULLED = counter("mesh.pull.delivered", unit="{event}", watch="flat while the stream grows: nothing is consumed")
+_pulled = PULLED.at()
 
 log = logs.get("puller")
 
@@ -77,6 +78,7 @@ class Puller:
         self._own = AckSubject(stream, durable)
         self._credit = Credit(max_in_flight, batch=min(batch, MAX_BATCH), expires_s=expires_s)
         self._unsettled = Unsettled(connection)
+        self._open = self._unsettled.replies
         self._now = asyncio.get_running_loop().time
         self._listener: Listener | None = None
         self._inbox = ""
@@ -91,7 +93,7 @@ class Puller:
     @property
     def in_flight(self) -> int:
         """Events delivered and not settled."""
-        return len(self._unsettled)
+        return len(self._open)
 
     # --- pulling -----------------------------------------------------------------------------------------------------
 
@@ -145,8 +147,9 @@ class Puller:
         """Ask for more, if enough credit is free and nothing says to wait."""
         if self._listener is None:
             return
-        if not self._credit.is_free(len(self._unsettled), all_of_it=all_of_it):
-            if not self._soon and self._credit.is_free(len(self._unsettled), all_of_it=True):
+        credit, unsettled = self._credit, len(self._open)
+        if not credit.is_free(unsettled, all_of_it=all_of_it):
+            if not credit.asked and not self._soon and credit.is_free(unsettled, all_of_it=True):
                 self._soon = True
                 self._wake.set()
             return
@@ -155,7 +158,7 @@ class Puller:
             return
         if not self._credit.asked:
             self._heard_at = now  # silence counts from here: until now the server had no reason to beat
-        wanted = self._credit.next_pull(len(self._unsettled), now)
+        wanted = self._credit.next_pull(len(self._open), now)
         ask = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (wanted, _ns(self._expires_s), _ns(self._heartbeat_s))
         with suppress(Disconnected):
             self._connection.write(wire.publish_frame(self._next, ask, f"{self._inbox}.{wanted}"))
@@ -205,23 +208,14 @@ class Puller:
             log.error("delivery_reply_foreign", stream=self._stream)
             return
         self._credit.delivered()
-        self._unsettled.add(reply)
-        PULLED.add(1)
+        self._open.add(reply)
+        _pulled.value += 1
         msg_ids, signature = wire.event_headers(headers)
         if self.status:
             self._pulls_well()
+        deliveries, sequence, stream_ms = delivered
         self._on_event(
-            Received(
-                subject=subject,
-                body=data,
-                msg_ids=msg_ids,
-                signature=signature,
-                stream=self._stream,
-                sequence=delivered.sequence,
-                stream_ms=delivered.stream_ms,
-                deliveries=delivered.deliveries,
-                reply=reply,
-            )
+            Received(subject, data, msg_ids, signature, self._stream, sequence, stream_ms, deliveries, reply)
         )
         if not self._credit.asked:
             self._pull()
@@ -231,7 +225,7 @@ class Puller:
         self._heard_at = self._now()
         if reply.isascii() and self._own.parse(text := reply.decode()) is not None:
             self._credit.delivered()
-            self._unsettled.add(text)
+            self._open.add(text)
             self._unsettled.settle(text, b"+TERM malformed")
             self._pull()
 
@@ -288,7 +282,9 @@ class Puller:
     def _settle(self, received: Received, verb: bytes) -> None:
         """Send *verb* with the rest of this turn of the loop. Settling an event again does nothing."""
         if self._unsettled.settle(received.reply, verb):
-            self._pull()
+            credit = self._credit
+            if not credit.asked or credit.is_free(len(self._open)):  # else `_pull` finds nothing to do
+                self._pull()
 
     async def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until the server has the settlements made so far.

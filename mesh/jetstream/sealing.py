@@ -3,7 +3,7 @@
 An event is sealed when it is sent, and anew when a resend would carry an old signature. An ack counts only while the
 first signature under its message id is young: a server that hung may have stored the first, by then stale copy, and
 answers the fresh one with `duplicate`; every consumer would refuse what it stored (measured). An event that waited
-longer goes out under the next generation of its id.
+longer goes out under the next generation of its id. The same event submitted again is no younger: `former.py`.
 
 Pure: time comes in as Unix milliseconds.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from mesh.jetstream import wire
+from mesh.jetstream.former import Former
 from mesh.jetstream.outgoing import Outgoing
 
 MAX_BATCH = 256  # leaves under one signature
@@ -33,12 +34,14 @@ class Sealer:
         seal: Signs a batch of at most 256 events of one view.
         message_id: Gives an event's id from its source, id, subject and generation.
         inbox: What ack subjects begin with; a token follows.
+        former: What is known of the same events from before.
     """
 
-    def __init__(self, seal: Seal, message_id: Callable[[Outgoing], str], *, inbox: str) -> None:
+    def __init__(self, seal: Seal, message_id: Callable[[Outgoing], str], *, inbox: str, former: Former) -> None:
         self._seal = seal
         self._message_id = message_id
         self._inbox = wire.checked_subject(inbox)
+        self._former = former
         self._subjects: dict[str, bytes] = {}
         self._last_token = 0
         self.by_token: dict[str, Outgoing] = {}
@@ -55,6 +58,8 @@ class Sealer:
         try:
             for item in taken:
                 self._subject(item.subject)
+                item.base_id = item.base_id or self._message_id(item)
+                self._former.resume(item)
                 self._identify(item)
             return self.frames(sending, now_ms)
         except BaseException:
@@ -91,6 +96,14 @@ class Sealer:
         """Whether an ack now proves that a copy was stored which consumers accept."""
         return now_ms - item.first_signed_ms <= ACK_COUNTS_MS
 
+    def next_generation(self, item: Outgoing) -> None:
+        """Give *item* a new id, under which nothing is stored yet; an ack of the former one means nothing."""
+        self.forget(item)
+        item.generation += 1
+        item.first_signed_ms = 0
+        self._identify(item)
+        self.new_ids += 1
+
     def forget(self, item: Outgoing) -> None:
         """Acks of *item* mean nothing from now on."""
         self.by_token.pop(item.token, None)
@@ -98,20 +111,17 @@ class Sealer:
     def _identify(self, item: Outgoing) -> None:
         self._last_token += 1
         item.token = str(self._last_token)
-        item.msg_id = self._message_id(item)
-        item.first_signed_ms = 0
+        item.msg_id = self._message_id(item) if item.generation else item.base_id
         item.signature = ""
+        item.sends = 0
         self.by_token[item.token] = item
 
     def _renews(self, item: Outgoing, now_ms: int) -> bool:
         """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""
-        if not item.signature:
+        if item.first_signed_ms and not self.ack_counts(item, now_ms):
+            self.next_generation(item)
+        elif not item.signature:
             return True
-        if not self.ack_counts(item, now_ms):
-            self.forget(item)
-            item.generation += 1
-            self._identify(item)
-            self.new_ids += 1
         elif now_ms - item.signed_ms <= RESIGN_AFTER_MS:
             return False
         self.resealed += 1

@@ -22,9 +22,9 @@ DAY_S = 86_400.0
 MIB = 1024 * 1024
 EVENT_AGE_S = 7 * DAY_S
 EVENT_MESSAGE_BYTES = 320 * 1024  # an event of 256 KiB, its headers, and 60 KiB for what attributes and masks add
-DLQ_MESSAGE_BYTES = 640 * 1024  # a dead letter carries the event in base64, its history and its errors
+DLQ_MESSAGE_BYTES = 640 * 1024  # a dead letter carries the event as JSON in its own JSON, its history and its errors
 DUPLICATE_WINDOW_S = 180.0  # the publisher counts an ack for 100 s, V7 for 120 s; each id costs 185 B of server memory
-DELIVER_HEADROOM = 3  # see ConsumerSpec.config
+NO_BOUND = -1
 MIN_ACK_PENDING = 20_000  # delayed naks occupy it: 5 of 15 s at a limit of 5 stopped everything else, measured
 ACK_PENDING_PER_IN_FLIGHT = 20
 
@@ -127,9 +127,9 @@ class ConsumerSpec:
     def config(self) -> Config:
         """What we state. None: the field must be absent.
 
-        `max_deliver` lies `DELIVER_HEADROOM` above `attempts`. Our library dead-letters at `attempts`, before it acks;
-        the headroom brings the event back when a process dies during that last attempt. A plain client meets
-        `max_deliver` alone: what it leaves there reaches `DLQ` through the server's advisory.
+        `max_deliver` has no bound: the server counts every prefetch, crash and hand-back as a delivery and drops an
+        event at the bound without a word (measured: five killed consumers lost all they had prefetched). Our library
+        counts what it handed to a handler and dead-letters at `attempts`; a plain client decides when to `+TERM`.
         The server's own `backoff` is not used: it ignores naks, so the library naks with a delay.
         """
         single = len(self.filters) == 1
@@ -139,7 +139,7 @@ class ConsumerSpec:
             "ack_policy": "explicit",
             "replay_policy": "instant",
             "ack_wait": _ns(self.ack_wait_s),
-            "max_deliver": self.attempts + DELIVER_HEADROOM,
+            "max_deliver": NO_BOUND,
             "max_ack_pending": max(MIN_ACK_PENDING, ACK_PENDING_PER_IN_FLIGHT * self.max_in_flight),
             "filter_subject": self.filters[0] if single else None,
             "filter_subjects": None if single else list(self.filters),

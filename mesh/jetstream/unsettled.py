@@ -19,42 +19,39 @@ class Unsettled:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._replies: set[str] = set()
+        self.replies: set[str] = set()  # ack subjects of deliveries, as `AckSubject` read them
         self._held: list[bytes] = []  # at most as many as were in flight
         self._forget: Callable[[], None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._replies)
-
-    def add(self, reply: str) -> None:
-        """A delivery arrived; *reply* was read by `AckSubject`."""
-        self._replies.add(reply)
-
     def settle(self, reply: str, verb: bytes) -> bool:
         """Send *verb*, now or after the next connect; False where the delivery is settled already."""
-        if reply not in self._replies:
+        if reply not in self.replies:
             return False
-        self._replies.remove(reply)
-        self._send(wire.ack_frame(reply, verb))
+        self.replies.remove(reply)
+        frame = wire.ack_frame(reply, verb)
+        try:
+            self._connection.write(frame)
+        except Disconnected:
+            self._hold(frame)
         return True
 
     def progress(self, reply: str) -> None:
         """Tell the server that it is being worked on; without a connection that can wait for the next time."""
-        if reply in self._replies:
+        if reply in self.replies:
             with suppress(Disconnected):
                 self._connection.write(wire.ack_frame(reply, b"+WPI"))
 
-    def _send(self, frame: bytes) -> None:
-        try:
-            self._connection.write(frame)
-        except Disconnected:
-            self._held.append(frame)
-            if self._forget is None:
-                self._forget = self._connection.on_connect(self._send_held)
+    def _hold(self, frames: bytes) -> None:
+        self._held.append(frames)
+        if self._forget is None:
+            self._forget = self._connection.on_connect(self._send_held)
 
     def _send_held(self) -> None:
         if self._forget is not None:
             self._forget()
             self._forget = None
-        held, self._held = self._held, []
-        self._send(b"".join(held))
+        held, self._held = b"".join(self._held), []
+        try:
+            self._connection.write(held)
+        except Disconnected:
+            self._hold(held)

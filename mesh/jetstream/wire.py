@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from mesh.errors import BadHeader, BadSubject
@@ -22,12 +23,14 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
 
 _CRLF = b"\r\n"
 _HM = b"HM"  # how message lines begin
+_H = _HM[0]
 _VERSION = b"NATS/1.0"
 _STARTS = (b"NATS/1.0\r\n", b"NATS/1.0 ")
 _SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no space
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 token
 _ID_LINE = b"\r\nNats-Msg-Id:"
 _SIGNATURE_LINE = b"\r\nMesh-Signature:"
+_CONTENT_LINE = "Content-Type: application/cloudevents+json"
 _EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
 
 
@@ -93,17 +96,18 @@ class FrameReader:
 
     def _message(self, data: bytes, position: int, end: int) -> int:
         """Deliver the message whose line is `data[position:end]`; returns where it ends, delivered or still to come."""
-        name, *arguments = data[position:end].split(b" ")
-        headed = name == b"HMSG"
-        if headed:
-            header_size = _size(arguments.pop(-2)) if len(arguments) > 3 else -1  # noqa: PLR2004 - subject sid size
-        elif name == b"MSG":
-            header_size = 0
-        else:
-            header_size = -1
-        if header_size < 0 or not 3 <= len(arguments) <= 4:  # noqa: PLR2004 - subject, sid, [reply,] size
-            raise WireError("a malformed message line")
-        size = _size(arguments[-1])
+        match data[position:end].split(b" "):
+            case [b"HMSG", subject, sid, reply, header_digits, digits]:
+                header_size = _size(header_digits)
+            case [b"HMSG", subject, sid, header_digits, digits]:
+                reply, header_size = b"", _size(header_digits)
+            case [b"MSG", subject, sid, reply, digits]:
+                header_size = 0
+            case [b"MSG", subject, sid, digits]:
+                reply, header_size = b"", 0
+            case _:
+                raise WireError("a malformed message line")
+        size = _size(digits)
         if header_size > size:
             raise WireError("a message whose headers are longer than the whole")
         start = end + 2
@@ -113,11 +117,12 @@ class FrameReader:
         if data[stop : stop + 2] != _CRLF:
             raise WireError("a message that does not end where it says")
         body = start + header_size
-        reply = arguments[2] if len(arguments) == 4 else b""  # noqa: PLR2004
-        self._deliver(_size(arguments[1]), arguments[0], reply, data[start:body] if headed else None, data[body:stop])
+        headers = data[start:body] if data[position] == _H else None
+        self._deliver(_size(sid), subject, reply, headers, data[body:stop])
         return stop + 2
 
 
+@lru_cache(4096)  # a subscription id is in every line, and events of a kind differ little in size
 def _size(text: bytes) -> int:
     if not text.isdigit() or len(text) > 10 or (number := int(text)) > MAX_FRAME_BYTES:  # noqa: PLR2004 - digits
         raise WireError("a number that is none, or too large")
@@ -173,6 +178,11 @@ def event_headers(block: bytes | None) -> tuple[tuple[str, ...], str | None]:
     """
     if block is None:
         return (), None
+    match block.decode().split("\r\n"):
+        case ["NATS/1.0", content, msg_id, signature, "", ""] if (  # as `event_frame` writes it: each once
+            content == _CONTENT_LINE and msg_id.startswith("Nats-Msg-Id: ") and signature.startswith("Mesh-Signature: ")
+        ):
+            return (msg_id[12:].lstrip(" "),), signature[15:].lstrip(" ")
     signatures = _values(block, _SIGNATURE_LINE)
     if len(signatures) == 1:
         return _values(block, _ID_LINE), signatures[0]
@@ -249,4 +259,4 @@ def _header_lines(headers: Iterable[tuple[str, str]]) -> Iterable[bytes]:
 
 def ack_frame(reply: str, verb: bytes) -> bytes:
     """The answer to a delivery; *reply* was parsed by `AckSubject`, so it has no space in it."""
-    return b"PUB %b %d\r\n%b\r\n" % (reply.encode(), len(verb), verb)
+    return f"PUB {reply} {len(verb)}\r\n".encode() + verb + _CRLF

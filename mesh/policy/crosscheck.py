@@ -191,20 +191,31 @@ class _Meaning:
         return any(rule.grants_team(team, members) for team, members in tenancy.members.items())
 
     def _owners_only(self, rule: Rule, at: At) -> None:
-        """`otherwise: clear` shows what nobody has classified: only to a team that may publish it, or for a while."""
+        """`otherwise: clear` shows what nobody has classified: only to a team that may publish it, or for a while.
+
+        How long a while is nobody can say here, without a clock; it ends, and its `reason` says what it is for.
+        """
         tenancy = self._tenancy
         for team, members in tenancy.members.items():
             if not rule.grants_team(team, members):
                 continue
-            own = [p for agent in members for r in tenancy.publishing(agent) for p in r.patterns]
             for index, pattern in enumerate(rule.patterns):
-                if not any(mine.covers(pattern) for mine in own):
+                if not any(_owns(tenancy, agent, pattern) for agent in members):
                     message = (
                         f"the view `{rule.view}` is `otherwise: clear`, and team `{team}` may not publish"
-                        f" `{pattern.written}`: it would see every unclassified field"
+                        f" `{pattern.written}` at any time, whatever is in it: it would see every unclassified field"
                     )
                     fix = "grant a view that redacts or drops, or add `expires` and `reason` for a time"
                     self._findings.error(self._document, (*at, "subscribe", index), message, fix)
+
+
+def _owns(tenancy: Tenancy, agent: str, pattern: Pattern) -> bool:
+    """Whether *agent* may publish all of *pattern*, always: no line that ends or asks a condition, and no deny."""
+    lasting = (r for r in tenancy.publishing(agent) if r.expires_ms is None and r.when is None)
+    denied = (p for r in tenancy.publish_denies(agent) if r.when is None for p in r.patterns)
+    return any(p.covers(pattern) for r in lasting for p in r.patterns) and not any(
+        p.intersects(pattern) for p in denied
+    )
 
 
 # --- masks that contradict each other --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
     domains             the first tokens of types, one stream each
 
 A deny inside an allow becomes narrower patterns where the publish lines it meets name exact types; elsewhere NATS
-cannot say it and agents alone enforce it: such a grant is marked `agent_only`.
+cannot say it and agents alone enforce it: the part of the grant that holds it is marked `agent_only`.
 """
 
 from __future__ import annotations
@@ -190,21 +190,21 @@ class GrantsCompiler:
         grants: dict[ReadGrant, None] = {}
         for rule in self._live(self._tenancy.reading(team)):
             for pattern in rule.patterns:
-                left, agent_only = self._without(pattern, denies)
-                for part in left:
+                for part, agent_only in self._without(pattern, denies):
                     grants[ReadGrant(rule.view, part, rule.id, rule.expires_ms, agent_only)] = None
         return tuple(grants)
 
-    def _without(self, pattern: Pattern, denies: list[Pattern]) -> tuple[list[Pattern], bool]:
-        """*pattern* less *denies*, and whether a part is left that NATS cannot take out."""
+    def _without(self, pattern: Pattern, denies: list[Pattern]) -> list[tuple[Pattern, bool]]:
+        """What *denies* leave of *pattern*, each part with whether it holds something that NATS cannot take out.
+
+        One more deny leaves no more than before: where NATS cannot enforce it, those that it can stay enforced.
+        """
         meeting = [deny for deny in denies if deny.intersects(pattern)]
         if not meeting:
-            return [pattern], False
+            return [(pattern, False)]
         parts = outermost(p for p in (known.intersection(pattern) for known in self._published) if p is not None)
         left = [part for part in parts if not any(deny.covers(part) for deny in meeting)]
-        if any(deny.intersects(part) for deny in meeting for part in left):
-            return [pattern], True
-        return left, False
+        return [(part, any(deny.intersects(part) for deny in meeting)) for part in left]
 
     def _subscription(self, document: Subscription, reads: tuple[ReadGrant, ...]) -> SubscriptionGrant:
         team = document.metadata.team
@@ -257,8 +257,8 @@ class GrantsCompiler:
         if beyond:
             view = reads[0].view
             return [], f"beyond the team's grants in the view `{view}`, or never published: {_listed(beyond)}", False
-        kept = [self._without(pattern, denies) for pattern in outermost(filters)]
-        left = outermost(p for patterns, _ in kept for p in patterns)
+        kept = [part for pattern in outermost(filters) for part in self._without(pattern, denies)]
+        left = outermost(part for part, _ in kept)
         return left, "" if left else "a deny covers all of it", any(agent_only for _, agent_only in kept)
 
     def _in_domains(self, pattern: Pattern) -> list[Pattern]:

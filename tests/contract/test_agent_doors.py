@@ -16,7 +16,7 @@ import pytest
 from agent.core import Agent
 from agent.lifecycle import Sidecar
 from agent.settings import load as load_settings
-from mesh.errors import Denied, Draining, InputError
+from mesh.errors import Denied, Disconnected, Draining, InputError
 from tests.contract.agent_mesh import (
     POLICIES,
     Answer,
@@ -358,6 +358,36 @@ async def test_nothing_is_parsed_before_the_signature(doors: Sidecar) -> None:
     assert (await deliver(doors, b"{")).json["code"] == "not-json"
 
 
+async def test_strangers_at_the_webhooks_take_no_room_from_the_application(streams: Streams, tmp_path: Path) -> None:
+    """What is announced and not sent costs nothing, and what is sent is taken from the webhooks' own memory."""
+    limits = {"max_waiting_bytes": 4 << 20, "max_webhook_bytes": 256 << 10, "admit_wait_s": 0.1}
+    async with sidecar(write_directory(tmp_path), streams.server.url, **limits) as running:
+        await until(lambda: not running.agent.not_ready())
+        port = int(running.webhooks.url.rpartition(":")[2])
+        head = (
+            f"POST /v1/webhooks/main HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {256 << 10}\r\n\r\n"
+        )
+        writers = []
+        for _ in range(30):
+            _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + b"x")
+            writers.append(writer)
+        await until(lambda: running.agent.webhook_bytes.used == 30)
+        assert (await probe(running, "/readyz")).status == 200
+        assert (await client(running).post(event())).status == 202
+        writers[0].write(b"x" * (200 << 10))
+        await until(lambda: running.agent.webhook_bytes.used == 30 + (200 << 10))
+        big = await deliver(running, b"x" * (100 << 10))
+        assert (big.status, big.json["code"]) == (503, "overloaded")
+        assert (await probe(running, "/readyz")).status == 200
+        assert (await client(running).post(event())).status == 202
+        for writer in writers:
+            writer.close()
+        await until(lambda: running.agent.webhook_bytes.used == 0)
+        assert (await deliver(running, b'{"action": "opened"}')).status == 202
+
+
 async def test_the_doors_are_apart(doors: Sidecar, http: Http) -> None:
     """The webhooks' listener publishes no events, and the application's takes no webhooks."""
     assert (await Http(doors.webhooks.url, http.token).post(event())).status == 404
@@ -421,13 +451,49 @@ async def test_a_new_bundle_is_swapped_whole_and_an_older_one_refused(tmp_path: 
         http = client(running)
         await until(lambda: not running.agent.not_ready())
         assert (await http.post(event())).status == 202
-        denied = "\n    - {id: none, who: {teams: [crm]}, publish: ['crm.contact.>']}\n"
+        denied = "\n    - {id: none, who: {teams: [crm]}, publish: ['crm.contact.>'], when: \"data.country == 'DE'\"}\n"
         await streams.hand_out(revision=2, policies=POLICIES.rstrip() + denied)
         await until(lambda: running.agent.state()["bundle_revision"] == 2)
         assert (await http.post(event())).status == 403
         await streams.hand_out(revision=1)
         await until_read(streams, running)
         assert (await http.post(event())).status == 403
+
+
+async def test_a_missing_domain_key_is_named_and_waited_for(streams: Streams, tmp_path: Path) -> None:
+    """An event masked in a domain without a key gets 503; others go on, `/readyz` names it, a key put there helps."""
+    base = write_directory(tmp_path)
+    key = (base / "domains" / "customer.key").read_text()
+    (base / "domains" / "customer.key").unlink()
+    async with sidecar(base, streams.server.url) as running:
+        await until(lambda: not running.agent.not_ready())
+        http = client(running)
+        refused = await http.post(event())
+        assert (refused.status, refused.json["code"], refused.json["domain"]) == (503, "no-domain-key", "customer")
+        assert "retry-after" in refused.headers
+        assert (await http.post([event(type="crm.deal.won.v1"), event()], headers=BATCH)).json["index"] == 1
+        ready = await probe(running, "/readyz")
+        assert (ready.status, ready.json["domains_lacking"]) == (200, ["customer"])
+        assert (await http.post(event(type="crm.deal.won.v1"))).status == 202
+        (base / "domains" / "customer.key").write_text(key)
+
+        async def accepted() -> bool:
+            return (await http.post(event())).status == 202
+
+        await until(accepted)
+        assert (await probe(running, "/readyz")).json["domains_lacking"] == []
+
+
+@pytest.mark.parametrize("file", ["ports.json", "missing/ports.json", ""])
+async def test_it_serves_where_the_ports_cannot_be_written(file: str, streams: Streams, tmp_path: Path) -> None:
+    """Addresses that are not written down (no such directory, a read-only one, none wanted) stop nothing."""
+    base = write_directory(tmp_path)
+    (base / "ports.json").mkdir()
+    async with sidecar(base, streams.server.url, ports_file=file) as running:
+        await running._announce()
+        assert (await client(running).post(event())).status == 202
+    assert (base / "ports.json").is_dir()
+    assert not list(base.glob(".ports.json*"))
 
 
 async def until_read(streams: Streams, running: Sidecar) -> None:
@@ -514,12 +580,43 @@ async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_p
         await agent.publish(event())
 
 
+async def test_closing_ends_every_publish(tmp_path: Path) -> None:
+    """Whoever waits for the window, a lane or room when the agent closes is told that nothing is durable."""
+    base = write_directory(tmp_path / "agent")
+    async with Streams.running(tmp_path / "nats") as streams:
+        environ = {
+            "MESH_AGENT_NATS_URL": streams.server.url,
+            "MESH_AGENT_PUBLISH_WINDOW": "256",
+            "MESH_AGENT_MAX_WAITING_EVENTS": "1000",
+            "MESH_AGENT_GIVE_UP_S": "300",
+            "MESH_AGENT_ADMIT_WAIT_S": "30",
+        }
+        agent = Agent(load_settings((base / "agent.toml").read_text(), environ).settings, base)
+        await agent.start()
+        await agent.wait_ready(20)
+        streams.server.pause()
+        try:
+            waiting = [asyncio.create_task(agent.publish(event())) for _ in range(1200)]
+            outbound, publisher = agent.outbound, agent._publisher
+            assert outbound is not None
+            assert publisher is not None
+            await until(lambda: outbound.room.used == 1000 and publisher.in_flight == 256)
+            assert not await agent.drain(0.01)
+            await agent.close()
+            async with asyncio.timeout(20):
+                ended = await asyncio.gather(*waiting, return_exceptions=True)
+        finally:
+            streams.server.resume()
+        assert {type(each) for each in ended} == {Disconnected}
+
+
 async def test_a_right_that_ends_holds_until_then(tmp_path: Path) -> None:
     """A publish line with an end in the future lets events through; one that has ended does not."""
     for end, status in (("2099-01-01T00:00:00Z", 202), ("2001-01-01T00:00:00Z", 403)):
         line = 'publish: ["crm.>", "github.>"], sources: ["/github/*"]'
         policies = POLICIES.replace(line, f'{line}, expires: "{end}", reason: "a trial"')
-        assert policies != POLICIES
+        policies = policies.replace("view: clear}", 'view: clear, expires: "2099-01-01T00:00:00Z", reason: "a trial"}')
+        assert policies.count("a trial") == 2
         async with Streams.running(tmp_path / end[:4] / "nats", bundle=False) as streams:
             await streams.hand_out(policies=policies)
             async with sidecar(write_directory(tmp_path / end[:4] / "agent"), streams.server.url) as running:

@@ -358,6 +358,18 @@ async def test_a_silent_server_is_given_up(
     await until(lambda: connection.connected)
 
 
+async def test_a_flush_that_gave_up_harms_nobody(nats_server: NatsServer, connection: Connection) -> None:
+    """The answer to a ping that nobody waits for any more is passed over; the link goes on, the next flush works."""
+    link = connection._keeper.link
+    nats_server.pause()
+    with pytest.raises(Unavailable):
+        await connection.flush(0.05)
+    nats_server.resume()
+    await connection.flush(DEADLINE_S)
+    await connection.flush(DEADLINE_S)
+    assert connection._keeper.link is link
+
+
 async def test_a_link_that_is_cut_at_once_is_not_made_in_a_rush(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes us and hangs up meets growing pauses, not a loop."""
     attempts: list[int] = []

@@ -164,6 +164,15 @@ async def test_no_more_than_max_in_flight_is_delivered(
         assert desk.most == limit
 
 
+async def test_a_small_rest_of_credit_is_used_soon(nats_server: NatsServer, control: Connection) -> None:
+    """One free place beside seven slow events is asked for in a moment, not at the next heartbeat."""
+    await publish(control, 9)
+    async with desk_at(nats_server.url, acks=False, max_in_flight=8, heartbeat_s=60, expires_s=300) as desk:
+        await until(lambda: len(desk.events) == 8)
+        desk.puller.ack(desk.events[0])
+        await until(lambda: len(desk.events) == 9)
+
+
 async def test_settling_twice_counts_once(nats_server: NatsServer, control: Connection) -> None:
     """A second settlement of an event, of any kind, does nothing: not at the server, not to the credit."""
     await publish(control, 3)
@@ -302,6 +311,17 @@ async def test_a_message_to_our_inbox_is_no_delivery(
         assert [subject for subject in heard if subject.startswith("$JS.ACK")] == []
         assert desk.events == []
         assert desk.puller.in_flight == 0
+
+
+async def test_a_delivery_with_a_status_line_is_an_event(nats_server: NatsServer, control: Connection) -> None:
+    """Today's server strips a stored status line; if one got through, its ack subject would still make it an event."""
+    async with desk_at(nats_server.url) as desk:
+        await until(lambda: desk.puller._listener)
+        listener = desk.puller._listener
+        assert listener is not None
+        reply = f"$JS.ACK.{STREAM}.{DURABLE}.1.7.7.1795300000000000000.0".encode()
+        desk.connection._listeners.deliver(listener.sid, SUBJECT.encode(), reply, b"NATS/1.0 404\r\n\r\n", b"")
+        assert [(event.sequence, event.stream_ms) for event in desk.events] == [(7, 1_795_300_000_000)]
 
 
 # --- what may happen to it -------------------------------------------------------------------------------------------

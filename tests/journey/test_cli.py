@@ -224,6 +224,17 @@ async def test_misuse_says_what_to_do(command: Command, tmp_path: Path) -> None:
     assert "[a-z0-9" in grammar.stderr  # brackets are the grammar's, not markup
 
 
+async def test_demo_keeps_nothing_in_a_used_directory(tmp_path: Path) -> None:
+    """`--keep` on a file or on a directory with something in it is misuse, before anything starts."""
+    (tmp_path / "notes.txt").touch()
+    used = call("demo", "--keep", str(tmp_path), "--json")
+    assert (used.returncode, error_of(used)["code"]) == (MISUSE, "bad-config")
+    assert "is not empty" in error_of(used)["message"]
+    file = call("demo", "--keep", str(tmp_path / "notes.txt"), "--json")
+    assert (file.returncode, error_of(file)["code"]) == (MISUSE, "bad-config")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 async def test_nothing_within_reach_is_a_no(command: Command) -> None:
     """A sound pattern in which the team may read nothing: exit 1."""
     done = command("events", "tail", "github.>", "--team", "support", "--json")

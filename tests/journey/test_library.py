@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import anyio
 import pytest
 
 import mesh as library
 from mesh.cli.session import Session, operator_session
 from mesh.client import Mesh, PublishFailed
+from mesh.control.datadir import write_private
 from mesh.control.reconcile import now_ms
 from mesh.deadletters import DeadLetterRecord
 from mesh.jetstream.manage import consumer_info
@@ -288,7 +290,33 @@ async def test_refusals_carry_the_problem_document(mesh: RunningMesh) -> None:
     assert (bad_type.value.http_status, bad_type.value.problem["code"]) == (400, "bad-type")
     assert bad_type.value.problem["expected"]
     assert (elsewhere.value.http_status, elsewhere.value.problem["reason"]) == (403, "source-not-allowed")
-    assert not any(error.value.can_retry for error in (denied, bad_type, elsewhere))
+    assert not any(error.value.retryable for error in (denied, bad_type, elsewhere))
+
+
+async def test_a_rotated_token_refuses_no_publish(mesh: RunningMesh) -> None:
+    """While the token's file is replaced, before and after the agent notices, every publish is accepted."""
+    file = Path(mesh.file.tenants["acme"].agents["crm-adapter"].token_file)
+    old, new = file.read_text(), "rotated-" * 6
+    async with library.connect(mesh.data, agent="crm-adapter") as m:
+        async with anyio.create_task_group() as group:  # two first publishes at once
+            for _ in range(2):
+                group.start_soon(publish, m, "acks")
+        for token in (new, old):
+            write_private(file, token.encode())
+            with anyio.fail_after(DEADLINE_S):
+                while await refused(mesh, token.strip()):  # the agent has not looked yet
+                    await publish(m, "acks")
+            await publish(m, "acks")
+
+
+async def refused(mesh: RunningMesh, token: str) -> bool:
+    """Whether the door does not take *token*."""
+    url = mesh.file.tenants["acme"].agents["crm-adapter"].url
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url}/v1/events", data=b"{", headers={"Authorization": f"Bearer {token}"}) as response,
+    ):
+        return response.status == 401
 
 
 async def test_what_a_block_raises_passes_as_it_is(mesh: RunningMesh) -> None:

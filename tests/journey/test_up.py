@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from mesh.client import connect
-from tests.journey.meshes import RunningMesh, contact, policies_with, wait_ended
+from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with, wait_ended
 
 SOURCE = "/salesforce/eu"
 TYPE = "crm.contact.updated.v1"
@@ -57,6 +57,16 @@ async def take(mesh: RunningMesh, *wanted: str) -> list[str]:
                 async with await contacts.next() as event:
                     got.append(event.id)
     return got
+
+
+async def signer(mesh: RunningMesh, id_: str) -> str:
+    """Who signed the event *id_*, as support sees it once it is verified."""
+    with anyio.fail_after(DEADLINE_S):
+        async with connect(mesh.data, team="support") as m, m.subscription("contacts") as contacts:
+            while True:
+                async with await contacts.next() as event:
+                    if event.id == id_:
+                        return event.spiffe_id
 
 
 def mesh_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -134,6 +144,49 @@ async def test_bad_policies_start_nothing(tmp_path: Path, root: Path) -> None:
     assert "zz-broken.yaml:5" in refused.stderr.replace("\n", "")
     assert refused.stdout == ""
     assert not (tmp_path / "data").exists()
+
+
+async def test_agent_of_another_tenant_starts_nothing(tmp_path: Path, root: Path) -> None:
+    """`fund/feed-in` loads, but no process could be it: `mesh up` ends with 2 and says what to do."""
+    tenant = (root / "policies/tenants/acme.yaml").read_text()
+    changed = tenant.replace("    support:", "    fund: {agents: [fund/feed-in]}\n    support:")
+    policies = policies_with(tmp_path, root / "policies", {"tenants/acme.yaml": changed})
+    refused = mesh_command("up", "--data", tmp_path / "data", "--policies", policies, "--json")
+    assert refused.returncode == 2
+    error = json.loads(refused.stdout)["error"]
+    assert (error["code"], error["got"]) == ("bad-config", "fund/feed-in")
+    assert "remove it from the Tenant document" in error["next"]
+    assert not (tmp_path / "data").exists()
+
+
+async def test_directory_of_other_things_is_refused(tmp_path: Path, root: Path) -> None:
+    """`--data` on somebody's files ends with 2 and touches none of them."""
+    directory = tmp_path / "home"
+    directory.mkdir(mode=0o700)
+    (directory / "letters.txt").touch()
+    refused = mesh_command("up", "--data", directory, "--policies", root / "policies", "--json")
+    assert refused.returncode == 2
+    assert "no mesh made it" in json.loads(refused.stdout)["error"]["message"]
+    assert [path.name for path in directory.iterdir()] == ["letters.txt"]
+
+
+async def test_agent_signs_with_the_identity_the_policies_give_it(tmp_path: Path, root: Path) -> None:
+    """With `identities` its events verify under that id; a next start without them goes back to the usual one."""
+    tenant = (root / "policies/tenants/acme.yaml").read_text()
+    identity = "spiffe://mesh.local/k8s/crm"
+    changed = tenant.replace("  delivery:", f"  identities: {{{AGENT}: {identity}}}\n  delivery:")
+    policies = policies_with(tmp_path, root / "policies", {"tenants/acme.yaml": changed})
+    signers = {}
+    with mesh_up(tmp_path, policies) as mesh:
+        await post(mesh, "with")
+        signers["with"] = await signer(mesh, "with")
+        assert f'spiffe_id = "{identity}"' in (mesh.data / "agents" / AGENT / "agent.toml").read_text()
+        assert mesh.stop() == 0
+        (policies / "tenants/acme.yaml").write_text(tenant)
+        mesh.start()
+        await post(mesh, "without")
+        signers["without"] = await signer(mesh, "without")
+    assert signers == {"with": identity, "without": f"spiffe://mesh.local/ns/acme/sa/{AGENT}"}
 
 
 async def test_killed_agent_comes_back_at_its_address(mesh: RunningMesh) -> None:

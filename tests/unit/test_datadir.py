@@ -36,7 +36,10 @@ def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
 
 def test_a_second_open_finds_the_same_secrets(tmp_path: Path) -> None:
     """A restart goes on with its keys."""
-    first, second = DataDirectory.open(tmp_path / "d"), DataDirectory.open(tmp_path / "d")
+    first = DataDirectory.open(tmp_path / "d")
+    first.lock_file.touch()  # as every start does first
+    first.dedupe_key("desk")
+    second = DataDirectory.open(tmp_path / "d")
     assert first.dedupe_key("desk") == second.dedupe_key("desk")
     assert first.token("desk").read_text() == second.token("desk").read_text()
     assert first.dedupe_key("desk") != first.dedupe_key("lake")
@@ -65,6 +68,48 @@ def test_a_file_cannot_be_the_data_directory(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(ConfigError, match="cannot be the data directory"):
         DataDirectory.open(tmp_path / "f")
+
+
+def test_an_empty_directory_of_ours_may_be_used(tmp_path: Path) -> None:
+    """Somebody made it, private and empty: it is taken as it is."""
+    (tmp_path / "d").mkdir(mode=0o700)
+    assert DataDirectory.open(tmp_path / "d").root == tmp_path / "d"
+
+
+@pytest.mark.parametrize("permissions", [0o750, 0o701, 0o720, 0o755])
+def test_a_directory_open_to_others_is_refused_and_left_as_it_is(tmp_path: Path, permissions: int) -> None:
+    """We change no directory that we did not make, and put no key where others may look, even where a mesh ran."""
+    path = tmp_path / "d"
+    path.mkdir()
+    path.chmod(permissions)
+    (path / "mesh.lock").touch()
+    with pytest.raises(ConfigError, match="open to other users") as refused:
+        DataDirectory.open(path)
+    assert "chmod 700" in refused.value.next
+    assert mode(path) == permissions
+
+
+def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    """A mistaken `--data ~` neither mixes keys into somebody's files nor changes a mode; nor does a planted link."""
+    path = tmp_path / "home"
+    path.mkdir(mode=0o700)
+    (path / "letters.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty, and no mesh made it"):
+        DataDirectory.open(path)
+    (path / "mesh.lock").symlink_to(path / "letters.txt")
+    with pytest.raises(ConfigError, match="is not empty, and no mesh made it"):
+        DataDirectory.open(path)
+    assert sorted(file.name for file in path.iterdir()) == ["letters.txt", "mesh.lock"]
+
+
+def test_parents_that_were_there_keep_their_mode(tmp_path: Path) -> None:
+    """Only what is made is made private."""
+    parent = tmp_path / "shared"
+    parent.mkdir()
+    parent.chmod(0o755)
+    data = DataDirectory.open(parent / "deep" / "data")
+    write_private(parent / "beside", b"")
+    assert [mode(path) for path in (parent, parent / "deep", data.root)] == [0o755, 0o700, 0o700]
 
 
 def test_an_identity_outlives_a_restart(tmp_path: Path) -> None:

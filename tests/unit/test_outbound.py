@@ -163,6 +163,21 @@ def test_a_window_that_closes_meanwhile_loses_nothing() -> None:
     assert [o.event_id for batch in window.batches for o in batch] == ["e-0", "e-1", "e-2"]
 
 
+def test_a_closed_lane_ends_what_is_queued() -> None:
+    """Every copy that waited for the window ends with the reason, and no timer is left."""
+    window, clock = Window(room=2), Clock()
+    ended: list[tuple[str, object]] = []
+    target = lane(window, clock)
+    for number in range(5):
+        target.put(outgoing(number, lambda one, result: ended.append((one.event_id, result))))
+    target.pump()
+    reason = StreamUnavailable("the end")
+    target.close(reason)
+    assert ended == [(f"e-{number}", reason) for number in (2, 3, 4)]
+    assert len(target) == 0
+    assert all(handle.cancelled for handle in clock.pending)
+
+
 def test_a_batch_that_cannot_be_sealed_is_given_up() -> None:
     """Where the publisher refuses a batch for good, each of its copies hears why."""
     window, clock = Window(refuses=SignerExpired("ended")), Clock()

@@ -446,6 +446,24 @@ def test_a_deny_narrows_filters_where_publishers_name_exact_types() -> None:
     assert (inside.active, inside.reason) == (False, "a deny covers all of it")
 
 
+def test_a_deny_that_agents_alone_enforce_undoes_no_other() -> None:
+    """Beside a deny that NATS cannot enforce, one that it can still narrows the filters, and each part says which."""
+    rules = access(
+        allow=[
+            {"id": "hr", "who": {"teams": ["support"]}, "publish": ["hr.salary.v1", "hr.open.v1", "hr.note.>"]},
+            {"id": "r", "who": {"teams": ["analytics"]}, "subscribe": ["hr.>"], "view": "masked"},
+        ],
+        deny=[
+            {"id": "d1", "who": {"teams": ["analytics"]}, "subscribe": ["hr.salary.v1"]},
+            {"id": "d2", "who": {"teams": ["analytics"]}, "subscribe": ["hr.note.secret.v1"]},
+        ],
+    )
+    found = subscription({"types": ["hr.>"]}, rules)
+    assert (texts(found.filters), found.agent_only) == (["hr.note.>", "hr.open.v1"], True)
+    reads = {g.pattern.text: g.agent_only for g in plans(rules).grants().teams["analytics"] if g.rule == "r"}
+    assert reads == {"hr.note.>": True, "hr.open.v1": False}
+
+
 def test_delivery_settings_come_from_the_subscription_then_the_tenant() -> None:
     """Each setting by itself: the subscription's own, else the tenant's, else the default."""
     tenant = BASE["tenant.yaml"] + "  delivery: {retry: {attempts: 5, backoff: [500ms, 2m]}, max_in_flight: 7}\n"
@@ -531,6 +549,48 @@ def test_what_nats_lets_through_is_what_the_reader_decision_says(
     if allowed:
         agent = made.grants().agents["crm-adapter"]
         assert any(g.view == "masked" and g.pattern.matches(type_) for g in agent.publish)
+
+
+@given(
+    st.lists(PATTERNS, min_size=1, max_size=4),
+    st.lists(PATTERNS, min_size=1, max_size=3),
+    st.lists(PATTERNS, max_size=2),
+    PATTERNS,
+)
+def test_one_more_deny_widens_nothing(
+    published: list[Pattern], granted: list[Pattern], denied: list[Pattern], more: Pattern
+) -> None:
+    """Whatever NATS lets through with one more deny it lets through without it: filters, reads and publish grants."""
+    if any(not any(g.intersects(p) for p in published) for g in granted):
+        return
+    allow = [
+        {"id": "p", "who": {"teams": ["crm"]}, "publish": sorted({p.written for p in published})},
+        {
+            "id": "r",
+            "who": {"teams": ["analytics"]},
+            "subscribe": sorted({p.written for p in granted}),
+            "view": "masked",
+        },
+    ]
+    denies = [
+        {"id": f"d{n}", "who": {"teams": ["analytics"]}, "subscribe": [p.written]}
+        for n, p in enumerate([*denied, more])
+    ]
+    classes = {"crm.yaml": BASE["crm.yaml"].replace('["crm.>"]', '[">"]')}
+    text = document("Subscription", "s", {"types": ["x.>"]}, team="analytics")
+    before, after = (
+        plans(text, base=NO_ACCESS | classes | {"a.yaml": access(allow=allow, deny=lines)}).grants(now_ms=0)
+        for lines in (denies[:-1], denies)
+    )
+    for with_more, without in (
+        (after.subscriptions["analytics", "s"].filters, before.subscriptions["analytics", "s"].filters),
+        ([g.pattern for g in after.teams["analytics"]], [g.pattern for g in before.teams["analytics"]]),
+        (
+            [g.pattern for g in after.agents["crm-adapter"].publish],
+            [g.pattern for g in before.agents["crm-adapter"].publish],
+        ),
+    ):
+        assert all(any(wide.covers(narrow) for wide in without) for narrow in with_more)
 
 
 # --- the worked example ----------------------------------------------------------------------------------------------

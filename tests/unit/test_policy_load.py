@@ -118,6 +118,42 @@ def test_a_clear_grant_for_a_time_and_with_a_reason_loads() -> None:
     assert not loaded(access(allow=[rule | {"expires": "2026-12-01T00:00:00Z", "reason": "INC-4711"}])).warnings
 
 
+def of_support(id_: str, **rule: Any) -> dict[str, Any]:
+    """A line about the team support, which owns nothing in the base."""
+    return {"id": id_, "who": {"teams": ["support"]}} | rule
+
+
+@pytest.mark.parametrize(
+    ("publish", "deny"),
+    [
+        ({"publish": ["crm.contact.>"], "expires": "2020-01-01T00:00:00Z", "reason": "x"}, None),
+        ({"publish": ["crm.contact.>"], "when": "false"}, None),
+        ({"publish": ["crm.contact.>"]}, "crm.>"),
+        ({"publish": ["crm.contact.>"]}, "crm.contact.secret.>"),
+        ({"publish": ["crm.contact.updated.v1"]}, None),
+    ],
+    ids=["ends", "on-condition", "denied", "denied-in-part", "of-a-part"],
+)
+def test_a_clear_grant_is_for_those_who_own_the_data(publish: dict[str, Any], deny: str | None) -> None:
+    """Whoever may publish a type only for a time, only sometimes, or only in part does not own it."""
+    allow = [of_support("p", **publish), of_support("r", subscribe=["crm.contact.>"], view="clear")]
+    denies = [of_support("d", publish=[deny])] if deny else []
+    caught = errors_of(x=access(allow=allow, deny=denies))
+    (error,) = caught.errors
+    assert "team `support` may not publish `crm.contact.>`" in str(error)
+
+
+def test_a_conditional_deny_takes_no_ownership() -> None:
+    """A team that may publish a type, but not with every content, is its owner all the same."""
+    allow = [
+        of_support("p", publish=["crm.contact.>"]),
+        of_support("r", subscribe=["crm.contact.>"], view="clear"),
+    ]
+    assert not loaded(
+        access(allow=allow, deny=[of_support("d", publish=["crm.>"], when="event.source == '/x'")])
+    ).warnings
+
+
 def test_a_stricter_third_tag_settles_a_contradiction() -> None:
     """Two masks of equal rank are fine where a stricter one always comes with them."""
     classes = document("Classification", "k", {"types": ["crm.>"], "fields": {"data.email": ["pci.x", "secret"]}})

@@ -19,8 +19,8 @@ PURE = {
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.journey", "mesh.jsontext", "mesh.keys",
     "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
-    "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.outgoing", "mesh.jetstream.sealing",
-    "mesh.jetstream.window", "mesh.jetstream.wire",
+    "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
+    "mesh.jetstream.sealing", "mesh.jetstream.window", "mesh.jetstream.wire",
     "mesh.policy",  # and everything below it
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mesh.errors import BadSubject, UnknownKey
+from mesh.jetstream.former import Former
 from mesh.jetstream.outgoing import Outgoing
 from mesh.jetstream.sealing import ACK_COUNTS_MS, MAX_BATCH, RESIGN_AFTER_MS, Sealer
 from mesh.jetstream.wire import FrameReader, event_headers
@@ -30,7 +31,13 @@ class Bench:
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, str, bytes]]] = []
-        self.sealer = Sealer(self.seal, lambda each: f"{each.event_id}.{each.generation}", inbox="_INBOX.x.1.")
+        self.former = Former()
+        self.sealer = Sealer(
+            self.seal,
+            lambda each: f"{each.event_id}.{each.generation}",
+            inbox="_INBOX.x.1.",
+            former=self.former,
+        )
 
     def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
         """`<batch>:<index>` for each."""
@@ -138,3 +145,64 @@ def test_admitting_is_all_or_nothing(fault: str) -> None:
 
 def _fail(_: Sequence[tuple[str, str, bytes]]) -> list[str]:
     raise UnknownKey("no key")
+
+
+# --- the same event, submitted again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age_ms", "msg_id"), [(ACK_COUNTS_MS, "1.0"), (ACK_COUNTS_MS + 1, "1.1")])
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_event_that_was_given_up_is_no_younger_when_it_comes_again(age_ms: int, msg_id: str, waits: bool) -> None:
+    """The first signature of the first submission counts, also where the second waits before it is sent."""
+    bench = Bench()
+    first, again = item(), item()
+    bench.sealer.admit([first], [first], START_MS)
+    bench.former.given_up(first)
+    now_ms = START_MS + age_ms
+    if waits:
+        bench.sealer.admit([again], [], START_MS + 20_000)
+        sent = bench.sent([again], now_ms)
+    else:
+        sent = read(bench.sealer.admit([again], [again], now_ms))
+    assert [each[1] for each in sent] == [msg_id]
+    assert again.first_signed_ms == (START_MS if msg_id == "1.0" else now_ms)
+
+
+def test_the_generation_that_was_acknowledged_is_the_one_repeated() -> None:
+    """A plain repeat of an event that went out as generation 1 is that again, and so a duplicate of it."""
+    bench = Bench()
+    first, again = item(), item()
+    bench.sealer.admit([first], [first], START_MS)
+    bench.sent([first], START_MS + ACK_COUNTS_MS + 1)
+    bench.former.stored(first)
+    now_ms = START_MS + 2 * ACK_COUNTS_MS + 3
+    assert [each[1] for each in read(bench.sealer.admit([again], [again], now_ms))] == ["1.1"]
+    assert bench.sealer.ack_counts(again, now_ms)
+
+
+def test_a_later_submission_never_makes_an_event_younger() -> None:
+    """Of several that were given up, the oldest signature of the highest generation is kept."""
+    bench = Bench()
+    old, young, again = item(), item(), item()
+    bench.sealer.admit([old], [old], START_MS)
+    bench.sealer.admit([young], [young], START_MS + 5_000)
+    for each in (young, old, young):
+        bench.former.given_up(each)
+    bench.sealer.admit([again], [], START_MS + 6_000)
+    assert again.first_signed_ms == START_MS
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """The oldest entry goes; an event that was never signed leaves none."""
+    former = Former(limit=2)
+    for n in range(4):
+        each = item(name=str(n))
+        each.base_id, each.first_signed_ms = each.event_id, START_MS if n else 0
+        former.given_up(each)
+    kept = []
+    for n in range(4):
+        again = item(name=str(n))
+        again.base_id = again.event_id
+        former.resume(again)
+        kept.append(again.first_signed_ms)
+    assert kept == [0, 0, START_MS, START_MS]

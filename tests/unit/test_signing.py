@@ -24,6 +24,7 @@ from mesh.errors import (
 )
 from mesh.identity import Certificate, Keyring, MeshCA, Signer, TrustStatement, key_id
 from mesh.keys import SpiffeId
+from mesh.merkle import Climber
 from mesh.signing import (
     MAX_BATCH,
     Received,
@@ -395,6 +396,35 @@ def test_a_grant_is_asked_for_every_event() -> None:
     granted = False
     with pytest.raises(PublisherNotAllowed):
         verifier.verify(received(BASE))
+
+
+def _perturbed(proof: bytes, change: int) -> bytes:
+    """*proof* with one byte changed, cut, or longer; as it is where *change* is 0."""
+    if change == 0 or not proof:
+        return proof
+    at = change % len(proof)
+    return [proof[:at], proof[:at] + bytes([proof[at] ^ 1]) + proof[at + 1 :], proof + b"x", proof[32:]][change % 4]
+
+
+@given(
+    size=st.integers(1, 20),
+    asked=st.lists(
+        st.tuples(
+            st.integers(-1, 20), st.integers(0, 20), st.sampled_from([0, 0, 0, 1, 2, 3, 64, 65, 130]), st.integers(0, 1)
+        ),
+        max_size=30,
+    ),
+)
+def test_remembering_a_path_changes_no_answer(size: int, asked: list[tuple[int, int, int, int]]) -> None:
+    """Leaves in any order, proofs of others, other sizes, damage: the root is that of `root_from_proof`."""
+    leaves = [leaf_hash(b"%d" % i) for i in range(size)]
+    _, proofs = tree(leaves)
+    climb = Climber().root
+    in_order = [(i, i, 0, 0) for i in range(size)]
+    for index, whose, change, more in [*in_order, *asked, *in_order]:
+        leaf, proof = leaves[index % size], _perturbed(proofs[whose % size], change)
+        arguments = (leaf, index, size + more, proof)
+        assert climb(*arguments) == root_from_proof(*arguments)
 
 
 def test_a_revocation_reaches_cached_roots() -> None:

@@ -167,6 +167,7 @@ def test_a_lost_connection_stops_everything_until_the_next() -> None:
     bench.lane.offline()
     waiting = item()
     bench.submit(waiting)
+    bench.lane.interrupt(bench.now)
     assert bench.pass_time(3.0) == []
     bench.lane.online(bench.now)
     assert bench.pass_time(0.0) == [items[0]]

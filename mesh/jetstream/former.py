@@ -1,0 +1,68 @@
+"""What this process knows of events it has sent before: the same event submitted again goes on from there.
+
+An event that was given up may be stored later all the same, by a server that hung, under a signature too old to be
+believed; and a caller who posts it again would have that copy's `duplicate` for an ack (measured). So the age of the
+first signature outlives the event that carried it. An entry has no time to live, only the number of entries is bounded:
+a frozen server may store what is in its socket buffer at any time.
+
+What stays open until the spool keeps this on disk: a process that ends while the server is frozen does not tell its
+successor, who takes the `duplicate` of a copy over 100 s old for an ack. To distrust every `duplicate` after a restart
+would close that and store each repeated event of an ordinary crash twice (measured: 460 of 1,000), which is worse.
+
+Pure: time comes in as Unix milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from mesh.jetstream.outgoing import Outgoing
+
+_T = TypeVar("_T")
+
+MAX_FORMER = 16_384  # of each kind: four views of the 4,096 events an agent holds; about 3 MB
+
+
+class Former:
+    """Events by the message id of their generation 0: those given up, and those stored under a later generation.
+
+    Args:
+        limit: Entries of each kind; the oldest goes.
+    """
+
+    def __init__(self, *, limit: int = MAX_FORMER) -> None:
+        self._limit = limit
+        self._given_up: OrderedDict[str, tuple[int, int]] = OrderedDict()  # generation, first signature under it
+        self._stored: OrderedDict[str, int] = OrderedDict()  # the generation whose ack counted
+
+    def resume(self, item: Outgoing) -> None:
+        """Let *item*, whose `base_id` is set, go on where the same event stood before."""
+        generation = self._stored.get(item.base_id)
+        if generation is not None:
+            item.generation = generation
+        elif item.base_id in self._given_up:
+            item.generation, item.first_signed_ms = self._given_up[item.base_id]
+
+    def stored(self, item: Outgoing) -> None:
+        """The ack of *item* counted."""
+        self._given_up.pop(item.base_id, None)
+        if item.generation:
+            self._keep(self._stored, item.base_id, item.generation)
+
+    def given_up(self, item: Outgoing) -> None:
+        """*item* ended without an ack; what was sent of it may be stored at any time."""
+        if not item.first_signed_ms or item.base_id in self._stored:
+            return
+        known = self._given_up.get(item.base_id, (0, item.first_signed_ms))
+        if known[0] > item.generation:
+            return
+        first_ms = min(known[1], item.first_signed_ms) if known[0] == item.generation else item.first_signed_ms
+        self._keep(self._given_up, item.base_id, (item.generation, first_ms))
+
+    def _keep(self, entries: OrderedDict[str, _T], key: str, value: _T) -> None:
+        entries.pop(key, None)
+        entries[key] = value
+        if len(entries) > self._limit:
+            entries.popitem(last=False)
