@@ -39,7 +39,10 @@ def test_equal_policies_give_equal_bytes() -> None:
     turned = {name[::-1] + ".yaml": "# a comment\n" + text for name, text in reversed(BASE.items())}
     turned["views.yaml.yaml"] = "---\n".join(reversed(turned.pop("lmay.sweiv.yaml").split("---\n")))
     assert bundle(base=turned).digest == bundle().digest
-    assert bundle(access(deny=[{"id": "d", "who": {"teams": ["support"]}, "subscribe": ["crm.x"]}])).digest != bundle().digest
+    assert (
+        bundle(access(deny=[{"id": "d", "who": {"teams": ["support"]}, "subscribe": ["crm.x"]}])).digest
+        != bundle().digest
+    )
 
 
 def test_the_bytes_are_canonical_json() -> None:
