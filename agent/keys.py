@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mesh import logs
 from mesh.errors import ConfigError, MeshError, NoDomainKey, OutsideCertificate, SignerExpired
 from mesh.identity import Signer, SpiffeId, check_certificate, seed_from_pem
+from mesh.policy.ciphers import CIPHER_KEY_BYTES
 from mesh.signing import message_id, seal
 from mesh.statements import SALT_BYTES
 
@@ -102,11 +103,12 @@ class Secrets:
         return secret
 
 
-class DomainKeys:
-    """The pseudonym keys of this agent, by domain."""
+class MaskingKeys:
+    """What this agent masks with: pseudonym keys by domain, `encrypt` keys by cipher name."""
 
-    def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self._keys = dict(keys)
+    def __init__(self, domains: Mapping[str, bytes], ciphers: Mapping[str, bytes] | None = None) -> None:
+        self._domains = dict(domains)
+        self._ciphers = dict(ciphers or {})
 
     def domain(self, name: str) -> bytes:
         """The 32-byte key of a pseudonym domain.
@@ -114,18 +116,32 @@ class DomainKeys:
         Raises:
             NoDomainKey: We hold none: the control plane hands keys only to agents that mask with them.
         """
-        if name not in self._keys:
-            raise NoDomainKey(
-                f"this agent has no key for the pseudonym domain {name}",
-                expected=f"{name}.key in domains_dir",
-                next="have the control plane hand out the key; it is read as soon as it is there",
-                domain=name,
-            )
-        return self._keys[name]
+        if name not in self._domains:
+            raise _no_key("pseudonym domain", name, "domains_dir")
+        return self._domains[name]
+
+    def cipher(self, name: str) -> bytes:
+        """The 64-byte key of `encrypt` for one set of readers and one mode. Raises NoDomainKey as well."""
+        if name not in self._ciphers:
+            raise _no_key("cipher", name, "ciphers_dir")
+        return self._ciphers[name]
 
     def lacking(self, names: Iterable[str]) -> list[str]:
-        """Those of *names* we hold no key of."""
-        return sorted(set(names) - self._keys.keys())
+        """The domains among *names* that we hold no key of."""
+        return sorted(set(names) - self._domains.keys())
+
+    def lacking_ciphers(self, names: Iterable[str]) -> list[str]:
+        """The ciphers among *names* that we hold no key of."""
+        return sorted(set(names) - self._ciphers.keys())
+
+
+def _no_key(what: str, name: str, setting: str) -> NoDomainKey:
+    return NoDomainKey(
+        f"this agent has no key for the {what} {name}",
+        expected=f"{name}.key in {setting}",
+        next="have the control plane hand out the key; it is read as soon as it is there",
+        domain=name,
+    )
 
 
 class Keys:
@@ -182,7 +198,7 @@ class Keys:
         return self._base / name
 
     def refresh(self) -> None:
-        """Read a replaced event key or certificate, and new domain keys; keep the last good ones."""
+        """Read a replaced event key or certificate, and new keys to mask with; keep the last good ones."""
         stamp = self._signing_stamp()
         if stamp == self._stamp:
             return
@@ -195,12 +211,16 @@ class Keys:
             log.error("keys_not_reloaded", code=error.code, error=error.message)
 
     def _signing_stamp(self) -> tuple[int, ...]:
-        names = (self._settings.event_key_file, self._settings.event_cert_file, self._settings.domains_dir)
+        settings = self._settings
+        names = (settings.event_key_file, settings.event_cert_file, settings.domains_dir, settings.ciphers_dir)
         return _stamp([self.path(name) for name in names])
 
-    def _masks(self) -> DomainKeys:
-        directory = self.path(self._settings.domains_dir)
-        return DomainKeys({file.stem: hex_key(file) for file in sorted(directory.glob("*.key"))})
+    def _masks(self) -> MaskingKeys:
+        domains, ciphers = self.path(self._settings.domains_dir), self.path(self._settings.ciphers_dir)
+        return MaskingKeys(
+            {file.stem: hex_key(file) for file in sorted(domains.glob("*.key"))},
+            {file.stem: hex_key(file, CIPHER_KEY_BYTES) for file in sorted(ciphers.glob("*.key"))},
+        )
 
     def _signer(self) -> Signer:
         settings = self._settings
@@ -249,8 +269,8 @@ def read(path: Path, what: str) -> bytes:
     return content
 
 
-def hex_key(path: Path) -> bytes:
-    """A 32-byte key kept as 64 hexadecimal characters.
+def hex_key(path: Path, length: int = KEY_BYTES) -> bytes:
+    """A key of *length* bytes, kept as twice as many hexadecimal characters.
 
     Raises:
         ConfigError: Something else is in the file.
@@ -259,9 +279,9 @@ def hex_key(path: Path) -> bytes:
         key = bytes.fromhex(read(path, "a key").decode("ascii").strip())
     except ValueError:
         key = b""
-    if len(key) != KEY_BYTES:
+    if len(key) != length:
         raise ConfigError(
-            f"{path} is not a key", expected=f"{2 * KEY_BYTES} hexadecimal characters", next="restore or issue it again"
+            f"{path} is not a key", expected=f"{2 * length} hexadecimal characters", next="restore or issue it again"
         )
     return key
 

@@ -10,6 +10,8 @@ Partial forms, by `style` (each keeps at most what is said here, and less where 
 
 A pseudonym is `p<key id>_<base64url of a keyed hash>`: equal values of one domain give equal tokens, and without the
 key nobody can test a guess. Numbers and booleans enter by their JSON text.
+
+`generalize` and `truncate-ip` are in `generalize.py`, `encrypt` is in `ciphers.py`.
 """
 
 from __future__ import annotations
@@ -43,10 +45,13 @@ _PARTIAL_MARK = "***"
 
 
 class MaskKeys(Protocol):
-    """The pseudonym keys an agent holds."""
+    """The keys an agent masks with."""
 
     def domain(self, name: str) -> bytes:
-        """The 32-byte key of the pseudonym domain *name*. Raises KeyError or ConfigError where we hold none."""
+        """The 32-byte key of the pseudonym domain *name*. Raises KeyError or NoDomainKey where we hold none."""
+
+    def cipher(self, name: str) -> bytes:
+        """The 64-byte key of `encrypt`, by its `cipher_name`. Raises KeyError or NoDomainKey where we hold none."""
 
 
 def redact(value: Any) -> Any:
@@ -118,7 +123,7 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
         ConfigError: *keys* has no usable key for the domain. Nothing falls back to another mask.
     """
     domain = params.domain or ""
-    key = _key(domain, keys)
+    key = checked_key(domain, keys.domain, KEY_BYTES, "pseudonym domain")
     prefix = f"p{key_id(key)}_"
     size = params.bits // 8
     padding = -size % 3
@@ -143,17 +148,22 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     return mask
 
 
-def _key(domain: str, keys: MaskKeys) -> bytes:
+def checked_key(name: str, find: Callable[[str], bytes], length: int, what: str) -> bytes:
+    """The key *name*, as *find* has it.
+
+    Raises:
+        ConfigError: There is none, or it has another length than *length* bytes.
+    """
     try:
-        key = keys.domain(domain)
+        key = find(name)
     except KeyError:
         key = b""
-    if len(key) != KEY_BYTES:
+    if len(key) != length:
         raise ConfigError(
-            f"no usable key for the pseudonym domain `{domain}`",
-            expected=f"a key of {KEY_BYTES} bytes",
+            f"no usable key for the {what} `{name}`",
+            expected=f"a key of {length} bytes",
             got=f"{len(key)} bytes",
-            next="the control plane hands out domain keys; nothing is published in this view until it is here",
-            domain=domain,
+            next="the control plane hands out these keys; nothing is published in this view until it is here",
+            domain=name,
         )
     return key

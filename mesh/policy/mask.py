@@ -15,20 +15,28 @@ Source: design section 4, Classifying, Masking, Attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mesh.attributes import ATTRIBUTES_NEVER_MASKED
+from mesh.attributes import MAX_STRING_CHARS
 from mesh.policy import paths as walk
 from mesh.policy.actions import DROPPED, REDACTED, Masker, MaskKeys, drop, partial, pseudonym, redact
-from mesh.policy.masktable import REDACT, Mask, MaskTable
-from mesh.policy.paths import Path
+from mesh.policy.ciphers import Current, encrypt
+from mesh.policy.generalize import generalize, truncate_ip
+from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair
+from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable
+from mesh.policy.model import With
+from mesh.policy.traces import PathTrace, trace
 from mesh.policy.walkers import SCALARS, UNMET, Node, dropping_dict, item_list, masking_dict, unmet, whole
 
-__all__ = ["MaskKeys", "Masking"]
+__all__ = ["Judged", "MaskKeys", "Masking", "PathTrace"]
 
-_AS_THEY_ARE = ATTRIBUTES_NEVER_MASKED | {"partitionkey"}  # partitionkey is a pseudonym in every view: journey sets it
 SPARE_NODES = 4096  # of one automaton, beyond one for each step of its paths: no event can make it grow much further
+_KEYLESS: dict[str, Callable[[With], Masker]] = {
+    "partial": partial,
+    "generalize": generalize,
+    "truncate-ip": truncate_ip,
+}
 
 
 class Masking:
@@ -37,24 +45,31 @@ class Masking:
     Args:
         classified: Path and its tags, of every Classification that covers the types.
         table: The view's.
+        tenant: Whose events they are; what is encrypted is bound to it.
 
     Attributes:
         identity: Whether everything shows as it is.
         domains: The pseudonym domains whose keys are needed.
+        ciphers: The names of the `encrypt` keys that are needed.
     """
 
-    def __init__(self, classified: Iterable[tuple[Path, tuple[str, ...]]], table: MaskTable) -> None:
-        pairs = tuple(classified)
-        self._paths = tuple(path for path, _ in pairs)
-        self._tags = tuple(tags for _, tags in pairs)
+    def __init__(self, classified: Iterable[Pair], table: MaskTable, *, tenant: str = "") -> None:
+        self._judge = judge = Judge(classified, table)
+        self._tenant = tenant
         self._table = table
         self._dropping = table.otherwise[0] == "drop"
+        tags = {tag for tags in judge.tags for tag in tags}
+        self._masks: set[Mask] = {mask for tag in tags for mask in table.candidates(tag)}
         self.identity = table.all_clear
-        self.domains = table.domains({tag for tags in self._tags for tag in tags})
+        self.domains = table.domains(tags)
+        self.ciphers = table.ciphers(tags)
+        self._current = Current()
         self._keys: MaskKeys | None = None
         self._maskers: dict[Mask, Masker | None] = {}
+        self._ciphers: dict[Mask, Callable[[str], Masker]] = {}
+        self._encrypting: dict[tuple[Mask, str], Masker] = {}
         self._nodes: dict[frozenset[walk.Position], Node] = {}
-        self._max_nodes = SPARE_NODES + sum(len(path.steps) + 1 for path in self._paths)
+        self._max_nodes = SPARE_NODES + sum(len(path.steps) + 1 for path in judge.paths)
         self._top: dict[str, Node] = {}
         self._elsewhere = Node(frozenset())
 
@@ -62,16 +77,22 @@ class Masking:
         """Build the maskers with *keys*.
 
         Raises:
-            ConfigError: A pseudonym domain of this view has no usable key.
+            ConfigError: A pseudonym domain or cipher of this view has no usable key.
         """
-        masks = {mask for tags in self._tags for tag in tags for mask in self._table.candidates(tag)}
-        self._maskers = {mask: _masker(mask, keys) for mask in (*masks, self._table.otherwise, REDACT)}
+        ciphers = {mask: self._cipher(mask[1], keys) for mask in self._masks if mask[0] == "encrypt"}
+        masks = (*self._masks, self._table.otherwise, REDACT, DROP, CLEAR)
+        self._maskers = {mask: _masker(mask, keys) for mask in masks if mask[0] != "encrypt"}
+        self._ciphers = ciphers
+        self._encrypting = {}
         self._nodes = {}
-        names, other, _ = walk.steps_from(self._paths, walk.begin(self._paths))
+        names, other, _ = walk.steps_from(self._judge.paths, self._judge.begin())
         self._top = {name: self._node(places) for name, places in names.items()}
         self._elsewhere = self._node(other)
         self._top["data_base64"] = self._top.get("data", self._elsewhere)  # binary data is the field `data`
         self._keys = keys
+
+    def _cipher(self, params: With, keys: MaskKeys) -> Callable[[str], Masker]:
+        return encrypt(params, keys, tenant=self._tenant, current=self._current)
 
     def apply(self, fields: Mapping[str, Any], keys: MaskKeys) -> dict[str, Any]:
         """*fields* as the view shows them: a fresh dict at the top, deeper values shared where unchanged.
@@ -81,16 +102,18 @@ class Masking:
             keys: Bound at the first call, and again when another object is handed in.
 
         Raises:
-            ConfigError: A pseudonym domain of this view has no usable key.
+            ConfigError: A pseudonym domain or cipher of this view has no usable key.
         """
         if self.identity:
             return dict(fields)
         if keys is not self._keys or len(self._nodes) > self._max_nodes:
             self.bind(keys)
+        if self.ciphers:
+            self._current.begin(fields)
         shown = dict(fields)
         top = self._top
         for name in fields:
-            if name in _AS_THEY_ARE:
+            if name in AS_THEY_ARE:
                 continue
             value = fields[name]
             node = top.get(name, self._elsewhere)
@@ -102,42 +125,55 @@ class Masking:
                 if masked is UNMET:
                     masked = self._unclassified(value)
             if masked is not value:
-                _put(name, masked, shown)
+                put(name, masked, shown)
         return shown
 
     def _unclassified(self, value: Any) -> Any:
         act = self._maskers[self._table.otherwise]
         return value if act is None else act(value)
 
+    # --- for tools ---------------------------------------------------------------------------------------------------
+
+    def trace(self, fields: Mapping[str, Any]) -> list[PathTrace]:
+        """Why *fields* look as they do in this view: one entry for each different answer of its places."""
+        return trace(self._judge, fields)
+
+    def at(self, steps: Sequence[object]) -> Judged:
+        """What a scalar gets that stands at *steps*: names of members, `ANY_ITEM` for the items of an array."""
+        return self._judge.at(steps)
+
     # --- the automaton -----------------------------------------------------------------------------------------------
 
     def _node(self, places: frozenset[walk.Position]) -> Node:
         node = self._nodes.get(places)
         if node is None:
-            node = self._nodes[places] = self._judge(Node(places))
+            node = self._nodes[places] = self._make(places)
         return node
 
-    def _judge(self, node: Node) -> Node:
-        """Work out what becomes of a scalar and of a container at *node*."""
-        exact, subtree = walk.ends(self._paths, node.places)
-        chosen = self._table.choose(
-            [tag for i in exact for tag in self._tags[i]], [tag for i in subtree for tag in self._tags[i]]
-        )
-        mask = chosen[0] if len(chosen) == 1 else REDACT
-        node.act = self._maskers[mask]
-        node.classified = bool(exact or subtree)
-        if exact:  # a container where a scalar was expected
-            node.on_dict = node.on_list = whole(drop if mask[0] == "drop" else redact)
-        elif subtree and mask[0] != "clear":
-            node.on_dict = node.on_list = whole(node.act)
-        elif subtree and len(subtree) == len(node.places):  # only clear `.**`: nothing stricter can follow below
-            node.on_dict = node.on_list = whole(None)
-        elif not node.places:
+    def _make(self, places: frozenset[walk.Position]) -> Node:
+        """A node for *places*, with what becomes there of a scalar and of a container."""
+        node = Node(places)
+        judged = self._judge.judge(places)
+        node.act = self._act(judged)
+        node.classified = bool(judged.paths)
+        if judged.container is not None:
+            node.on_dict = node.on_list = whole(self._maskers[judged.container])
+        elif not places:
             node.on_dict = node.on_list = unmet
         else:
             node.on_dict = lambda value: self._enter(node).on_dict(value)
             node.on_list = lambda value: self._enter(node).on_list(value)
         return node
+
+    def _act(self, judged: Judged) -> Masker | None:
+        """What masks a scalar; an encrypted one is bound to its path, so each path has a masker of its own."""
+        mask, path = judged.chosen, judged.cipher_path
+        if not path:
+            return self._maskers[mask]
+        made = self._encrypting.get((mask, path))
+        if made is None:
+            made = self._encrypting[mask, path] = self._ciphers[mask](path)
+        return made
 
     def _enter(self, node: Node) -> Node:
         """Build the walkers of *node*, now that an event has a container there."""
@@ -145,7 +181,7 @@ class Masking:
             closed = Node(node.places)
             closed.on_dict = closed.on_list = whole(drop if self._dropping else redact)
             return closed
-        by_name, other_places, item_places = walk.steps_from(self._paths, node.places)
+        by_name, other_places, item_places = walk.steps_from(self._judge.paths, node.places)
         names = {name: self._node(places) for name, places in by_name.items()}
         other, item = self._node(other_places), self._node(item_places)
         if self._dropping:
@@ -164,20 +200,29 @@ def _masker(mask: Mask, keys: MaskKeys) -> Masker | None:
         return None
     if action == "drop":
         return drop
-    if action == "partial":
-        return partial(params)
     if action == "pseudonym":
         return pseudonym(params, keys)
-    return redact  # and whatever this version does not know
+    return keyless(mask)
 
 
-def _put(name: str, masked: Any, shown: dict[str, Any]) -> None:
+def keyless(mask: Mask) -> Masker:
+    """The function of a mask that reads a value and needs no key; redact for whatever else there may be."""
+    make = _KEYLESS.get(mask[0])
+    return redact if make is None else make(mask[1])
+
+
+def put(name: str, masked: Any, shown: dict[str, Any]) -> None:
     """Put a field that has changed into *shown*, or take it out."""
     if name == "data_base64":  # binary data is one field, `data`; what is hidden is no longer base64
         del shown[name]
         if masked is not DROPPED:
             shown["data"] = REDACTED
-    elif masked is DROPPED or (name != "data" and (masked is None or masked == REDACTED)):
-        del shown[name]  # no attribute can be null, and one that says nothing is left out
+    elif masked is DROPPED or (name != "data" and _is_no_attribute(masked)):
+        del shown[name]
     else:
         shown[name] = masked
+
+
+def _is_no_attribute(masked: Any) -> bool:
+    """Whether an attribute is left out: none can be null or longer than a limit, and `[REDACTED]` says nothing."""
+    return masked is None or masked == REDACTED or (type(masked) is str and len(masked) > MAX_STRING_CHARS)

@@ -4,8 +4,9 @@
     Classification   what each field of a type is (tags), owned by the producing team
     View             what a reader sees: row filter, masks per tag, and `otherwise` for everything else
     Access           who may publish what, and who may read what in which view
+    Route            copies and moves of events to other types, by content
     Subscription     what a team has delivered
-    Route, PolicyTest                                        known, and refused until this version can honour them
+    PolicyTest       what the others have to come to: cases and invariants; it stands in no bundle
 
 A Struct here says the shape; `check.py` says what a set of documents must hold together. `omit_defaults` keeps a bundle
 readable for an agent one version older, as long as nothing new is used.
@@ -13,13 +14,12 @@ readable for an agent one version older, as long as nothing new is used.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, field
 
 API_VERSION: Final = "mesh/v1"
-LATER_KINDS = frozenset({"Route", "PolicyTest"})
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
@@ -42,10 +42,12 @@ Otherwise: TypeAlias = Literal["clear", "redact", "drop"]
 STRICTNESS: dict[str, int] = {
     "clear": 0, "encrypt": 1, "pseudonym": 2, "partial": 3, "generalize": 4, "truncate-ip": 4, "redact": 5, "drop": 6,
 }  # fmt: skip
-LATER_ACTIONS = frozenset({"encrypt", "generalize", "truncate-ip"})
 WITH_KEYS: dict[str, frozenset[str]] = {
     "partial": frozenset({"style", "first", "last"}),
     "pseudonym": frozenset({"domain", "algorithm", "bits"}),
+    "encrypt": frozenset({"mode", "readers"}),
+    "generalize": frozenset({"date", "number", "geo"}),
+    "truncate-ip": frozenset({"v4", "v6"}),
 }
 
 
@@ -54,7 +56,14 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
 
 
 class With(Spec, frozen=True):
-    """Parameters of one mask action; which of them go with which action is `WITH_KEYS`."""
+    """Parameters of one mask action.
+
+    partial       style; or first, last: how many characters stay
+    pseudonym     domain; algorithm, bits
+    encrypt       mode; for: the teams that can open it
+    generalize    date; or number: the edges of the buckets; or geo: how many decimals stay
+    truncate-ip   v4, v6: how many bits stay
+    """
 
     style: Literal["email", "phone", "iban", "pan"] | None = None
     first: Annotated[int, Meta(ge=0, le=64)] | None = None
@@ -62,6 +71,13 @@ class With(Spec, frozen=True):
     domain: Text | None = None
     algorithm: Literal["blake2b", "hmac-sha256"] = "blake2b"
     bits: Annotated[int, Meta(ge=64, le=256, multiple_of=8)] = 128
+    mode: Literal["deterministic", "random"] | None = None
+    readers: Names | None = field(name="for", default=None)
+    date: Literal["year", "month", "day"] | None = None
+    number: Annotated[tuple[float, ...], Meta(min_length=1, max_length=64)] | None = None
+    geo: Annotated[int, Meta(ge=0, le=6)] | None = None
+    v4: Annotated[int, Meta(ge=0, le=32)] | None = None
+    v6: Annotated[int, Meta(ge=0, le=128)] | None = None
 
 
 class MaskLine(Spec, frozen=True):
@@ -83,7 +99,7 @@ class TenantMetadata(Spec, frozen=True):
 
 
 class Metadata(Spec, frozen=True):
-    """Of Classification, View and Access: unique by kind, tenant and name; `owner` must agree to a widening."""
+    """Unique by kind, tenant and name; `owner` must agree to a widening."""
 
     name: Text
     tenant: Text
@@ -151,7 +167,7 @@ class Tenant(_Document, tag="Tenant", frozen=True):
         return self.metadata.name
 
 
-# --- Classification, View, Access, Subscription ----------------------------------------------------------------------
+# --- Classification, View, Access ------------------------------------------------------------------------------------
 
 
 class ClassificationSpec(Spec, frozen=True):
@@ -204,7 +220,7 @@ class Who(Spec, frozen=True):
 
 
 class Allow(Spec, frozen=True):
-    """A right: publish (from more sources, under a condition) or subscribe (in one view)."""
+    """A right: publish (from more sources, under a condition) or subscribe (in one view; `since` opens history)."""
 
     id: Text
     who: Who
@@ -214,6 +230,7 @@ class Allow(Spec, frozen=True):
     when: Expression | None = None
     view: Text | None = None
     expires: Text | None = None
+    since: Text | None = None
     reason: Text | None = None
 
 
@@ -248,6 +265,49 @@ class Access(_Document, tag="Access", frozen=True):
         return self.metadata.tenant
 
 
+# --- Route -----------------------------------------------------------------------------------------------------------
+
+
+class Match(Spec, frozen=True):
+    """Which events a route is about: keys AND, items OR."""
+
+    types: Names
+    sources: Names | None = None
+
+
+class RouteLine(Spec, frozen=True):
+    """One copy or move: a new event of the type `to`, for the events that match."""
+
+    id: Text
+    match: Match
+    effect: Literal["copy", "move"]
+    to: Text
+    when: Expression | None = None
+    reason: Text | None = None
+
+
+class RouteSpec(Spec, frozen=True):
+    """Where copies go."""
+
+    routes: Annotated[tuple[RouteLine, ...], Meta(min_length=1, max_length=MAX_LIST)]
+
+
+class Route(_Document, tag="Route", frozen=True):
+    """Content-based copies and moves."""
+
+    metadata: Metadata
+    spec: RouteSpec
+    kind: ClassVar[str] = "Route"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+# --- Subscription ----------------------------------------------------------------------------------------------------
+
+
 class SubscriptionSpec(Spec, frozen=True):
     """What a team has delivered, from when, and how failures are retried."""
 
@@ -272,7 +332,95 @@ class Subscription(_Document, tag="Subscription", frozen=True):
         return self.metadata.tenant
 
 
-AnyDocument: TypeAlias = Tenant | Classification | View | Access | Subscription
+# --- PolicyTest ------------------------------------------------------------------------------------------------------
+
+
+class Principal(Spec, frozen=True):
+    """Who a case is about: a team that reads, or an agent that publishes; exactly one of them."""
+
+    team: Text | None = None
+    agent: Text | None = None
+
+
+class Expect(Spec, frozen=True):
+    """What a case has to come to.
+
+    `fields` maps a path to a JSON value, or to `absent`, `clear`, `redacted`, `{pseudonym: domain}`,
+    `{encrypted: [teams]}`, `{equals: value}`.
+    """
+
+    decision: Literal["allow", "deny"]
+    rule: Text | None = None
+    reason: Text | None = None
+    view: Text | None = None
+    fields: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
+
+
+class Case(Spec, frozen=True):
+    """One question to the policies and its answer.
+
+    Exactly one of `subscribe` and `publish` holds the type. `event` is a fixture; `set` and `unset` change it by path.
+    """
+
+    principal: Principal = field(name="as")
+    expect: Expect
+    name: Text | None = None
+    subscribe: Text | None = None
+    publish: Text | None = None
+    view: Text | None = None
+    event: Text | None = None
+    set: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
+    unset: Annotated[tuple[Text, ...], Meta(max_length=MAX_LIST)] = ()
+    now: Text | None = None
+
+
+class Never(Spec, frozen=True):
+    """Nobody (but `except`) sees fields with these tags under one of these actions, or can test guesses of them."""
+
+    see: Names | None = None
+    actions: Annotated[tuple[Action, ...], Meta(min_length=1, max_length=MAX_LIST)] = field(
+        name="as", default=("clear",)
+    )
+    guess: Names | None = None
+    exceptions: Names | None = field(name="except", default=None)
+
+
+class Only(Spec, frozen=True):
+    """Only these teams may subscribe to, or publish, any of these types."""
+
+    teams: Names
+    subscribe: Names | None = None
+    publish: Names | None = None
+
+
+class Invariant(Spec, frozen=True):
+    """What holds of the whole matrix; exactly one of the two."""
+
+    never: Never | None = None
+    only: Only | None = None
+
+
+class PolicyTestSpec(Spec, frozen=True):
+    """Cases and invariants."""
+
+    cases: Annotated[tuple[Case, ...], Meta(max_length=MAX_FIELDS)] = ()
+    invariants: Annotated[tuple[Invariant, ...], Meta(max_length=MAX_LIST)] = ()
+
+
+class PolicyTest(_Document, tag="PolicyTest", frozen=True):
+    """What the policies of a tenant have to come to."""
+
+    metadata: Metadata
+    spec: PolicyTestSpec
+    kind: ClassVar[str] = "PolicyTest"
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
+AnyDocument: TypeAlias = Tenant | Classification | View | Access | Route | Subscription | PolicyTest
 KINDS: dict[str, type[AnyDocument]] = {
-    c.kind: c for c in (Tenant, Classification, View, Access, Subscription)
+    c.kind: c for c in (Tenant, Classification, View, Access, Route, Subscription, PolicyTest)
 }  # fmt: skip

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mesh.attributes import ATTRIBUTES_NEVER_MASKED
 from mesh.errors import BadPattern, ConfigError
 from mesh.policy.actions import key_id, pseudonym
 from mesh.policy.mask import Masking
-from mesh.policy.masktable import MaskTable
-from mesh.policy.model import STRICTNESS, MaskLine, With
+from mesh.policy.model import STRICTNESS, With
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, MAX_PATH_CHARS, MAX_STEPS, Path
 from tests.conftest import ROOT
 from tests.unit.policy_world import Keys, event, masking
@@ -199,9 +193,9 @@ def test_a_missing_key_stops_the_view(keys: Any) -> None:
 def test_other_keys_give_other_tokens() -> None:
     """A view follows the keys it is handed, also when they change."""
 
-    class Rotated:
+    class Rotated(Keys):
         def domain(self, name: str) -> bytes:
-            return Keys().domain(name + "2")
+            return super().domain(name + "2")
 
     view = masking({"data.a": ["t"]}, [{"tags": ["t"], "as": "pseudonym", "with": {"domain": "d"}}], "redact")
     rotated = Rotated()
@@ -244,160 +238,7 @@ def test_many_classified_members_are_quick_to_prepare() -> None:
     assert view.apply(event(data), KEYS)["data"] == {f"f{n}": n for n in range(3000)}
 
 
-# --- properties ------------------------------------------------------------------------------------------------------
-
-NAMES = ["a", "b", "c", "iban"]
-TAGS = ["t0", "t1", "t2", "public"]
-ACTIONS: list[dict[str, Any]] = [
-    {"as": "drop"},
-    {"as": "redact"},
-    {"as": "partial", "with": {"first": 1, "last": 1}},
-    {"as": "pseudonym", "with": {"domain": "d"}},
-    {"as": "clear"},
-]
-
-
-@st.composite
-def datas(draw: st.DrawFn) -> Any:
-    """JSON data whose every scalar is a string of its own, so that it can be found again."""
-    counter = iter(range(10_000))
-    leaf = st.builds(lambda: f"<value {next(counter)} of this event>")
-    return draw(
-        st.recursive(
-            leaf,
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
-            max_leaves=12,
-        )
-    )
-
-
-PATHS = st.builds(
-    lambda deep, steps, subtree: ("**." if deep else "data.") + ".".join(steps).replace(".[*]", "[*]") + subtree,
-    st.booleans(),
-    st.lists(st.sampled_from([*NAMES, "*", "[*]"]), min_size=1, max_size=3).filter(lambda s: s[0] != "[*]"),
-    st.sampled_from(["", ".**"]),
-)
-CLASSES = st.dictionaries(PATHS, st.lists(st.sampled_from(TAGS), min_size=1, max_size=2), max_size=5)
-MASKS = st.lists(
-    st.builds(lambda tag, action: {"tags": [tag], **action}, st.sampled_from(TAGS), st.sampled_from(ACTIONS)),
-    max_size=4,
-    unique_by=lambda line: line["tags"][0],
-)
-OTHERWISE = st.sampled_from(["clear", "redact", "drop"])
-
-
-def _leaves(value: Any, at: tuple[object, ...] = ("data",)) -> Iterator[tuple[tuple[object, ...], str]]:
-    """Every scalar and the steps to it."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _leaves(item, (*at, name))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _leaves(item, (*at, index))
-    elif isinstance(value, str):
-        yield at, value
-
-
-def _meets(path: Path, at: tuple[object, ...]) -> bool:
-    """Whether *path* names the node *at*: a plain matcher, beside the automaton."""
-
-    def rest(steps: tuple[object, ...], here: tuple[object, ...]) -> bool:
-        if not steps:
-            return not here or path.subtree
-        if not here:
-            return False
-        step, first = steps[0], here[0]
-        fits = isinstance(first, int) if step is ANY_ITEM else isinstance(first, str) and step in (ANY_MEMBER, first)
-        return fits and rest(steps[1:], here[1:])
-
-    starts = range(len(at)) if path.deep else (0,)
-    return any(rest(path.steps, at[start:]) for start in starts)
-
-
-def _tags(fields: dict[str, list[str]], at: tuple[object, ...]) -> set[str]:
-    """The tags of every path that names the node."""
-    return {tag for text, tags in fields.items() if _meets(Path.parse(text), at) for tag in tags}
-
-
-def _masks(tags: set[str], mask: list[dict[str, Any]], otherwise: str) -> set[str]:
-    """The actions that a value with *tags* is under."""
-    actions = {line["tags"][0]: line["as"] for line in mask}
-    return {actions.get(tag, otherwise) for tag in tags} or {otherwise}
-
-
-@given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_no_value_survives_any_action_but_clear(
-    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
-) -> None:
-    """A value shows somewhere in the output only if every mask on it, by a matcher of its own, is clear."""
-    view = masking(fields, mask, otherwise)
-    text = json.dumps(view.apply(event(data), KEYS))
-    if view.identity:
-        return
-    for at, value in _leaves(data):
-        if value in text:
-            assert _masks(_tags(fields, at), mask, otherwise) == {"clear"}, (at, fields)
-
-
-@given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_what_is_clear_through_and_through_shows(
-    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
-) -> None:
-    """A scalar under clear shows unless a container above it is one that no path may enter or that is redacted."""
-    masked = json.dumps(masking(fields, mask, otherwise).apply(event(data), KEYS))
-    for at, value in _leaves(data):
-        tags = _tags(fields, at)
-        above = [at[:n] for n in range(1, len(at))]
-        if tags and _masks(tags, mask, otherwise) == {"clear"} and not any(_tags(fields, node) for node in above):
-            assert value in masked, (at, fields)
-
-
-@given(datas(), CLASSES, MASKS, OTHERWISE)
-def test_masking_never_changes_its_input(
-    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
-) -> None:
-    """The original event, deep inside too, is as it was, and the top of the result is not the original's."""
-    original = event(data, subject="<the subject>", customerref="<a reference>")
-    before = copy.deepcopy(original)
-    masked = masking(fields, mask, otherwise).apply(original, KEYS)
-    assert original == before
-    assert masked is not original
-    assert msgspec.json.decode(msgspec.json.encode(masked)) == masked
-
-
-@given(datas(), CLASSES, MASKS, OTHERWISE, st.tuples(PATHS, st.sampled_from(TAGS)))
-def test_another_tag_never_shows_more(
-    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str, added: tuple[str, str]
-) -> None:
-    """Tags only add up: no path added to a classified place shows a value that place did not show."""
-    path, tag = added
-    before = json.dumps(masking(fields, mask, otherwise).apply(event(data), KEYS))
-    after = json.dumps(masking(fields | {path: [*fields.get(path, []), tag]}, mask, otherwise).apply(event(data), KEYS))
-    for at, value in _leaves(data):
-        if value in after and value not in before:
-            above = [at[:n] for n in range(1, len(at) + 1)]
-            assert not all(_tags(fields, node) for node in above)  # only what was unclassified can gain
-
-
-@given(datas(), CLASSES, MASKS, st.sampled_from(["redact", "drop"]))
-def test_unclassified_shows_nowhere_but_under_otherwise_clear(
-    data: Any, fields: dict[str, list[str]], mask: list[Any], otherwise: str
-) -> None:
-    """Without `otherwise: clear` a value that no path names never shows."""
-    text = json.dumps(masking(fields, mask, otherwise).apply(event(data), KEYS))
-    for at, value in _leaves(data):
-        if not _tags(fields, at):
-            assert value not in text
-
-
-@given(st.lists(st.sampled_from(TAGS), min_size=1, max_size=4), MASKS, OTHERWISE)
-def test_the_strictest_mask_wins(tags: list[str], mask: list[Any], otherwise: str) -> None:
-    """Whatever the order of tags and lines, the chosen mask is as strict as the strictest candidate."""
-    lines = [MaskLine(tags=tuple(m["tags"]), action=m["as"], params=With(**m.get("with", {}))) for m in mask]
-    chosen = MaskTable(lines, otherwise).choose(tags, [])
-    assert chosen == MaskTable(list(reversed(lines)), otherwise).choose(list(reversed(tags)), [])
-    strictest = max(STRICTNESS[action] for action in _masks(set(tags), mask, otherwise))
-    assert {STRICTNESS[action] for action, _ in chosen} == {strictest}
+# --- odd ones -----------------------------------------------------------------------------------------------------
 
 
 def test_a_contradiction_that_slipped_through_redacts() -> None:
