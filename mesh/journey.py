@@ -1,7 +1,7 @@
-"""One event through decide, mask and address on its way out, and through admit on its way in. Nothing here does I/O.
+"""One event through decide, route, mask and address on its way out. Nothing here does I/O.
 
-`outbound()` turns an accepted event into one unsealed copy per view that somebody may read; `inbound()` decides whether
-a verified copy may be handed to a team. Both return what to do next and leave the doing to the edge.
+`outbound()` turns an accepted event into one unsealed copy per view that somebody may read, of the event itself and of
+each new event that a route makes of it, and leaves sending to the edge. The way in is `mesh/inbound.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from mesh.errors import Denied
 from mesh.event import encode
+from mesh.policy.routes import routed
 from mesh.subjects import physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
     from mesh.event import Draft
-    from mesh.policy.compile import Plans
-    from mesh.policy.decide import Decision, PublisherPlans
+    from mesh.policy.decide import Decision, PublisherPlans, ViewPlan
     from mesh.policy.mask import MaskKeys
-    from mesh.signing import Verified
 
 _PARTITION = b"mesh-partition"  # BLAKE2b personalisation: the same key never answers two questions alike
 _SLOT = b"mesh-slot"
@@ -31,7 +30,7 @@ _subject = lru_cache(4096)(physical)  # subjects repeat: types x views x 16 slot
 
 @dataclass(slots=True)
 class Copy:
-    """One view of one event: decided, masked and encoded, not yet sealed."""
+    """One view of one event: decided, masked and encoded, not yet sealed. `route` is the one that made the event."""
 
     view: str
     subject: str
@@ -41,71 +40,19 @@ class Copy:
     event_id: str
     type: str
     traceparent: str | None
+    route: str = ""
 
 
 @dataclass(slots=True)
 class Outbound:
-    """What the policies make of one event: why, and the copies to publish (none where nobody may read it)."""
+    """What the policies make of one event: why, and the copies to publish (none where nobody may read it).
+
+    Copies whose `route` is set are of new events, which routes make; of a moved event there are no others.
+    """
 
     event_id: str
     decision: Decision
     copies: list[Copy]
-
-
-@dataclass(slots=True)
-class Admitted:
-    """A verified event that a team may see: what a handler gets.
-
-    `data` is the event's data, `fields` every attribute and the data; both are in the view the team reads.
-    """
-
-    fields: dict[str, Any]
-    view: str
-    spiffe_id: str
-    stream: str
-    sequence: int
-    stream_ms: int
-    attempt: int
-    rule: str | None
-
-    @property
-    def id(self) -> str:
-        """The event's id: unique within its source."""
-        return str(self.fields["id"])
-
-    @property
-    def source(self) -> str:
-        """Where the event comes from: a URI reference below `/<team>`, or what the policy adds."""
-        return str(self.fields["source"])
-
-    @property
-    def type(self) -> str:
-        """The logical type, such as `crm.contact.updated.v1`."""
-        return str(self.fields["type"])
-
-    @property
-    def data(self) -> Any:
-        """The data as JSON values, or None where the event has none."""
-        return self.fields.get("data")
-
-    @property
-    def correlationid(self) -> str:
-        """The id that all events of one chain share; the event's own id where it began the chain."""
-        return str(self.fields.get("correlationid", self.fields["id"]))
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """(source, id): what consumers deduplicate on. V1 has seen that both are strings."""
-        fields = self.fields
-        return fields["source"], fields["id"]
-
-
-@dataclass(frozen=True, slots=True)
-class Withheld:
-    """A verified event that the team may not be handed now: acked, counted and never shown."""
-
-    reason: str
-    rule: str | None
 
 
 def partition_token(dedupe_key: bytes, partitionkey: str) -> str:
@@ -130,7 +77,7 @@ def outbound(
     dedupe_key: bytes,
     now_ms: int | None = None,
 ) -> Outbound:
-    """Decide, filter rows and mask *draft* for each view that somebody may read.
+    """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
 
     Args:
         draft: The accepted event; it is not changed.
@@ -149,20 +96,41 @@ def outbound(
     decision = plans.decide(fields, now_ms=now_ms)
     if not decision.allowed:
         raise denial(decision, fields)
+    matches = plans.routes(fields, now_ms=now_ms) if plans.routing else ()
+    marks = {"tenant": tenant, "policyrevision": revision}
+    copies: list[Copy] = []
+    if not any(match.route.effect == "move" for match in matches):
+        copies = _copies(fields, decision.views, "", keys, site, dedupe_key, marks)
+    for match in matches:
+        if match.views:
+            new = routed(fields, match.route)
+            copies += _copies(new, match.views, match.route.id, keys, site, dedupe_key, marks)
+    return Outbound(fields["id"], decision, copies)
+
+
+def _copies(  # noqa: PLR0917 - called for every event
+    fields: dict[str, Any],
+    views: tuple[ViewPlan, ...],
+    route: str,
+    keys: MaskKeys,
+    site: str,
+    dedupe_key: bytes,
+    marks: dict[str, Any],
+) -> list[Copy]:
+    """One copy of the event *fields* for each of *views* that shows it, with *marks* among its attributes."""
     event_id, source, type_ = fields["id"], fields["source"], fields["type"]
     partition = fields.get("partitionkey")
     place = slot(dedupe_key, event_id if partition is None else partition)
     stream = stream_name(site, type_.partition(".")[0])
     copies = []
-    for view in decision.views:
+    for view in views:
         if not view.rows(fields):
             continue
         shown = view.mask(fields, keys)
         if partition is not None:
             shown["partitionkey"] = partition_token(dedupe_key, partition)
-        shown["tenant"] = tenant
+        shown |= marks
         shown["view"] = view.name
-        shown["policyrevision"] = revision
         copies.append(
             Copy(
                 view=view.name,
@@ -173,9 +141,10 @@ def outbound(
                 event_id=event_id,
                 type=type_,
                 traceparent=fields.get("traceparent"),
+                route=route,
             )
         )
-    return Outbound(event_id, decision, copies)
+    return copies
 
 
 def denial(decision: Decision, fields: dict[str, Any]) -> Denied:
@@ -194,23 +163,4 @@ def denial(decision: Decision, fields: dict[str, Any]) -> Denied:
         next=next_step,
         rule=decision.rule,
         reason=decision.reason,
-    )
-
-
-def inbound(verified: Verified, plans: Plans, team: str, *, now_ms: int) -> Admitted | Withheld:
-    """Decide whether *team* may be handed this copy now, whatever it was allowed when the copy was made."""
-    place = verified.place
-    read = plans.reader(team, place.type, place.view, now_ms=now_ms)
-    if not read.allowed:
-        return Withheld(read.reason, read.rule)
-    received = verified.received
-    return Admitted(
-        verified.fields,
-        place.view,
-        verified.spiffe_id,
-        received.stream,
-        received.sequence,
-        received.stream_ms,
-        received.deliveries,
-        read.rule,
     )

@@ -183,6 +183,11 @@ class Pattern:
 
     def intersection(self, other: Pattern) -> Pattern | None:
         """The pattern of exactly the types both take, or None where there are none."""
+        for mine, theirs in zip(self.tokens, other.tokens, strict=False):  # nearly all pairs part at a literal
+            if mine == ">" or theirs == ">":
+                break
+            if mine not in (theirs, "*") and theirs != "*":
+                return None
         tokens = _merge(self.tokens, other.tokens)
         if tokens is None:
             return None

@@ -25,6 +25,7 @@ _SHOWN_CHARS = 60
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
 
 
+_ANY: inspect.Type = inspect.AnyType()
 _SHAPES: dict[type[Any], inspect.Type] = {}  # one for each kind of document
 
 
@@ -70,6 +71,8 @@ class Binder:
             return self._dict(node, wanted, path)
         if isinstance(wanted, inspect.VarTupleType):
             return self._list(node, wanted, path)
+        if isinstance(wanted, inspect.AnyType):
+            return self._any(node, path)
         return self._scalar(node, wanted, path)
 
     def entries(self, node: yaml.MappingNode, path: Path) -> Iterable[tuple[str, yaml.Node, yaml.Node]]:
@@ -127,7 +130,8 @@ class Binder:
         data = {}
         for key, key_node, value_node in self.entries(node, path):
             self._bounds(len(key), wanted.key_type, line_of(key_node), (*path, key), "characters")
-            if isinstance(value_node, yaml.ScalarNode) and _is_null(value_node):
+            plain = isinstance(wanted.value_type, inspect.AnyType)  # and then `null` is a value
+            if isinstance(value_node, yaml.ScalarNode) and not plain and _is_null(value_node):
                 self.fault(line_of(key_node), f"`{where((*path, key))}` has no value", "give it one, or remove the key")
                 continue
             self.lines[(*path, key)] = line_of(key_node)
@@ -141,6 +145,26 @@ class Binder:
             return _BAD
         self._bounds(len(node.value), wanted, line_of(node), path, "items")
         return [self._value(item, wanted.item_type, (*path, i)) for i, item in enumerate(node.value)]
+
+    def _any(self, node: yaml.Node, path: Path) -> Any:
+        """A plain JSON value, as strict as the rest: `null` is written out, keys are strings and come once."""
+        if isinstance(node, yaml.MappingNode):
+            data = {}
+            for key, key_node, value_node in self.entries(node, path):
+                self.lines[(*path, key)] = line_of(key_node)
+                data[key] = self._value(value_node, _ANY, (*path, key))
+            return data
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, _ANY, (*path, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            if node.value == "" and node.style is None:
+                fix = 'write it out: `null`, or `""` for an empty text'
+                self.fault(line_of(node), f"`{where(path)}` has no value", fix)
+            try:
+                return scalar(node)
+            except ValueError as error:
+                self.fault(line_of(node), f"`{where(path)}`: {error}", "write a JSON value")
+        return _BAD
 
     def _scalar(self, node: yaml.Node, wanted: inspect.Type, path: Path) -> Any:
         line = line_of(node)
@@ -162,6 +186,8 @@ class Binder:
         python = {inspect.StrType: str, inspect.IntType: int, inspect.FloatType: float, inspect.BoolType: bool}[
             type(wanted)
         ]
+        if python is float and type(value) is int:
+            value = float(value)
         if type(value) is not python or value is None:
             fix = "put it in quotes" if python is str and value is not None else f"write {_describe(wanted)}"
             self.fault(line, f"`{where(path)}` is {_NAMES[type(value)]}, not {_describe(wanted)}", fix)

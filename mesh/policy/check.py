@@ -10,34 +10,32 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mesh.attributes import ATTRIBUTES_NEVER_MASKED
-from mesh.errors import ExpressionError, MeshError
+from mesh.errors import ExpressionError
 from mesh.policy.bind import Path as At
 from mesh.policy.bind import shown
+from mesh.policy.check_cases import check_policy_test
+from mesh.policy.check_fields import attempt, check_fields
+from mesh.policy.check_masks import check_mask
 from mesh.policy.documents import Document, Findings
 from mesh.policy.expressions import compile_condition
 from mesh.policy.model import (
-    LATER_ACTIONS,
-    WITH_KEYS,
     Access,
     Allow,
     Classification,
     Deny,
-    MaskLine,
     Retry,
+    Route,
     Subscription,
     Tenant,
     View,
-    With,
 )
-from mesh.policy.paths import Path
+from mesh.policy.routes import ROOTS_ROUTE
 from mesh.policy.rules import ROOTS_PUBLISH, ROOTS_ROWS
-from mesh.policy.texts import instant_ms, is_rule_id, is_tag, seconds
+from mesh.policy.texts import instant_ms, is_rule_id, seconds
 from mesh.retry import MAX_DELAY_S
-from mesh.subjects import Glob, Pattern, check_name
+from mesh.subjects import Glob, Pattern, check_name, check_type, versioned
 
 RESERVED_SUBSCRIPTIONS = frozenset({"tail", "replay"})  # their durables are ours
-_ATTRIBUTE_RE = re.compile(r"[a-z0-9]{1,20}")
 _SPIFFE_RE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
 
 
@@ -61,26 +59,24 @@ class _Checker:
         if isinstance(value, Tenant):
             self._tenant(value)
         elif isinstance(value, Classification):
-            self._classification(value)
+            self._patterns(value.spec.types, ("spec", "types"))
+            check_fields(value, self._error)
         elif isinstance(value, View):
             self._view(value)
         elif isinstance(value, Access):
             self._access(value)
-        else:
+        elif isinstance(value, Route):
+            self._routes(value)
+        elif isinstance(value, Subscription):
             self._subscription(value)
+        else:
+            check_policy_test(value, self._error)
 
     def _error(self, at: At, message: str, fix: str) -> None:
         self._findings.error(self._document, at, message, fix)
 
     def _try(self, read: Callable[[str], object], text: str, at: At) -> Any:
-        """What *read* makes of *text*; None where it refuses, which is noted."""
-        try:
-            return read(text)
-        except MeshError as error:
-            self._error(at, f"`{shown(text)}`: {error}", error.next or error.expected)
-        except ValueError as error:
-            self._error(at, f"`{shown(text)}`: {error}", "write it in that form")
-        return None
+        return attempt(read, text, at, self._error)
 
     def _name(self, text: str, at: At, *, reserved: bool = False) -> None:
         self._try(check_name, text, at)
@@ -146,37 +142,6 @@ class _Checker:
             self._error(at, f"`{shown(text)}` is longer than a day", "use 24h or less; to wait longer is a schedule")
         return delay
 
-    # --- Classification ----------------------------------------------------------------------------------------------
-
-    def _classification(self, value: Classification) -> None:
-        self._patterns(value.spec.types, ("spec", "types"))
-        for text, tags in value.spec.fields.items():
-            at: At = ("spec", "fields", text)
-            path = self._try(Path.parse, text, at)
-            if path is not None:
-                self._path(path, at)
-            for index, tag in enumerate(tags):
-                if not is_tag(tag):
-                    fix = (
-                        "write tokens of [a-z0-9_-] joined by dots, such as pii.contact.email; patterns stand in Views"
-                    )
-                    self._error((*at, index), f"`{shown(tag)}` is not a tag", fix)
-
-    def _path(self, path: Path, at: At) -> None:
-        root = path.root
-        if root is None or root == "data":
-            return
-        if root == "data_base64":
-            self._error(at, "`data_base64` is the field `data`", "classify `data`")
-        elif root == "partitionkey":
-            self._error(at, "`partitionkey` is a pseudonym in every view", "remove this line")
-        elif root in ATTRIBUTES_NEVER_MASKED:
-            self._error(at, f"the attribute `{root}` is alike in every view, never masked", "remove this line")
-        elif _ATTRIBUTE_RE.fullmatch(root) is None:
-            self._error(at, f"no event has an attribute `{shown(root)}`", "fields of the data begin with `data.`")
-        elif len(path.steps) > 1:
-            self._error(at, f"the attribute `{root}` has nothing inside it", f"write `{root}`, or begin with `data.`")
-
     # --- View --------------------------------------------------------------------------------------------------------
 
     def _view(self, value: View) -> None:
@@ -195,27 +160,7 @@ class _Checker:
             at: At = ("spec", "mask", index)
             for number, tag in enumerate(line.tags):
                 self._try(Glob.tag, tag, (*at, "tags", number))
-            self._mask(line, at)
-
-    def _mask(self, line: MaskLine, at: At) -> None:
-        action, params = line.action, line.params
-        if action in LATER_ACTIONS:
-            self._error((*at, "as"), f"`{action}` is not available in this version", "use redact or drop until it is")
-            return
-        default = With()
-        given = {key for key in With.__struct_fields__ if getattr(params, key) != getattr(default, key)}
-        stray = sorted(given - WITH_KEYS.get(action, frozenset()))
-        if stray:
-            self._error((*at, "with"), f"`{action}` takes no `{stray[0]}`", "remove it, or use another action")
-        if action == "partial" and (params.style is not None) == bool(given & {"first", "last"}):
-            fix = "write `with: {style: email|phone|iban|pan}` or `with: {first: n, last: m}`"
-            self._error(at, "`partial` needs a style, or first and last", fix)
-        if action == "pseudonym":
-            if params.domain is None:
-                fix = "write `with: {domain: <name>}`: equal values get equal tokens inside one domain"
-                self._error(at, "`pseudonym` needs a domain", fix)
-            else:
-                self._name(params.domain, (*at, "with", "domain"))
+            check_mask(line, at, self._error)
 
     def _condition(self, text: str, at: At, roots: frozenset[str]) -> None:
         try:
@@ -239,10 +184,7 @@ class _Checker:
             self._rule(deny, ("spec", "deny", index))
 
     def _rule(self, rule: Allow | Deny, at: At) -> None:
-        if not is_rule_id(rule.id):
-            self._error(
-                (*at, "id"), f"`{shown(rule.id)}` is not a rule id", "use lower-case words joined by single hyphens"
-            )
+        self._id(rule.id, at)
         if rule.who.teams is None and rule.who.agents is None:
             self._error((*at, "who"), "`who` names nobody", "add `teams: [...]` or `agents: [...]`")
         if (rule.publish is None) == (rule.subscribe is None):
@@ -258,6 +200,11 @@ class _Checker:
                 self._error((*at, "when"), "`when` has no place on a subscribe rule", fix)
             else:
                 self._condition(rule.when, (*at, "when"), ROOTS_PUBLISH)
+
+    def _id(self, text: str, at: At) -> None:
+        if not is_rule_id(text):
+            fix = "use lower-case words joined by single hyphens"
+            self._error((*at, "id"), f"`{shown(text)}` is not a rule id", fix)
 
     def _allow(self, rule: Allow, at: At) -> None:
         self._rule(rule, at)
@@ -275,6 +222,36 @@ class _Checker:
             self._try(instant_ms, rule.expires, (*at, "expires"))
             if rule.reason is None:
                 self._error((*at, "expires"), "a grant that expires says why", "add `reason:`, such as the incident")
+        if rule.since is not None:
+            self._since(rule, at)
+
+    def _since(self, rule: Allow, at: At) -> None:
+        if rule.subscribe is None:
+            fix = "remove it; publishing has no history"
+            self._error((*at, "since"), "`since` opens stored events to readers: it belongs to a subscribe rule", fix)
+        opened = self._try(instant_ms, rule.since or "", (*at, "since"))
+        try:
+            ended = None if rule.expires is None else instant_ms(rule.expires)
+        except ValueError:
+            return  # noted already
+        if opened is not None and ended is not None and opened >= ended:
+            self._error((*at, "since"), "the grant expires before it opens anything", "use a time before `expires`")
+
+    # --- Route -------------------------------------------------------------------------------------------------------
+
+    def _routes(self, value: Route) -> None:
+        for index, line in enumerate(value.spec.routes):
+            at: At = ("spec", "routes", index)
+            self._id(line.id, at)
+            self._patterns(line.match.types, (*at, "match", "types"))
+            for number, text in enumerate(line.match.sources or ()):
+                self._try(Glob.source, text, (*at, "match", "sources", number))
+            if line.when is not None:
+                self._condition(line.when, (*at, "when"), ROOTS_ROUTE)
+            type_ = self._try(check_type, line.to, (*at, "to"))
+            if type_ is not None and versioned(type_) != type_:
+                fix = f"write the version that is made, such as `{shown(type_)}.v1`"
+                self._error((*at, "to"), f"`{shown(type_)}` has no version", fix)
 
     # --- Subscription ------------------------------------------------------------------------------------------------
 

@@ -6,14 +6,35 @@ same classifications cover. So the cost of an event does not grow with the numbe
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass
+
 from mesh.errors import NotFound
 from mesh.policy.bundle import Bundle
 from mesh.policy.decide import NO_READ, LastingView, PublisherPlans, ReadDecision, ViewPlan
-from mesh.policy.grants import Grants, GrantsCompiler, SubscriptionGrant
+from mesh.policy.granting import GrantsCompiler
+from mesh.policy.grants import AgentGrants, Grants, SubscriptionGrant
 from mesh.policy.mask import Masking
-from mesh.policy.rules import Rule, spiffe_id
+from mesh.policy.masktable import MaskTable
+from mesh.policy.paths import Path
+from mesh.policy.rules import Rule, Tenancy, spiffe_id
 
 MAX_ANSWERS = 8192  # in each of the caches by type; full means emptied, then filled again
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGrantNow:
+    """What lets a team read a type in a view at one time.
+
+    Attributes:
+        rule: The id of the first grant that does.
+        since_ms: From when on stored events are opened by it; the earliest of all that hold now, None where none says.
+        expires_ms: When the last of them ends; None where one lasts.
+    """
+
+    rule: str
+    since_ms: int | None
+    expires_ms: int | None
 
 
 class Plans:
@@ -21,6 +42,7 @@ class Plans:
 
     Attributes:
         bundle: What it was made from.
+        tenancy: Its policies, parsed.
 
     Raises:
         BadBundle: The bundle's policies do not parse.
@@ -28,20 +50,23 @@ class Plans:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._tenancy = tenancy = bundle.tenancy()
+        self.tenancy: Tenancy = bundle.tenancy()
+        tenancy = self.tenancy
         self._maskings: dict[tuple[str, tuple[int, ...]], Masking] = {}
+        self._classifying: dict[str, tuple[int, ...]] = {}
         self._views: dict[str, tuple[LastingView, ...]] = {}
         self._publishers: dict[str, PublisherPlans] = {}
         self._reads: dict[tuple[str, str, str], tuple[tuple[int | None, ReadDecision], ...]] = {}
         self._agents = {self.spiffe_id(agent): agent for agent in tenancy.team_of}
         self._may_publish: dict[tuple[str, str, str], bool] = {}
-        self._grants: dict[int | None, Grants] = {}
+        self._ends = sorted({rule.expires_ms for rule in tenancy.allows if rule.expires_ms is not None})
+        self._compilers: dict[int | None, GrantsCompiler] = {}
 
     # --- who ---------------------------------------------------------------------------------------------------------
 
     def spiffe_id(self, agent: str) -> str:
         """The SPIFFE id of *agent*: the one given in `identities`, else by the trust domain's rule."""
-        tenant = self._tenancy.tenant
+        tenant = self.tenancy.tenant
         return tenant.spec.identities.get(agent) or spiffe_id(self.bundle.trust_domain, self.bundle.tenant, agent)
 
     # --- publishing --------------------------------------------------------------------------------------------------
@@ -50,12 +75,13 @@ class Plans:
         """The plans of *agent*; of one that the tenant does not know they refuse everything."""
         plans = self._publishers.get(agent)
         if plans is None:
-            tenancy = self._tenancy
+            tenancy = self.tenancy
             team = tenancy.team_of.get(agent)
             plans = PublisherPlans(
                 team,
                 tenancy.publishing(agent),
                 tenancy.publish_denies(agent),
+                routes=tenancy.routes,
                 principal={"agent": agent, "team": team or "", "tenant": tenancy.name, "id": self.spiffe_id(agent)},
                 views_of=self.views,
             )
@@ -80,7 +106,7 @@ class Plans:
         views = self._views.get(type_)
         if views is None:
             until: dict[str, int | None] = {}
-            for team in self._tenancy.members:
+            for team in self.tenancy.members:
                 refused, allows = self._reading(team, type_)
                 for rule in () if refused else allows:
                     before = until.get(rule.view, 0)
@@ -94,20 +120,35 @@ class Plans:
 
     def view(self, name: str, type_: str) -> ViewPlan:
         """The plan of the view *name* for *type_*, readers or not. Raises KeyError where there is no such view."""
-        tenancy = self._tenancy
+        tenancy = self.tenancy
         table = tenancy.tables[name]
-        covering = tuple(
-            index
-            for index, document in enumerate(tenancy.classified)
-            if any(pattern.matches(type_) for pattern in document.patterns)
-        )
+        covering = self._covering(type_)
         masking = self._maskings.get((name, covering))
         if masking is None:
-            masking = Masking((pair for i in covering for pair in tenancy.classified[i].fields), table)
+            pairs = (pair for i in covering for pair in tenancy.classified[i].fields)
+            masking = Masking(pairs, table, tenant=tenancy.name)
             if len(self._maskings) >= MAX_ANSWERS:
                 self._maskings.clear()
             self._maskings[name, covering] = masking
         return ViewPlan(name, masking, tenancy.rows[name])
+
+    def sides(self, view: str, type_: str) -> tuple[tuple[tuple[Path, tuple[str, ...]], ...], MaskTable]:
+        """What *view* shows of *type_* comes from: the classified paths with their tags, and the view's masks.
+
+        Raises:
+            KeyError: There is no such view.
+        """
+        classified = self.tenancy.classified
+        pairs = tuple(pair for index in self._covering(type_) for pair in classified[index].fields)
+        return pairs, self.tenancy.tables[view]
+
+    def _covering(self, type_: str) -> tuple[int, ...]:
+        covering = self._classifying.get(type_)
+        if covering is None:
+            if len(self._classifying) >= MAX_ANSWERS:
+                self._classifying.clear()
+            covering = self._classifying[type_] = self.tenancy.classifying(type_)
+        return covering
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -137,11 +178,30 @@ class Plans:
                 return decision
         return NO_READ
 
+    def grant(self, team: str, type_: str, view: str, now_ms: int) -> ReadGrantNow | None:
+        """What lets *team* be handed a copy of *type_* in *view* now; None where `reader` says no.
+
+        Args:
+            team: The reader.
+            type_: Logical.
+            view: Of the copy.
+            now_ms: Unix milliseconds, for grants that end.
+        """
+        refused, allows = self._reading(team, type_)
+        live = [rule for rule in allows if rule.view == view and not rule.ended(now_ms)] if refused is None else []
+        if not live:
+            return None
+        ends = [rule.expires_ms for rule in live]
+        return ReadGrantNow(
+            live[0].id,
+            min((rule.since_ms for rule in live if rule.since_ms is not None), default=None),
+            None if None in ends else max(end for end in ends if end is not None),
+        )
+
     def _reading(self, team: str, type_: str) -> tuple[Rule | None, list[Rule]]:
         """The deny that stands in *team*'s way to *type_*, and the allows it has."""
-        tenancy = self._tenancy
-        refused = next((rule for rule in tenancy.read_denies(team) if rule.covers_type(type_)), None)
-        return refused, [rule for rule in tenancy.reading(team) if rule.covers_type(type_)]
+        refused = next(iter(self.tenancy.read_denies_of(team, type_)), None)
+        return refused, [rule for rule in self.tenancy.reading(team) if rule.covers_type(type_)]
 
     # --- structure ---------------------------------------------------------------------------------------------------
 
@@ -151,9 +211,9 @@ class Plans:
         Raises:
             NotFound: The policies declare none of that name.
         """
-        found = self.grants(now_ms=now_ms).subscriptions.get((team, name))
+        found = self._compiler(now_ms).subscription(team, name)
         if found is None:
-            names = sorted(n for t, n in self.grants(now_ms=now_ms).subscriptions if t == team)
+            names = sorted(s.metadata.name for s in self.tenancy.subscriptions if s.metadata.team == team)
             raise NotFound(
                 f"team `{team}` has no subscription `{name}`",
                 expected=", ".join(names) or "a Subscription document of that team",
@@ -162,12 +222,26 @@ class Plans:
             )
         return found
 
+    def subscription_view(self, team: str, name: str, *, now_ms: int | None = None) -> str | None:
+        """The view that the subscription *name* of *team* reads; None where it is inactive, or there is none."""
+        found = self._compiler(now_ms).subscription(team, name)
+        return found.view if found is not None and found.active else None
+
+    def agent_grants(self, agent: str, *, now_ms: int | None = None) -> AgentGrants | None:
+        """What *agent* may publish, as in `grants`, at the cost of one; None where the tenant does not know it."""
+        return self._compiler(now_ms).agent(agent)
+
     def grants(self, *, now_ms: int | None = None) -> Grants:
         """What NATS enforces. Without *now_ms* every grant that can expire counts as expired."""
-        grants = self._grants.get(now_ms)
-        if grants is None:
+        return self._compiler(now_ms).compile()
+
+    def _compiler(self, now_ms: int | None) -> GrantsCompiler:
+        """Between two ends of rights nothing changes. Beside the one without a clock, one is kept: time goes on."""
+        ended = None if now_ms is None else bisect_right(self._ends, now_ms)
+        compiler = self._compilers.get(ended)
+        if compiler is None:
             bundle = self.bundle
-            compiler = GrantsCompiler(self._tenancy, site=bundle.site, trust_domain=bundle.trust_domain, now_ms=now_ms)
-            self._grants = {now_ms: compiler.compile()}  # one is kept: whoever asks twice asks for the same time
-            grants = self._grants[now_ms]
-        return grants
+            compiler = GrantsCompiler(self.tenancy, site=bundle.site, trust_domain=bundle.trust_domain, now_ms=now_ms)
+            self._compilers = {at: kept for at, kept in self._compilers.items() if at is None}
+            self._compilers[ended] = compiler
+        return compiler

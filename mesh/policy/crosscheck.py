@@ -6,21 +6,20 @@ clear for those who do not own the data, masks that contradict each other.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from itertools import combinations_with_replacement
+from collections.abc import Collection, Iterable
 
 from mesh.errors import BadPattern
-from mesh.policy import paths as walk
 from mesh.policy.bind import Path as At
 from mesh.policy.bind import closest, shown
+from mesh.policy.check_cases import named_in
+from mesh.policy.check_clashes import check_clashes
+from mesh.policy.check_routes import check_routes
 from mesh.policy.documents import Document, Findings
-from mesh.policy.masktable import Mask, MaskTable
-from mesh.policy.model import Access, Allow, Classification, Deny, Subscription, Tenant, View
-from mesh.policy.rules import Classified, Rule, Tenancy
+from mesh.policy.model import Access, Allow, Classification, Deny, PolicyTest, Route, Subscription, Tenant, View
+from mesh.policy.rules import Rule, Tenancy
 from mesh.subjects import Glob, Pattern
 
 _DECLARED_BY = {"team": "Tenant", "agent": "Tenant", "view": "View", "tag": "Classification"}
-MAX_PLACES = 20_000  # looked at for contradicting masks, of one set of classifications; beyond it agents redact
 
 
 def references(documents: Iterable[Document], findings: Findings) -> None:
@@ -41,7 +40,7 @@ class _References:
         self._tags = {
             tag for v in values if isinstance(v, Classification) for tags in v.spec.fields.values() for tag in tags
         }
-        self._rules: dict[str, tuple[Document, int]] = {}
+        self._rules: dict[str, tuple[Document, At]] = {}
 
     def check(self) -> None:
         self._unique()
@@ -56,6 +55,11 @@ class _References:
                     self._rule(document, allow, ("spec", "allow", index))
                 for index, deny in enumerate(value.spec.deny):
                     self._rule(document, deny, ("spec", "deny", index))
+            elif isinstance(value, Route):
+                for index, line in enumerate(value.spec.routes):
+                    self._id(document, line.id, ("spec", "routes", index))
+            elif isinstance(value, PolicyTest):
+                self._named(document, value)
             elif isinstance(value, Subscription):
                 self._known(document, value.metadata.team, self._teams, "team", ("metadata", "team"))
                 if value.spec.view is not None:
@@ -94,14 +98,25 @@ class _References:
                 fix = f"remove `otherwise`: it comes from `{spec.like}`"
                 self._findings.error(document, ("spec", "otherwise"), f"`{spec.like}` says otherwise", fix)
         for index, line in enumerate(spec.mask):
+            at: At = ("spec", "mask", index)
             for number, text in enumerate(line.tags):
-                if not self._tag_known(text):
-                    names = sorted(self._tags)
-                    fix = closest(
-                        text, names, f"no Classification carries it; known: {', '.join(names[:12]) or 'none'}"
-                    )
-                    at = ("spec", "mask", index, "tags", number)
-                    self._findings.error(document, at, f"unknown tag `{shown(text)}`", fix)
+                self._tag(document, text, (*at, "tags", number))
+            for number, team in enumerate(line.params.readers or ()):
+                self._known(document, team, self._teams, "team", (*at, "with", "for", number))
+
+    def _named(self, document: Document, value: PolicyTest) -> None:
+        known = {"team": self._teams, "agent": self._agents, "view": self._views}
+        for noun, name, at in named_in(value):
+            if noun == "tag":
+                self._tag(document, name, at)
+            else:
+                self._known(document, name, known[noun], noun, at)
+
+    def _tag(self, document: Document, text: str, at: At) -> None:
+        if not self._tag_known(text):
+            names = sorted(self._tags)
+            fix = closest(text, names, f"no Classification carries it; known: {', '.join(names[:12]) or 'none'}")
+            self._findings.error(document, at, f"unknown tag `{shown(text)}`", fix)
 
     def _tag_known(self, text: str) -> bool:
         if _DECLARED_BY["tag"] in self._findings.missing:
@@ -112,11 +127,14 @@ class _References:
             return True  # noted where the document was checked by itself
         return any(glob.matches(tag) for tag in self._tags)
 
-    def _rule(self, document: Document, rule: Allow | Deny, at: At) -> None:
-        first = self._rules.setdefault(rule.id, (document, document.line_of(*at)))
-        if first != (document, document.line_of(*at)):
-            message = f"the rule id `{shown(rule.id)}` is taken, at {first[0].file}:{first[1]}"
+    def _id(self, document: Document, text: str, at: At) -> None:
+        first, there = self._rules.setdefault(text, (document, at))
+        if (first, there) != (document, at):
+            message = f"the rule id `{shown(text)}` is taken, at {first.file}:{first.line_of(*there)}"
             self._findings.error(document, (*at, "id"), message, "ids are unique in a tenant: rename one")
+
+    def _rule(self, document: Document, rule: Allow | Deny, at: At) -> None:
+        self._id(document, rule.id, at)
         for index, team in enumerate(rule.who.teams or ()):
             self._known(document, team, self._teams, "team", (*at, "who", "teams", index))
         for index, agent in enumerate(rule.who.agents or ()):
@@ -142,14 +160,15 @@ def meaning(documents: Iterable[Document], findings: Findings) -> None:
             for index, _ in enumerate(value.spec.deny):
                 _Meaning(document, findings, tenancy, published).deny(next(denies), ("spec", "deny", index))
         elif isinstance(value, Classification):
-            for index, text in enumerate(value.spec.types):
-                if not any(Pattern.parse(text).intersects(p) for p in published):
+            for index, pattern in enumerate(map(Pattern.parse, value.spec.types)):
+                if not any(pattern.intersects(p) for p in published):
                     fix = "correct the pattern, or allow somebody to publish it"
-                    message = f"`{shown(text)}` can never match: nobody may publish such a type"
+                    message = f"`{shown(pattern.written)}` can never match: nobody may publish such a type"
                     findings.error(document, ("spec", "types", index), message, fix)
+    check_routes(held, tenancy, findings)
     for document in held:
         if isinstance(document.value, View) and document.value.spec.mask:
-            _contradictions(document, tenancy, findings)
+            check_clashes(document, tenancy, findings)
 
 
 class _Meaning:
@@ -200,13 +219,29 @@ class _Meaning:
             if not rule.grants_team(team, members):
                 continue
             for index, pattern in enumerate(rule.patterns):
-                if not any(_owns(tenancy, agent, pattern) for agent in members):
+                foreign = foreign_part(tenancy, team, pattern)
+                if foreign is not None:
+                    routed = "" if foreign == pattern else ", which is routed into it,"
                     message = (
                         f"the view `{rule.view}` is `otherwise: clear`, and team `{team}` may not publish"
-                        f" `{pattern.written}` at any time, whatever is in it: it would see every unclassified field"
+                        f" `{foreign.written}`{routed} at any time, whatever is in it: it would see every unclassified"
+                        " field"
                     )
                     fix = "grant a view that redacts or drops, or add `expires` and `reason` for a time"
                     self._findings.error(self._document, (*at, "subscribe", index), message, fix)
+
+
+def foreign_part(tenancy: Tenancy, team: str, pattern: Pattern) -> Pattern | None:
+    """What keeps *team* from owning *pattern*: the types it may not publish; None where it owns all of it.
+
+    A team owns what one of its agents may publish, always. A type that routes make is owned by the team that owns all
+    that is routed into it, and by nobody else, whoever may publish it beside the routes.
+    """
+    agents = tenancy.members[team]
+    inward = [p for to, types in tenancy.routed.items() if pattern.matches(to) for p in types]
+    made_by_routes = bool(inward) and pattern.exact in tenancy.routed
+    wanted = inward if made_by_routes else [pattern, *inward]
+    return next((p for p in wanted if not any(_owns(tenancy, agent, p) for agent in agents)), None)
 
 
 def _owns(tenancy: Tenancy, agent: str, pattern: Pattern) -> bool:
@@ -216,80 +251,3 @@ def _owns(tenancy: Tenancy, agent: str, pattern: Pattern) -> bool:
     return any(p.covers(pattern) for r in lasting for p in r.patterns) and not any(
         p.intersects(pattern) for p in denied
     )
-
-
-# --- masks that contradict each other --------------------------------------------------------------------------------
-
-
-def _contradictions(document: Document, tenancy: Tenancy, findings: Findings) -> None:
-    """Two different masks of equal rank for one field: nobody could say which is meant."""
-    table = tenancy.tables[document.value.metadata.name]
-    tags = {tag for classified in tenancy.classified for tag in classified.tags}
-    for tag in sorted(tags):
-        chosen = table.choose([tag], [])
-        if len(chosen) > 1:
-            message = f"the tag `{tag}` gets two masks of equal rank: {_named(chosen)}"
-            findings.error(document, ("spec", "mask"), message, "let one line name it, or make one stricter")
-            return
-    clashing = frozenset(
-        tag
-        for tag in tags
-        for other in tags
-        if tag < other and len(table.choose([tag, other], [])) > 1
-        for tag in (tag, other)
-    )
-    if not clashing:
-        return
-    for together in _together([c for c in tenancy.classified if c.tags], clashing):
-        found = _clash(together, table)
-        if found is not None:
-            path, masks = found
-            message = f"the field `{path}` gets two masks of equal rank: {_named(masks)}"
-            fix = "give the field one of the tags, or make one of the masks stricter"
-            findings.error(document, ("spec", "mask"), message, fix)
-            return
-
-
-def _named(masks: Iterable[Mask]) -> str:
-    def one(mask: Mask) -> str:
-        action, p = mask
-        return f"{action} ({p.style or p.domain or f'first {p.first or 0}, last {p.last or 0}'})"
-
-    return " and ".join(one(mask) for mask in masks)
-
-
-def _together(classified: list[Classified], clashing: frozenset[str]) -> Iterator[tuple[Classified, ...]]:
-    """The sets of classifications that some type has in common and that carry clashing tags."""
-    seen: set[tuple[str, ...]] = set()
-    carrying = [c for c in classified if not clashing.isdisjoint(c.tags)]
-    for one, two in combinations_with_replacement(carrying, 2):
-        for p in one.patterns:
-            for q in two.patterns:
-                both = p.intersection(q)
-                if both is None:
-                    continue
-                group = tuple(c for c in classified if any(r.covers(both) for r in c.patterns))
-                names = tuple(c.name for c in group)
-                if names not in seen:
-                    seen.add(names)
-                    yield group
-
-
-def _clash(group: tuple[Classified, ...], table: MaskTable) -> tuple[str, tuple[Mask, ...]] | None:
-    """The first place in any event of *group*'s types where the strictest mask is not one."""
-    fields = [field for classified in group for field in classified.fields]
-    paths = tuple(path for path, _ in fields)
-    start = walk.begin(paths)
-    seen, todo = {start}, [start]
-    while todo and len(seen) < MAX_PLACES:
-        places = todo.pop()
-        exact, subtree = walk.ends(paths, places)
-        chosen = table.choose([t for i in exact for t in fields[i][1]], [t for i in subtree for t in fields[i][1]])
-        if len(chosen) > 1:
-            return " + ".join(paths[i].text for i in (*exact, *subtree)), chosen
-        names, other, item = walk.steps_from(paths, places)
-        for reached in (*names.values(), other, item):
-            if reached not in seen:
-                seen.add(reached)
-                todo.append(reached)
-    return None

@@ -9,17 +9,24 @@ a match; an expired grant is no grant. Every answer names the rule and the reaso
     error-in-deny        the condition of the named deny failed on this event
     row-filter           the view's rows leave this event out
     no-valid-bundle      no bundle, so no answer but no
+
+An allowed event is then routed: `routes()` says which copies of other types are made of it. A condition that fails is
+no match for a copy, and a match for a move, which takes the event away from the readers of its own type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from mesh.policy.expressions import Condition, ConditionFailed
 from mesh.policy.mask import Masking
-from mesh.policy.rules import Rule
+from mesh.policy.routes import RouteRule
+from mesh.policy.rules import Rule, routable
+
+Evaluate: TypeAlias = Callable[[Mapping[str, object]], bool]
+"""`Condition.evaluate`, which is quicker to call than the condition."""
 
 MAX_TYPES = 4096  # types an agent keeps an answer for; more are worked out again
 NO_DATA: Final[Mapping[str, object]] = {}  # what `data` is in a condition where an event has none: `has()` is false
@@ -45,7 +52,7 @@ class ViewPlan:
         self.name = name
         self.masking = masking
         self.mask = masking.apply
-        self._rows = rows
+        self._rows = tuple(row.evaluate for row in rows)
 
     def rows(self, fields: Mapping[str, Any]) -> bool:
         """Whether the view shows this event at all; a filter that fails on it says no."""
@@ -53,9 +60,12 @@ class ViewPlan:
             return True
         bindings = {"event": fields, "data": fields.get("data", NO_DATA)}
         try:
-            return all(row(bindings) for row in self._rows)
+            for row in self._rows:
+                if not row(bindings):
+                    return False
         except ConditionFailed:
             return False
+        return True
 
     def __repr__(self) -> str:
         return f"ViewPlan({self.name!r})"
@@ -88,6 +98,20 @@ class LastingView:
     until_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class RouteMatch:
+    """One route that an event takes.
+
+    Attributes:
+        views: Of the type it copies to, that somebody may read now.
+        failed: The condition of this move failed on the event, which counts as true.
+    """
+
+    route: RouteRule
+    views: tuple[ViewPlan, ...]
+    failed: bool = False
+
+
 NO_ALLOW: Final = Decision(allowed=False, rule=None, reason="no-allow-matched")
 NO_READ: Final = ReadDecision(allowed=False, rule=None, reason="no-allow-matched")
 
@@ -97,11 +121,12 @@ class _Answer:
     """What is known of one type before the event is seen."""
 
     refused: Decision | None  # a deny without condition, or no allow
-    denies: list[tuple[Rule, Condition]]
-    allows: list[tuple[Rule, Decision]]
+    denies: list[tuple[Rule, Evaluate]]
+    allows: list[tuple[Rule, Evaluate | None, Decision]]
     views: tuple[LastingView, ...]
     ending: bool  # some right or view ends: ask the clock
     sources: dict[str, tuple[int, ...]]  # the allows that fit a source, by index
+    routes: tuple[tuple[RouteRule, Evaluate | None, tuple[LastingView, ...]], ...]
 
 
 class PublisherPlans:
@@ -110,8 +135,12 @@ class PublisherPlans:
     Args:
         team: The agent's; None where the tenant does not know it, and then nothing is allowed.
         allows, denies: Its rules on publishing.
+        routes: The tenant's.
         principal: What `principal` is in conditions: `agent`, `team`, `tenant`, `id`.
         views_of: The views of a type that somebody may read.
+
+    Attributes:
+        routing: Whether there are routes at all.
     """
 
     def __init__(
@@ -120,12 +149,15 @@ class PublisherPlans:
         allows: list[Rule],
         denies: list[Rule],
         *,
+        routes: Sequence[RouteRule] = (),
         principal: Mapping[str, str],
         views_of: Callable[[str], tuple[LastingView, ...]],
     ) -> None:
-        self._own_source = f"/{team}"
+        self._team = team or ""
         self._allows = allows if team is not None else []
         self._denies = denies
+        self._routes = tuple(routes)
+        self.routing = bool(self._routes)
         self._principal = dict(principal)
         self._views_of = views_of
         self._answers: dict[str, _Answer] = {}
@@ -144,9 +176,9 @@ class PublisherPlans:
         bindings: dict[str, object] | None = None
         if answer.denies:
             bindings = self._bindings(fields)
-            for rule, when in answer.denies:
+            for rule, refuses in answer.denies:
                 try:
-                    if when(bindings):
+                    if refuses(bindings):
                         return Decision(allowed=False, rule=rule.id, reason="rule")
                 except ConditionFailed:
                     return Decision(allowed=False, rule=rule.id, reason="error-in-deny")
@@ -155,10 +187,10 @@ class PublisherPlans:
         if fitting is None:
             fitting = self._fitting(answer, source)
         for index in fitting:
-            rule, decision = answer.allows[index]
-            if rule.when is not None:
+            rule, when, decision = answer.allows[index]
+            if when is not None:
                 bindings = bindings or self._bindings(fields)
-                if not _holds(rule.when, bindings):
+                if not _holds(when, bindings):
                     continue
             if not answer.ending:
                 return decision
@@ -168,8 +200,45 @@ class PublisherPlans:
             return NO_ALLOW
         return Decision(allowed=False, rule=answer.allows[0][0].id, reason="source-not-allowed")
 
+    def routes(self, fields: Mapping[str, Any], *, now_ms: int | None = None) -> tuple[RouteMatch, ...]:
+        """The routes that an event takes; it has been allowed, for a refused one takes none.
+
+        Args:
+            fields: Its CloudEvents attributes and data; read, never changed.
+            now_ms: Unix milliseconds. Without it, every view whose grants can all expire is read by nobody.
+        """
+        if not self.routing:
+            return ()
+        type_ = fields["type"]
+        answer = self._answers.get(type_) or self._prepare(type_)
+        found = []
+        for route, when, views in answer.routes:
+            if not route.covers_source(fields["source"]):
+                continue
+            failed = False
+            if when is not None:
+                try:
+                    taken = when(self._bindings(fields))
+                except ConditionFailed:
+                    taken = failed = route.effect == "move"
+                if not taken:
+                    continue
+            found.append(RouteMatch(route, _lasting(views, now_ms), failed))
+        return tuple(found)
+
     def may_publish(self, type_: str, source: str) -> bool:
-        """Whether the rules, their conditions and ends aside, let this agent publish *type_* from *source*."""
+        """Whether the rules, their conditions and ends aside, let this agent publish *type_* from *source*.
+
+        It may where a publish line says so, and where a route makes such copies of what a publish line lets it publish
+        from that source: the route is the grant for them.
+        """
+        if self._may_say(type_, source):
+            return True
+        lines = [rule for rule in self._allows if rule.takes_source(source, self._team)]
+        feeding = (r for r in self._routes if r.to == type_ and r.covers_source(source))
+        return any(routable(lines, self._denies, route) for route in feeding)
+
+    def _may_say(self, type_: str, source: str) -> bool:
         answer = self._answers.get(type_) or self._prepare(type_)
         if answer.refused is not None:
             return False
@@ -187,15 +256,20 @@ class PublisherPlans:
         if flat is not None:
             refused = Decision(allowed=False, rule=flat.id, reason="rule")
         views = self._views_of(type_) if refused is None else ()
+        routes = (r for r in self._routes if refused is None and r.covers_type(type_))
         shown = tuple(view.plan for view in views)
         ending = any(v.until_ms is not None for v in views) or any(r.expires_ms is not None for r in allows)
         answer = _Answer(
             refused=refused,
-            denies=[(rule, rule.when) for rule in denies if rule.when is not None],
-            allows=[(rule, Decision(allowed=True, rule=rule.id, reason="rule", views=shown)) for rule in allows],
+            denies=[(rule, rule.when.evaluate) for rule in denies if rule.when is not None],
+            allows=[
+                (rule, _evaluate(rule.when), Decision(allowed=True, rule=rule.id, reason="rule", views=shown))
+                for rule in allows
+            ],
             views=views,
             ending=ending,
             sources={},
+            routes=tuple((route, _evaluate(route.when), self._views_of(route.to)) for route in routes),
         )
         if len(self._answers) >= MAX_TYPES:
             self._answers.clear()
@@ -203,34 +277,21 @@ class PublisherPlans:
         return answer
 
     def _fitting(self, answer: _Answer, source: str) -> tuple[int, ...]:
-        own = is_below(self._own_source, source)
-        fitting = tuple(
-            index
-            for index, (rule, _) in enumerate(answer.allows)
-            if own or (_is_plain(source) and any(glob.matches(source) for glob in rule.sources))
-        )
+        allows = enumerate(answer.allows)
+        fitting = tuple(index for index, (rule, _, _) in allows if rule.takes_source(source, self._team))
         if len(answer.sources) >= MAX_SOURCES:
             answer.sources.clear()
         answer.sources[source] = fitting
         return fitting
 
 
-def is_below(root: str, source: str) -> bool:
-    """Whether *source* is *root* or below it: `/crm` and `/crm/eu`, not `/crmx` nor `/crm/../hr`."""
-    return (source == root or source.startswith(root + "/")) and _is_plain(source)
+def _evaluate(when: Condition | None) -> Evaluate | None:
+    return None if when is None else when.evaluate
 
 
-def _is_plain(source: str) -> bool:
-    """Whether no segment of *source* is `.` or `..`, also percent-encoded: another reader might resolve them."""
-    if "." not in source and "%2" not in source:
-        return True
-    path = source.partition("?")[0].partition("#")[0].replace("%2e", ".").replace("%2E", ".").replace("%2f", "/")
-    return not any(segment in (".", "..") for segment in path.replace("%2F", "/").split("/"))
-
-
-def _holds(when: Condition, bindings: Mapping[str, object]) -> bool:
+def _holds(when: Evaluate, bindings: Mapping[str, object]) -> bool:
     try:
-        return bool(when(bindings))
+        return when(bindings)
     except ConditionFailed:
         return False
 

@@ -15,7 +15,7 @@ from mesh.policy.bind import Binder, closest, shown
 from mesh.policy.check import check
 from mesh.policy.crosscheck import meaning, references
 from mesh.policy.documents import Document, Findings, PolicySet, finding
-from mesh.policy.model import KINDS, LATER_KINDS, Tenant
+from mesh.policy.model import KINDS, Tenant
 from mesh.policy.nodes import compose, line_of, scalar
 
 __all__ = ["Document", "PolicySet", "load"]
@@ -85,8 +85,6 @@ def _document(file: str, node: yaml.Node, findings: Findings) -> Document | None
     struct = KINDS.get(kind or "")
     if not isinstance(node, yaml.MappingNode):
         binder.fault(line, "a policy document is a mapping", "begin it with `apiVersion: mesh/v1` and `kind:`")
-    elif kind in LATER_KINDS:
-        binder.fault(line, f"kind {kind} is not available in this version", "remove the document until it is")
     elif struct is None:
         known = ", ".join(KINDS)
         what = "a document without `kind`" if kind is None else f"unknown kind `{shown(kind)}`"

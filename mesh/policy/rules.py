@@ -5,16 +5,18 @@ Shared by the load checks, the decisions and the grants, so that none of them re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mesh.policy.expressions import Condition, compile_condition
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import Access, Allow, AnyDocument, Classification, Deny, Subscription, Tenant, View, Who
+from mesh.policy.model import Access, Allow, AnyDocument, Classification, Deny, Route, Subscription, Tenant, View, Who
 from mesh.policy.paths import Path
+from mesh.policy.routes import RouteRule
+from mesh.policy.sources import is_below, is_plain
 from mesh.policy.texts import instant_ms
-from mesh.subjects import Glob, Pattern
+from mesh.subjects import Glob, Pattern, versioned
 
 ROOTS_PUBLISH = frozenset({"event", "data", "principal"})
 ROOTS_ROWS = frozenset({"event", "data"})
@@ -33,6 +35,7 @@ class Rule:
         when: The condition, on a publish line.
         view: On an allow to subscribe.
         expires_ms: From then on the line is no grant; None where it does not end.
+        since_ms: Stored events from then on may be read by it; None where it opens no history.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Rule:
     when: Condition | None = None
     view: str = ""
     expires_ms: int | None = None
+    since_ms: int | None = None
 
     def covers_type(self, type_: str) -> bool:
         """Whether the line is about the logical type *type_*."""
@@ -62,6 +66,12 @@ class Rule:
         """Whether a deny reaches *team*: where it names agents, one of the team's is enough."""
         named = self.agents is None or not members.isdisjoint(self.agents)
         return named and (self.teams is None or team in self.teams)
+
+    def takes_source(self, source: str, team: str) -> bool:
+        """Whether the line, an allow to publish, is for events from *source*: the *team*'s own, or one that it adds."""
+        if is_below(f"/{team}", source):
+            return True
+        return is_plain(source) and any(glob.matches(source) for glob in self.sources)
 
     def ended(self, now_ms: int | None) -> bool:
         """Whether the line has expired; without a clock, whatever can expire has."""
@@ -92,7 +102,11 @@ class Tenancy:
     """Everything of one tenant, parsed.
 
     Args:
-        documents: That tenant's, valid each on its own. Exactly one is the Tenant.
+        documents: That tenant's, valid each on its own. Exactly one is the Tenant; a PolicyTest is left aside.
+
+    Attributes:
+        routes: In the order of the documents.
+        routed: By the type that routes copy into: the types, as patterns, that somebody may publish and they match.
 
     Raises:
         MeshError, ValueError, LookupError: They were not checked: a pattern, path, condition or time in them does not
@@ -114,9 +128,33 @@ class Tenancy:
         access = [d.spec for d in held if isinstance(d, Access)]
         self.allows = [_rule(line) for spec in access for line in spec.allow]
         self.denies = [_rule(line) for spec in access for line in spec.deny]
+        self._publish_denies = [r for r in self.denies if r.verb == "publish"]
+        self._read_denies = [r for r in self.denies if r.verb == "subscribe"]
+        self._publishing: dict[str, list[Rule]] = {}
+        self._reading: dict[str, list[Rule]] = {}
         for rule in self.allows:
-            if rule.verb == "subscribe":
-                self.views[rule.view]
+            self._place(rule)
+        self.routes = [RouteRule.parse(line) for d in held if isinstance(d, Route) for line in d.spec.routes]
+        self.routed = self._routed()
+
+    def _place(self, rule: Rule) -> None:
+        """Note an allow under those it reaches: each question is then as long as its answer."""
+        if rule.verb == "subscribe":
+            self.views[rule.view]
+        for team in self._teams_of(rule):
+            members = self.members[team]
+            if rule.verb == "publish":
+                for agent in members if rule.agents is None else members & rule.agents:
+                    self._publishing.setdefault(agent, []).append(rule)
+            elif rule.grants_team(team, members):
+                self._reading.setdefault(team, []).append(rule)
+
+    def _teams_of(self, rule: Rule) -> Iterable[str]:
+        """The teams that *rule* names, or has an agent of."""
+        if rule.teams is not None:
+            return rule.teams & self.members.keys()
+        agents = self.team_of.keys() if rule.agents is None else rule.agents & self.team_of.keys()
+        return {self.team_of[agent] for agent in agents}
 
     def base(self, view: str) -> View:
         """The document that holds the masks of *view*: its own, or the one it is `like`."""
@@ -131,34 +169,85 @@ class Tenancy:
         texts = dict.fromkeys((self.base(view).spec.rows, self.views[view].spec.rows))
         return tuple(compile_condition(text, roots=ROOTS_ROWS) for text in texts if text is not None)
 
+    def _routed(self) -> dict[str, tuple[Pattern, ...]]:
+        found: dict[str, dict[Pattern, None]] = {}
+        lines = self.published_by_lines() if self.routes else []
+        for route in self.routes:
+            types = found.setdefault(route.to, {})
+            for pattern in route.patterns:
+                meets = (pattern.intersection(published) for published in lines)
+                types.update({both: None for both in meets if both is not None})
+        return {to: tuple(types) for to, types in found.items()}
+
     def publishing(self, agent: str) -> list[Rule]:
         """The allows to publish of *agent*, in the order of the documents."""
-        team = self.team_of.get(agent)
-        if team is None:
-            return []
-        return [r for r in self.allows if r.verb == "publish" and r.about_agent(agent, team)]
+        return self._publishing.get(agent, [])
 
     def publish_denies(self, agent: str) -> list[Rule]:
         """The denies to publish of *agent*."""
         team = self.team_of.get(agent, "")
-        return [r for r in self.denies if r.verb == "publish" and r.about_agent(agent, team)]
+        return [r for r in self._publish_denies if r.about_agent(agent, team)]
 
     def reading(self, team: str) -> list[Rule]:
         """The allows to subscribe of *team*, expired ones included."""
-        members = self.members.get(team)
-        if members is None:
-            return []
-        return [r for r in self.allows if r.verb == "subscribe" and r.grants_team(team, members)]
+        return self._reading.get(team, [])
 
     def read_denies(self, team: str) -> list[Rule]:
-        """The denies to subscribe of *team*."""
+        """The denies to subscribe of *team*, as they are written; see `read_denies_of` for those that follow routes."""
         members = self.members.get(team, frozenset())
-        return [r for r in self.denies if r.verb == "subscribe" and r.denies_team(team, members)]
+        return [r for r in self._read_denies if r.denies_team(team, members)]
 
-    def published(self) -> list[Pattern]:
-        """Every pattern somebody may publish, without repeats."""
+    def read_denies_of(self, team: str, type_: str) -> list[Rule]:
+        """The denies that keep *team* from *type_*: those that name it, or a type that is routed into it."""
+        inward = self.routed.get(versioned(type_), ())
+        return [r for r in self.read_denies(team) if r.covers_type(type_) or _meet(r.patterns, inward)]
+
+    def denied(self, team: str) -> list[Pattern]:
+        """What the denies keep *team* from, types that others are routed into included."""
+        denies = self.read_denies(team)
+        named = [pattern for rule in denies for pattern in rule.patterns]
+        return [*named, *(Pattern.parse(to) for to, inward in self.routed.items() if _meet(named, inward))]
+
+    def classifying(self, type_: str) -> tuple[int, ...]:
+        """Which of `classified` hold for *type_*: those that name it, or a type that is routed into it."""
+        inward = self.routed.get(versioned(type_), ())
+        return tuple(
+            index
+            for index, document in enumerate(self.classified)
+            if any(pattern.matches(type_) for pattern in document.patterns) or _meet(document.patterns, inward)
+        )
+
+    def classifying_any(self, pattern: Pattern) -> tuple[int, ...]:
+        """Which of `classified` hold for some type of *pattern*."""
+        inward = [p for to, types in self.routed.items() if pattern.matches(to) for p in types]
+        return tuple(i for i, d in enumerate(self.classified) if _meet(d.patterns, (pattern, *inward)))
+
+    def published_by_lines(self) -> list[Pattern]:
+        """Every pattern that a publish line names, without repeats."""
         patterns = (p for rule in self.allows if rule.verb == "publish" for p in rule.patterns)
         return sorted(dict.fromkeys(patterns))
+
+    def published(self) -> list[Pattern]:
+        """Every pattern somebody may publish, by a line or by a route that some event can take, without repeats."""
+        by_route = (Pattern.parse(to) for to, inward in self.routed.items() if inward)
+        return sorted({*self.published_by_lines(), *by_route})
+
+
+def routable(allows: Iterable[Rule], denies: Sequence[Rule], route: RouteRule) -> bool:
+    """Whether one of *allows* lets its agent publish an event that *route* is about.
+
+    Args:
+        allows: To publish, of one agent.
+        denies: That agent's; what one without a condition covers is not published.
+        route: Its sources are not asked.
+    """
+    flat = [pattern for deny in denies if deny.when is None for pattern in deny.patterns]
+    meets = (mine.intersection(theirs) for rule in allows for mine in rule.patterns for theirs in route.patterns)
+    return any(both is not None and not any(deny.covers(both) for deny in flat) for both in meets)
+
+
+def _meet(some: Iterable[Pattern], others: Sequence[Pattern]) -> bool:
+    return bool(others) and any(one.intersects(other) for one in some for other in others)
 
 
 def _classified(document: Classification) -> Classified:
@@ -184,6 +273,7 @@ def _rule(line: Allow | Deny) -> Rule:
         when=when,
         view=line.view or "",
         expires_ms=None if line.expires is None else instant_ms(line.expires),
+        since_ms=None if line.since is None else instant_ms(line.since),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 _DURATION_RE = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -38,6 +38,12 @@ def instant_ms(text: str) -> int:
     at = datetime.fromisoformat(text.upper())
     since = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def instant_text(at_ms: int) -> str:
+    """Unix milliseconds as an RFC 3339 time in UTC; the inverse of `instant_ms`."""
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def is_tag(text: str) -> bool:

@@ -7,10 +7,10 @@ import pytest
 
 from mesh.errors import Denied
 from mesh.event import draft_from_fields
-from mesh.journey import Admitted, Outbound, Withheld, inbound, outbound, partition_token, slot
-from mesh.signing import Received, Verified
+from mesh.journey import Outbound, outbound, partition_token, slot
+from mesh.policy.routes import routed_id
 from mesh.subjects import parse_physical
-from tests.unit.policy_world import Keys, plans
+from tests.unit.policy_world import Keys, access, document, plans
 
 DEDUPE = bytes(range(32))
 NOW_MS = 1_795_300_000_000
@@ -89,36 +89,87 @@ def test_a_refusal_names_reason_and_next_step_and_no_value() -> None:
     assert caught.value.details["reason"] == "source-not-allowed"
 
 
-def verified(view: str, type_: str = "crm.contact.updated.v1") -> Verified:
-    """A copy that has passed V1 to V9."""
-    subject = f"ev.local.{view}.s00.{type_}"
-    received = Received(
-        subject=subject, body=b"{}", msg_ids=("m",), signature="s", stream="EV_local_crm", sequence=9,
-        stream_ms=NOW_MS, deliveries=2, reply="r",
-    )  # fmt: skip
-    fields = {**FIELDS, "type": type_, "view": view}
-    return Verified(received, fields, parse_physical(subject), "spiffe://mesh.local/ns/acme/sa/crm-adapter", "kid")
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+TO = "fraud.review.contact.v1"
+READS = access("fraud", allow=[{"id": "f", "who": {"teams": ["support"]}, "subscribe": ["fraud.>"], "view": "masked"}])
 
 
-def test_a_team_is_handed_its_view() -> None:
-    """What a handler gets says where it came from and which rule let it through."""
-    admitted = inbound(verified("masked"), plans(), "analytics", now_ms=NOW_MS)
-    assert isinstance(admitted, Admitted)
-    assert (admitted.key, admitted.view, admitted.attempt, admitted.rule) == (
-        ("/crm/eu", "e-1"), "masked", 2, "analytics-reads",
-    )  # fmt: skip
-    assert (admitted.sequence, admitted.stream, admitted.correlationid) == (9, "EV_local_crm", "e-1")
+def routed_out(*lines: dict[str, Any], more: tuple[str, ...] = (), **attributes: Any) -> Outbound:
+    """`outbound` of the base event under these route lines."""
+    made = [{"match": {"types": ["crm.contact.>"]}, "effect": "copy", "to": TO} | line for line in lines]
+    routes = document("Route", "routes", {"routes": made})
+    draft = draft_from_fields({**FIELDS, **attributes}, now_ms=NOW_MS)
+    publisher = plans(routes, READS, *more).publisher("crm-adapter")
+    arguments: dict[str, Any] = {"site": "local", "tenant": "acme", "revision": 7, "dedupe_key": DEDUPE}
+    return outbound(draft, publisher, Keys(), now_ms=NOW_MS, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("team", "view", "type_"),
-    [
-        ("analytics", "clear", "crm.contact.updated.v1"),
-        ("support", "masked", "crm.contact.updated.v1"),
-        ("analytics", "masked", "hr.salary.raised.v1"),
-        ("nobody", "masked", "crm.contact.updated.v1"),
-    ],
-)
-def test_a_copy_the_team_may_not_see_now_is_withheld(team: str, view: str, type_: str) -> None:
-    """However it got into the durable: another view, another team's, another type."""
-    assert inbound(verified(view, type_), plans(), team, now_ms=NOW_MS) == Withheld("no-allow-matched", None)
+def test_a_copy_route_makes_a_new_event_beside_the_original() -> None:
+    """It has its own type, id, stream and subject, names its cause, and is masked by the classification it took on."""
+    found = routed_out({"id": "review"}, correlationid="c-1")
+    assert found.event_id == "e-1"
+    assert [(copy.view, copy.route) for copy in found.copies] == [("clear", ""), ("masked", ""), ("masked", "review")]
+    copy = found.copies[-1]
+    body = msgspec.json.decode(copy.body)
+    assert (copy.type, copy.event_id, copy.stream) == (TO, routed_id("/crm/eu", "e-1", "review"), "EV_local_fraud")
+    assert parse_physical(copy.subject).type == TO
+    assert {name: body[name] for name in ("type", "id", "causationid", "correlationid", "source")} == {
+        "type": TO, "id": copy.event_id, "causationid": "e-1", "correlationid": "c-1", "source": "/crm/eu",
+    }  # fmt: skip
+    assert (body["tenant"], body["view"], body["policyrevision"]) == ("acme", "masked", 7)
+    assert body["data"] == {"email": "[REDACTED]", "country": "DE"}
+    assert msgspec.json.decode(found.copies[0].body)["time"] == body["time"]
+
+
+def test_a_moved_event_has_no_copy_of_its_own() -> None:
+    """Of an event that a route moves only the new event goes out; other routes still make their copies."""
+    found = routed_out({"id": "hold", "effect": "move"}, {"id": "audit", "to": "fraud.audit.v1"})
+    assert [(copy.type, copy.route) for copy in found.copies] == [(TO, "hold"), ("fraud.audit.v1", "audit")]
+    assert found.decision.allowed
+
+
+def test_a_move_that_nobody_reads_leaves_nothing() -> None:
+    """The event is allowed and goes nowhere: it is not handed to the readers it was taken from."""
+    other = {"id": "deals", "match": {"types": ["crm.deal.>"]}}
+    assert routed_out({"id": "hold", "effect": "move", "to": "held.contact.v1"}, other).copies == []
+
+
+def test_a_move_is_taken_where_its_condition_fails() -> None:
+    """An event that may be one to take away is taken away; a copy is not made of it."""
+    lines = (
+        {"id": "hold", "effect": "move", "when": "data.vip"},
+        {"id": "tee", "to": "fraud.tee.v1", "when": "data.vip"},
+    )
+    assert [copy.route for copy in routed_out(*lines).copies] == ["hold"]
+
+
+def test_the_same_event_again_gives_the_same_copies() -> None:
+    """So the stream stores each once, and a reader sees each once."""
+    one, two = (routed_out({"id": "review"}) for _ in range(2))
+    assert [(c.event_id, c.subject, c.body) for c in one.copies] == [
+        (c.event_id, c.subject, c.body) for c in two.copies
+    ]
+
+
+def test_copies_of_one_partition_key_stay_together() -> None:
+    """A routed event has the token and slot of the original's key."""
+    found = routed_out({"id": "review"}, partitionkey="iban-DE89")
+    bodies = [msgspec.json.decode(copy.body) for copy in found.copies]
+    assert len({body["partitionkey"] for body in bodies}) == 1
+    assert len({parse_physical(copy.subject).slot for copy in found.copies}) == 1
+    assert all(b"iban" not in copy.body for copy in found.copies)
+
+
+def test_rows_of_the_new_type_s_view_are_asked_of_the_new_event() -> None:
+    """A view's filter sees the copy as its readers would: with the new type."""
+    view = document("View", "fraud-only", {"otherwise": "redact", "rows": "event.type.startsWith('fraud.')"})
+    reads = {"id": "x", "who": {"teams": ["analytics"]}, "subscribe": ["fraud.>", "crm.>"], "view": "fraud-only"}
+    found = routed_out({"id": "review"}, more=(view, access("x", allow=[reads])))
+    assert [copy.route for copy in found.copies if copy.view == "fraud-only"] == ["review"]
+
+
+def test_a_refused_event_is_not_routed() -> None:
+    """A route grants nothing to who may not publish the event itself."""
+    with pytest.raises(Denied):
+        routed_out({"id": "review"}, source="/hr/eu")

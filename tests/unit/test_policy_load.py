@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from mesh.errors import PolicyErrors
 from mesh.policy.load import PolicySet, load
+from mesh.policy.model import PolicyTest, View
 from mesh.policy.nodes import MAX_DOCUMENTS, MAX_FILE_CHARS, MAX_NODES, compose, scalar
-from mesh.policy_files import read_directory
+from mesh.policy_files import MAX_FIXTURES_BYTES, read_directory, read_policies
 from tests.conftest import ROOT
 from tests.unit.policy_world import BASE, access, document
 
@@ -176,6 +177,49 @@ def test_masks_that_never_meet_do_not_contradict() -> None:
     assert not loaded(classes, publishes, document("View", "v", {"mask": mask, "otherwise": "redact"})).warnings
 
 
+def test_values_of_a_test_are_plain_json() -> None:
+    """What a case sets and expects is what YAML's core schema says, `null` written out, nested as it stands."""
+    text = (
+        "apiVersion: mesh/v1\nkind: PolicyTest\nmetadata: {name: t, tenant: acme}\nspec:\n  cases:\n"
+        "    - as: {team: crm}\n      subscribe: crm.a.v1\n"
+        "      set: {data.a: null, data.b: [1, 2.5, NO, true, {c: ~}], data.d: ''}\n"
+        "      expect: {decision: allow, fields: {data.a: absent, data.b: {pseudonym: names}}}\n"
+    )
+    (found,) = [d.value for d in loaded(text).documents if isinstance(d.value, PolicyTest)]
+    (case,) = found.spec.cases
+    assert case.set == {"data.a": None, "data.b": [1, 2.5, "NO", True, {"c": None}], "data.d": ""}
+    assert case.expect.fields == {"data.a": "absent", "data.b": {"pseudonym": "names"}}
+
+
+def test_places_in_a_test_have_their_lines() -> None:
+    """Each value of a case can be pointed at."""
+    text = (
+        "apiVersion: mesh/v1\nkind: PolicyTest\nmetadata: {name: t, tenant: acme}\nspec:\n  cases:\n"
+        "    - as: {team: crm}\n      subscribe: crm.a.v1\n"
+        "      expect:\n        decision: allow\n        fields:\n          data.a: absent\n          data.b:\n"
+        "            - 1\n"
+    )
+    (found,) = [d for d in loaded(text).documents if isinstance(d.value, PolicyTest)]
+    at = ("spec", "cases", 0, "expect", "fields")
+    assert [found.line_of(*at), found.line_of(*at, "data.a"), found.line_of(*at, "data.b", 0)] == [10, 11, 13]
+
+
+def test_bucket_edges_may_be_whole_numbers() -> None:
+    """`[10, 99.5]` are two numbers; a word or a truth value is none."""
+    mask = [{"tags": ["public"], "as": "generalize", "with": {"number": [10, 99.5]}}]
+    policies = loaded(document("View", "v", {"mask": mask, "otherwise": "redact"}))
+    views = {d.value.metadata.name: d.value for d in policies.documents if isinstance(d.value, View)}
+    assert views["v"].spec.mask[0].params.number == (10.0, 99.5)
+
+
+def test_encrypt_names_who_may_open_it() -> None:
+    """`for` is written as it reads."""
+    mask = [{"tags": ["public"], "as": "encrypt", "with": {"mode": "random", "for": ["crm"]}}]
+    policies = loaded(document("View", "v", {"mask": mask, "otherwise": "redact"}))
+    views = {d.value.metadata.name: d.value for d in policies.documents if isinstance(d.value, View)}
+    assert views["v"].spec.mask[0].params.readers == ("crm",)
+
+
 # --- YAML ------------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +345,29 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors) as caught:
         read_directory(tmp_path)
     assert [(e.details["file"], e.details["line"]) for e in caught.value.errors] == [("a.yaml", 2), ("b.yaml", 1)]
+
+
+def test_fixtures_are_read_beside_the_policies(tmp_path: Path) -> None:
+    """Every `.json` file below the directory is a fixture, by its name from there, as bytes; hidden ones are not."""
+    (tmp_path / "fixtures").mkdir()
+    (tmp_path / "a.yaml").write_text("a")
+    (tmp_path / "fixtures" / "b.json").write_bytes(b"{}")
+    (tmp_path / ".c.json").write_text("{}")
+    found = read_policies(tmp_path)
+    assert (found.yaml, found.fixtures) == ({"a.yaml": "a"}, {"fixtures/b.json": b"{}"})
+    with pytest.raises(PolicyErrors, match="no such directory"):
+        read_policies(tmp_path / "nope")
+
+
+def test_fixtures_are_bounded(tmp_path: Path) -> None:
+    """One file over its limit, or all of them together over theirs, are errors that name the file."""
+    (tmp_path / "a.json").write_bytes(b" " * (4 * MAX_FILE_CHARS + 1))
+    for number in range(MAX_FIXTURES_BYTES // (4 * MAX_FILE_CHARS) + 1):
+        (tmp_path / f"b{number}.json").write_bytes(b" " * (4 * MAX_FILE_CHARS))
+    with pytest.raises(PolicyErrors) as caught:
+        read_policies(tmp_path)
+    assert [e.details["file"] for e in caught.value.errors] == ["a.json", "b8.json"]
+    assert read_directory(tmp_path) == {}
 
 
 # --- the worked example ----------------------------------------------------------------------------------------------
