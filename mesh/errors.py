@@ -225,6 +225,48 @@ class BadBundle(PolicyError):
     code = "bad-bundle"
 
 
+class BundleSignature(BadBundle):
+    """A policy bundle is not signed by the policy key, or is not what was signed."""
+
+    code = "bundle-signature"
+
+
+class BundleRollback(BadBundle):
+    """A policy bundle of an older revision than the one in force; a rollback is a new revision of its own."""
+
+    code = "bundle-rollback"
+
+
+class BundleChain(BadBundle):
+    """A policy bundle does not follow the one in force: a revision is missing, or its predecessor is another one."""
+
+    code = "bundle-chain"
+
+
+class BundleFormat(BadBundle):
+    """A policy bundle of a format this version does not know; one side of the mesh has to be upgraded."""
+
+    code = "bundle-format"
+
+
+class PolicyTestsFailed(PolicyError):
+    """The policies' own tests fail, and so nothing was applied; `failures` names the cases and invariants."""
+
+    code = "policy-tests-failed"
+
+
+class AmbiguousView(PolicyError):
+    """Several grants let the team read this type, each in a view of its own; `grants` names their ids."""
+
+    code = "ambiguous-view"
+
+
+class BadFixture(PolicyError):
+    """A test event is missing, is no CloudEvent, or has nothing at the path to change."""
+
+    code = "bad-fixture"
+
+
 class Denied(MeshError):
     """Policy refuses the publish; `rule` is the rule that decided, `reason` the stable reason code."""
 
@@ -406,6 +448,12 @@ class NoBundle(Unavailable):
     """No valid policy bundle yet, and so nothing is allowed."""
 
     code = "no-valid-bundle"
+
+
+class RevisionNeeded(Unavailable):
+    """An older policy bundle is needed to judge this, and is not here yet; `revision` is its number."""
+
+    code = "revision-needed"
 
 
 class SignerExpired(Unavailable):

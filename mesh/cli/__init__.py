@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.cli import events, subscription
+from mesh.cli import audit, events, policy, subscription
 from mesh.cli.demo import demo
 from mesh.cli.status import status
 from mesh.cli.up import up
@@ -27,6 +27,8 @@ app.command("demo", epilog="Examples:  mesh demo   |   mesh demo --events 1000 -
 app.command("status", epilog="Example:  mesh status --json")(status)
 app.add_typer(events.app, name="events")
 app.add_typer(subscription.app, name="subscription")
+app.add_typer(policy.app, name="policy")
+app.add_typer(audit.app, name="audit")
 
 
 def _version(value: bool) -> None:

@@ -13,8 +13,8 @@ from mesh.cli.output import command, console, print_json, print_line
 from mesh.cli.session import Session, operator_session
 from mesh.control.reader import reading, view_filters
 from mesh.control.reconcile import now_ms
-from mesh.errors import MeshError, NotFound, VerificationError
-from mesh.journey import Admitted, inbound
+from mesh.errors import MeshError, NotFound
+from mesh.inbound import Admitted, Reading
 from mesh.subjects import Pattern
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ async def tail(
 ) -> None:
     """Print events as they are stored, in the view of a team: what that team would see."""
     async with operator_session(context, tenant=tenant, team=team) as session:
-        filters = _filters(session, Pattern.parse(pattern))
+        filters, reading_as = _filters(session, Pattern.parse(pattern)), session.reading(session.context.team or "")
         seen = 0
         async with reading(session.connection, filters, new_only=not everything) as (_, events):
             async for received in events:
-                shown = await _look(session, received)
+                shown = await _look(session, received, reading_as)
                 if shown is None:
                     continue
                 print_line(shown) if json_ else _show_line(shown)
@@ -72,7 +72,8 @@ async def show(
     async with operator_session(context, tenant=tenant, team=team) as session:
         found = []
         needle = id.encode()
-        async with reading(session.connection, _filters(session, Pattern.parse(">")), new_only=False) as (
+        filters, reading_as = _filters(session, Pattern.parse(">")), session.reading(session.context.team or "")
+        async with reading(session.connection, filters, new_only=False) as (
             stored,
             events,
         ):
@@ -81,7 +82,7 @@ async def show(
                     received = await events.receive()
                     if (
                         needle in received.body
-                        and (shown := await _look(session, received))
+                        and (shown := await _look(session, received, reading_as))
                         and (shown["event"]["id"] == id or not shown["verified"])  # nobody vouches for its id
                     ):
                         found.append(shown)
@@ -118,16 +119,14 @@ def _filters(session: Session, pattern: Pattern) -> dict[str, list[str]]:
     return filters
 
 
-async def _look(session: Session, received: Received) -> dict[str, Any] | None:
+async def _look(session: Session, received: Received, reading_as: Reading) -> dict[str, Any] | None:
     """What the team sees of one event; None where it may not."""
     place = {"stream": received.stream, "seq": received.sequence, "subject": received.subject}
     try:
         verified = await session.verify(received)
-    except VerificationError as error:
-        return {**place, "verified": False, "code": error.code, "event": {"id": "", "type": ""}}
+        admitted = await session.admit(verified, reading_as, now_ms=now_ms())
     except MeshError as error:
         return {**place, "verified": False, "code": error.code, "event": {"id": "", "type": ""}}
-    admitted = inbound(verified, session.plans, session.context.team or "", now_ms=now_ms())
     if not isinstance(admitted, Admitted):
         return None
     return {

@@ -5,6 +5,7 @@ Exit codes: 0 yes, 1 no, 2 misuse (a wrong argument, setting or file).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
@@ -26,9 +27,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 YES, NO, MISUSE = 0, 1, 2
+COLUMN_GAP = 2
+MIN_LAST = 16  # characters of the last column, which folds first
 INTERRUPTED = 130  # the shell's 128 + SIGINT
 
-console = Console(highlight=False)
+PIPE_WIDTH = 160  # a pipe has no width: nothing is cut or folded that a person would read in a file
+
+
+def _width() -> int | None:
+    """The width to print in: the terminal's (None), `COLUMNS` where somebody says it, else a pipe's."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+
+
+console = Console(highlight=False, width=_width())
 errors = Console(stderr=True, highlight=False)
 
 
@@ -45,13 +56,16 @@ def print_line(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with a title; says so where it is empty."""
+    """A table with a title; says so where it is empty. Too wide for the terminal, cells fold; none is cut."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    fits = sum(widths[:-1]) + COLUMN_GAP * len(widths) + MIN_LAST <= console.width
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        last = column == columns[-1]
-        table.add_column(column, style="cyan" if column == columns[0] else "", no_wrap=not last, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+    for index, column in enumerate(columns):
+        keep = fits and index < len(columns) - 1
+        table.add_column(column, style="" if index else "cyan", no_wrap=keep, overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
     if table.row_count:
         console.print(table)
     else:

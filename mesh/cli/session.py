@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
-from mesh.client import open_keyring
+from mesh.bundles import policy_key
 from mesh.context import Context
 from mesh.control.datadir import DataDirectory
-from mesh.errors import ConfigError, NoBundle, VerificationError
+from mesh.errors import ConfigError, NoBundle, RevisionNeeded, UnknownKey
+from mesh.inbound import Admitted, Reading, Withheld
 from mesh.jetstream.connection import Connection
+from mesh.reading import open_keyring
 from mesh.signing import Verifier
 from mesh.watch import BundleWatch, TrustWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from mesh.policy.compile import Plans
     from mesh.signing import Received, Verified
 
+MAX_FETCHES = 3  # for one event: a certificate, the policies at stream time, those the copy was made under
 CONNECT_TIMEOUT_S = 3.0  # somebody waits at a terminal; a server that restarts is back within one
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +38,41 @@ class Session:
     context: Context
     connection: Connection
     plans: Plans
+    bundle: BundleWatch
     trust: TrustWatch
     verifier: Verifier
 
     async def verify(self, received: Received) -> Verified:
-        """V1 to V9, fetching the certificate where it is not here yet.
+        """V1 to V9, fetching the certificate or the older policies where they are not here yet.
 
         Raises:
             VerificationError: The step that failed.
+            MeshError: What is lacking cannot be fetched.
         """
-        try:
-            return self.verifier.verify(received)
-        except VerificationError as error:
-            if not error.retryable:
-                raise
-        await self.trust.certificate((received.signature or "").split(".")[1])
-        return self.verifier.verify(received)
+        return await self._with_what_it_needs(lambda: self.verifier.verify(received), received)
+
+    async def admit(self, verified: Verified, reading: Reading, *, now_ms: int) -> Admitted | Withheld:
+        """What *reading* makes of a copy, fetching the older policies where they are not here yet.
+
+        Raises:
+            MeshError: They cannot be fetched.
+        """
+        return await self._with_what_it_needs(lambda: reading.admit(verified, now_ms=now_ms), verified.received)
+
+    def reading(self, team: str) -> Reading:
+        """What *team* may be shown of stored events, by all its grants."""
+        return Reading(self.plans, team, past=self.bundle.past)
+
+    async def _with_what_it_needs(self, judge: Callable[[], _T], received: Received) -> _T:
+        for _ in range(MAX_FETCHES):
+            try:
+                return judge()
+            except RevisionNeeded as error:
+                await self.bundle.fetch_past(error.details["revision"])
+            except UnknownKey:
+                if await self.trust.certificate((received.signature or "").split(".")[1]) is None:
+                    raise
+        return judge()
 
 
 @asynccontextmanager
@@ -74,13 +99,21 @@ async def operator_session(
         context.mesh.nats_url, name="operator", creds=creds, connect_timeout_s=CONNECT_TIMEOUT_S
     )
     try:
-        bundle, trust = BundleWatch(connection), TrustWatch(connection, open_keyring(context.data / "trust"))
+        trust_dir = context.data / "trust"
+        bundle = BundleWatch(connection, policy_key(trust_dir), tenant=context.tenant)
+        trust = TrustWatch(connection, open_keyring(trust_dir))
         await trust.refresh()
         await bundle.refresh()
         if bundle.plans is None:
-            raise NoBundle("no policy bundle is in force", expected="one from the control plane", next="run `mesh up`")
+            refused = bundle.state.refused
+            raise NoBundle(
+                "no policy bundle is in force",
+                expected="one from the control plane",
+                got="none" if refused is None else f"one that is refused: {refused.code}",
+                next="run `mesh up`",
+            )
         plans = bundle.plans
-        verifier = Verifier(trust.keyring, plans.may_publish)
-        yield Session(context, connection, plans, trust, verifier)
+        verifier = Verifier(trust.keyring, plans.may_publish, might_publish=bundle.might_publish)
+        yield Session(context, connection, plans, bundle, trust, verifier)
     finally:
         await connection.close()

@@ -20,7 +20,9 @@ from mesh.errors import ConfigError
 DataOption = Annotated[Path, typer.Option("--data", envvar="MESH_DATA_DIR", help="Where everything lies; mode 0700.")]
 PoliciesOption = Annotated[
     Path | None,
-    typer.Option("--policies", help="Directory of YAML documents; else ./policies, else the worked example."),
+    typer.Option(
+        "--policies", help="For the first start: a directory of YAML; else ./policies, else the worked example."
+    ),
 ]
 
 
@@ -62,7 +64,8 @@ async def up(
 ) -> None:
     """Start a whole mesh on loopback and keep it up until Ctrl-C: nats-server, control plane, one agent per agent.
 
-    Everything lies under --data; a second start there goes on with its keys and events.
+    Everything lies under --data; a second start there goes on with its keys, events and policies. Policies that are in
+    force are changed by `mesh policy apply`.
     """
     # a person sees the progress and what needs a look; a machine gets every line
     logs.setup(service="mesh-up", level="warning" if sys.stderr.isatty() else "info")
