@@ -1,8 +1,9 @@
 """Is our clock right? Measured against the server's, whose time stamps decide whether consumers believe what we sign.
 
 A consumer refuses an event whose signature and stream time are far apart (V7), so a wrong clock loses all that was
-answered with 202. The agent publishes its own report and reads it back: the stamp on it was made between the two, on
-the server's clock. Where the report is not answered the last measurement stays in force.
+answered with 202. The agent sends its report (`mesh.reports`) and reads it back: the stamp on it was made between the
+two, on the server's clock. Where the report is not answered the last measurement stays in force. So measuring is also
+how an agent reports, and `wake` is for news that cannot wait a minute.
 """
 
 from __future__ import annotations
@@ -16,18 +17,16 @@ import msgspec
 
 from mesh import logs
 from mesh.errors import ClockWrong, MeshError, RequestFailed
+from mesh.reports import AGAIN_S, ANSWER_S, EVERY_S, STREAM, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mesh.jetstream.connection import Connection
+    from mesh.reports import Reporter
 
 MAX_OFFSET_MS = 20_000  # V7 takes 120 s from signing to storing, an ack counts for 100 s: this is the margin
-EVERY_S = 60.0
 EVERY_WRONG_S = 5.0  # while it is wrong: the door opens soon after it is set right
-ANSWER_S = 2.0  # a report takes a millisecond
-
-STREAM = "REPORTS"
 
 log = logs.get("agent")
 
@@ -36,16 +35,17 @@ class ServerClock:
     """How far our clock is from the server's, by the last measurement.
 
     Args:
-        connection: With the rights to publish and read back `report.<name>`.
-        name: The agent's.
+        connection: With the rights to publish and read back `report.<name>.*`.
+        reporter: The agent's.
         clock_ms: Our clock, the one that signs. Unix milliseconds.
     """
 
-    def __init__(self, connection: Connection, name: str, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, connection: Connection, reporter: Reporter, clock_ms: Callable[[], int]) -> None:
         self._connection = connection
-        self._subject = f"report.{name}"
+        self._reporter = reporter
         self._clock_ms = clock_ms
         self._unanswered = False
+        self._woken = asyncio.Event()
         self.offset_ms: int | None = None  # ours less the server's, at least; None before the first measurement
 
     @property
@@ -64,19 +64,28 @@ class ServerClock:
             retry_after_s=EVERY_WRONG_S,
         )
 
+    def wake(self) -> None:
+        """There is news to report: measure soon."""
+        self._woken.set()
+
     async def run(self) -> None:
-        """Measure on each connect and each minute, until cancelled."""
-        connected = asyncio.Event()
-        forget = self._connection.on_connect(connected.set)
+        """Measure on each connect, each `wake` and each minute, until cancelled."""
+        forget = self._connection.on_connect(self.wake)
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(EVERY_WRONG_S if self.wrong else EVERY_S):
-                        await connected.wait()
-                connected.clear()
-                await self.measure()
+                    async with asyncio.timeout(self._pause_s()):
+                        await self._woken.wait()
+                self._woken.clear()
+                if self._connection.connected:  # else the connection wakes us once there is one
+                    await self.measure()
         finally:
             forget()
+
+    def _pause_s(self) -> float:
+        if self.wrong:
+            return EVERY_WRONG_S
+        return AGAIN_S if self._unanswered else EVERY_S
 
     async def measure(self) -> None:
         """Measure once; without an answer the last measurement stays in force, and the log says so once."""
@@ -96,17 +105,14 @@ class ServerClock:
 
     async def _offset_ms(self) -> int:
         """Zero where the stamp lies between our two looks at our clock, else the distance to the nearer one."""
+        subject = self._reporter.subject
         before = self._clock_ms()
-        body = msgspec.json.encode({"clock_ms": before})
-        ack = await self._connection.request(self._subject, body, timeout_s=ANSWER_S)
+        ack = await self._connection.request(subject, self._reporter.body(), timeout_s=ANSWER_S)
         after = self._clock_ms()
-        stored = msgspec.json.decode(ack.data, type=dict)
-        if stored.get("stream") != STREAM:
-            raise RequestFailed(f"{STREAM} did not take the report", err_code=0)
-        path = f"$JS.API.DIRECT.GET.{STREAM}.{self._subject}"
-        reply = await self._connection.request(path, b"", timeout_s=ANSWER_S)
+        sequence = stored(ack.data)
+        reply = await self._connection.request(f"$JS.API.DIRECT.GET.{STREAM}.{subject}", b"", timeout_s=ANSWER_S)
         headers = {name.lower(): value for name, value in reply.headers.items()}
-        if headers.get("nats-subject") != self._subject or headers.get("nats-sequence") != str(stored["seq"]):
+        if headers.get("nats-subject") != subject or headers.get("nats-sequence") != str(sequence):
             raise RequestFailed(f"{STREAM} answered with another report", err_code=0)  # a replica that lags
         stamp = int(datetime.fromisoformat(headers["nats-time-stamp"]).timestamp() * 1000)
         if before > stamp:

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from agent import metrics
-from agent.clock import ServerClock
 from agent.keys import Keys, clock_ms, read
 from agent.outbound import Outbound, Room
+from agent.policies import PolicySide
 from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs
+from mesh.bundles import policy_key
 from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, TooLarge
 from mesh.event import Draft, Limits, draft_from_fields
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Publisher
-from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -62,12 +62,13 @@ class Agent:
         )
         self.clock_ms = clock_ms
         self.outbound: Outbound | None = None
+        self._policy_key = policy_key(self.base / settings.trust_dir)
         self._creds = read(self.base / settings.creds_file, "NATS credentials") if settings.creds_file else None
         self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self.webhook_bytes = Room(settings.max_webhook_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self._connection: Connection | None = None
         self._publisher: Publisher | None = None
-        self._server_clock: ServerClock | None = None
+        self._policies: PolicySide | None = None
         self._tasks = Tasks()
         self._bundle_arrived = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
@@ -87,7 +88,7 @@ class Agent:
     # --- life ---
 
     async def start(self) -> None:
-        """Begin: connect, fetch the bundle, publish. Returns at once; until the bundle is there, all is refused.
+        """Begin: connect, fetch the bundle, publish. Returns at once; until there is a bundle, all is refused.
 
         Raises:
             ConfigError: The creds file is none.
@@ -103,12 +104,15 @@ class Agent:
             ack_deadline_s=s.ack_deadline_s,
             give_up_s=s.give_up_s,
         )
-        outbound = Outbound(s, self.keys, publisher)
-        self._connection, self._publisher, self.outbound = connection, publisher, outbound
-        clock = self._server_clock = ServerClock(connection, s.name, self.clock_ms)
+        policies = PolicySide(
+            s, self.base, connection, policy_key=self._policy_key, clock_ms=self.clock_ms, adopt=self._adopt
+        )
+        outbound = Outbound(s, self.keys, publisher, audit=policies.audit, shadow=policies.shadow)
+        self._connection, self._publisher, self.outbound, self._policies = connection, publisher, outbound, policies
         self._gauges = metrics.watch(outbound, lambda: not self.not_ready())
         self._tasks.spawn("publisher", publisher.run())
-        self._tasks.spawn("bundle", self._watch_bundle(connection, clock))
+        self._tasks.spawn("audit", policies.audit.run())
+        self._tasks.spawn("bundle", policies.run(self._tasks))
         self._tasks.spawn("keys", self._watch_keys())
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -153,6 +157,8 @@ class Agent:
         )
         for forget in self._gauges:
             forget()
+        if self._policies is not None:
+            await self._policies.stop()
         await self._tasks.cancel()
         if self.outbound is not None:
             self.outbound.close(closed)
@@ -279,8 +285,8 @@ class Agent:
                 expected="a bundle from the control plane",
                 next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
             )
-        if self._server_clock is not None and self._server_clock.wrong:
-            raise self._server_clock.error()
+        if self._policies is not None and self._policies.clock.wrong:
+            raise self._policies.clock.error()
         if not self.keys.in_force(clock_ms()):
             raise self.keys.expired()
 
@@ -301,27 +307,21 @@ class Agent:
         return reasons
 
     def state(self) -> dict[str, Any]:
-        """Facts for people who look at a probe: no data, no names but those of pseudonym domains without a key."""
+        """Facts for people who look at a probe: no data, no names but those of domains and ciphers without a key."""
         outbound = self.outbound
+        refused = None if self._policies is None else self._policies.state.refused
         return {
             "nats_connected": self._connection is not None and self._connection.connected,
             "bundle_revision": 0 if outbound is None else outbound.revision,
+            "bundle_digest": "" if self._policies is None else self._policies.state.digest,
+            "bundle_refused": None if refused is None else {"code": refused.code, "revision": refused.revision},
             "waiting_events": 0 if outbound is None else outbound.room.used,
             "domains_lacking": [] if outbound is None else self.keys.masks.lacking(outbound.domains),
+            "ciphers_lacking": [] if outbound is None else self.keys.masks.lacking_ciphers(outbound.ciphers),
             "draining": self._draining,
         }
 
     # --- tasks ---
-
-    async def _watch_bundle(self, connection: Connection, clock: ServerClock) -> None:
-        up = asyncio.Event()
-        forget = connection.on_connect(up.set)
-        if not connection.connected:
-            await up.wait()
-        forget()
-        await clock.measure()  # before the bundle, and so before anything is signed
-        self._tasks.spawn("clock", clock.run())
-        await BundleWatch(connection, on_change=self._adopt).run()
 
     def _adopt(self, plans: Plans) -> None:
         self.keys.refresh()  # a new bundle can mask in a new domain

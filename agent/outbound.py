@@ -7,122 +7,36 @@ bounded twice, in events and in bytes; a caller who finds no room waits a moment
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from agent import metrics
 from agent.keys import clock_ms
 from agent.lanes import Lane
 from agent.receipts import Flight
-from mesh import journey
-from mesh.errors import Denied, NoBundle, NoDomainKey, Overloaded, TooLarge
+from agent.room import Room
+from mesh import audit, journey
+from mesh.errors import Denied, NoBundle, NoDomainKey, TooLarge
 from mesh.jetstream.topology import EVENT_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from agent.keys import Keys
     from agent.lanes import Window
     from agent.receipts import Receipt
     from agent.settings import AgentSettings
+    from agent.shadow import ShadowRun
+    from mesh.audit_log import AuditLog
     from mesh.errors import MeshError
     from mesh.event import Draft
     from mesh.policy.compile import Plans
     from mesh.policy.decide import PublisherPlans
 
+__all__ = ["MAX_COPY_BYTES", "Outbound", "Room"]
+
 MAX_COPY_BYTES = EVENT_MESSAGE_BYTES - 4096  # what a stream takes, less our headers; masks can make an event longer
 _DECIDED_AT_ONCE = 64  # events, about 1 ms: other requests get their turn between
-
-
-class Room:
-    """A bounded amount of something. Who finds too little waits in line, for a bounded time.
-
-    Args:
-        limit: All there is.
-        wait_s: Seconds in line before `Overloaded`.
-        unit: For the error: what is counted.
-    """
-
-    def __init__(self, limit: int, *, wait_s: float, unit: str) -> None:
-        self._limit = limit
-        self._wait_s = wait_s
-        self._unit = unit
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self.used = 0
-
-    @property
-    def free(self) -> int:
-        """What is left; none while somebody waits."""
-        return 0 if self._line else self._limit - self.used
-
-    async def enter(self, amount: int) -> None:
-        """Take *amount*, after those who came before.
-
-        Raises:
-            Overloaded: There was not enough in time.
-        """
-        if not self._line and self.used + amount <= self._limit:
-            self.used += amount
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (amount, turn)
-        self._line.append(entry)
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.leave(amount)  # our turn came in the same moment
-            else:
-                self._line.remove(entry)
-                self._admit()
-            if not isinstance(error, TimeoutError):
-                raise
-            raise Overloaded(
-                f"the agent holds {self.used} {self._unit} that are not acknowledged yet, limit {self._limit}",
-                expected=f"room for {amount} {self._unit}",
-                got=f"{self._limit - self.used} {self._unit} free",
-                next="slow down and send the same again",
-            ) from None
-
-    def leave(self, amount: int) -> None:
-        """Give *amount* back."""
-        self.used -= amount
-        self._admit()
-
-    @asynccontextmanager
-    async def tab(self) -> AsyncIterator[Tab]:
-        """A tab that takes more and more, and gives it all back at the end."""
-        opened = Tab(self)
-        try:
-            yield opened
-        finally:
-            self.leave(opened.amount)
-
-    def _admit(self) -> None:
-        while self._line and self.used + self._line[0][0] <= self._limit:
-            amount, turn = self._line.popleft()
-            if not turn.done():
-                self.used += amount
-                turn.set_result(None)
-
-
-class Tab:
-    """What one request has taken of a room so far."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.amount = 0
-
-    async def add(self, amount: int) -> None:
-        """Take *amount* more.
-
-        Raises:
-            Overloaded: There was not enough in time.
-        """
-        await self._room.enter(amount)
-        self.amount += amount
+_COMPARED_AT_ONCE = 16  # events compared with a candidate, about 1 ms
 
 
 class Outbound:
@@ -132,12 +46,24 @@ class Outbound:
         settings: Window sizes and deadlines.
         keys: What masks and message ids are keyed with.
         window: The publisher.
+        audit: Where refusals are recorded.
+        shadow: Compares a candidate bundle with the one in force; it changes nothing.
     """
 
-    def __init__(self, settings: AgentSettings, keys: Keys, window: Window) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        keys: Keys,
+        window: Window,
+        *,
+        audit: AuditLog | None = None,
+        shadow: ShadowRun | None = None,
+    ) -> None:
         self._settings = settings
         self._keys = keys
         self._window = window
+        self._audit = audit
+        self._shadow = shadow
         self._lanes: dict[str, Lane] = {}
         self._call_later = asyncio.get_running_loop().call_later
         self._plans: PublisherPlans | None = None
@@ -146,6 +72,7 @@ class Outbound:
         self._closed: MeshError | None = None
         self._landed = asyncio.Event()
         self.domains: tuple[str, ...] = ()  # pseudonym domains that the bundle has us mask in
+        self.ciphers: tuple[str, ...] = ()  # cipher keys that it has us encrypt with
         self.room = Room(settings.max_waiting_events, wait_s=settings.admit_wait_s, unit="events")
 
     @property
@@ -170,8 +97,11 @@ class Outbound:
         name = self._settings.name
         self._plans = plans.publisher(name)
         self._revision = plans.bundle.revision
-        grants = plans.grants(now_ms=clock_ms()).agents.get(name)
+        if self._shadow is not None:
+            self._shadow.in_force(plans)
+        grants = plans.agent_grants(name, now_ms=clock_ms())
         self.domains = grants.domains if grants is not None else ()
+        self.ciphers = grants.ciphers if grants is not None else ()
 
     async def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Publish *drafts*; returns when every copy of every one is durable.
@@ -204,6 +134,8 @@ class Outbound:
         if not flight.waiting:
             land(flight)
         self._launch(flight)
+        if self._shadow is not None and self._shadow.running:
+            await self._compare(drafts, self._shadow)
         await landed
         metrics.landed(flight)
         return flight.receipts()
@@ -223,10 +155,38 @@ class Outbound:
             try:
                 decided.append(self._outbound(draft, plans, revision))
             except (Denied, NoDomainKey, TooLarge) as error:
+                if isinstance(error, Denied):
+                    self._refused(draft, error, revision)
                 if len(drafts) > 1:
                     error.details["index"] = index
                 raise
         return decided
+
+    def _refused(self, draft: Draft, error: Denied, revision: int) -> None:
+        """Record that *draft* was refused; the log makes one record a second of a flood, which counts them all."""
+        fields = draft.fields
+        if self._audit is not None:
+            self._audit.write(
+                audit.DENIED,
+                event=fields["id"],
+                type=fields["type"],
+                source=fields["source"],
+                principal=self._settings.name,
+                reason=error.details.get("reason"),
+                rule=error.details.get("rule"),
+                revision=revision,
+            )
+        if self._shadow is not None:
+            self._shadow.compare(fields, clock_ms())
+
+    @staticmethod
+    async def _compare(drafts: Sequence[Draft], shadow: ShadowRun) -> None:
+        """Show a candidate what was published, while the acknowledgements are on their way."""
+        now_ms = clock_ms()
+        for index, draft in enumerate(drafts):
+            if index and index % _COMPARED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            shadow.compare(draft.fields, now_ms)
 
     def _outbound(self, draft: Draft, plans: PublisherPlans, revision: int) -> journey.Outbound:
         settings = self._settings

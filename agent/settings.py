@@ -69,7 +69,13 @@ class AgentSettings:
     event_cert_file: str = _setting("event.crt", why="its certificate; read again when the file changes")
     dedupe_key_file: str = _setting("dedupe.key", why="keys message ids and slots; the same for all replicas")
     domains_dir: str = _setting("domains", why="one <domain>.key for each pseudonym domain this agent masks in")
-    trust_dir: str = _setting("../../trust", why="ca.crt and trust.pub: our own certificate is checked against them")
+    ciphers_dir: str = _setting("ciphers", why="one <name>.key for each set of readers this agent encrypts for")
+    bundle_file: str = _setting(
+        "bundle.last", why="the last good policy bundle, to start with while NATS is away; empty for nowhere"
+    )
+    trust_dir: str = _setting(
+        "../../trust", why="ca.crt, trust.pub and policy.pub: certificates and bundles are checked against them"
+    )
     token_file: str = _setting("token", why="bearer token of the HTTP door, 0600, read again when the file changes")
 
     http_host: str = _setting("127.0.0.1", why="the door of the application; loopback only, whoever is in the pod")

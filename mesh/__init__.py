@@ -9,7 +9,7 @@
 5. `jetstream`  The one door to NATS: the publisher sends sealed copies and waits for the stream's word that they are
                 stored; the puller brings them back out of a durable consumer as `Received`.
 6. `signing`    V1 to V9: nothing is believed before; then it is `Verified`.
-7. `journey`    `inbound()` asks today's policy once more and returns `Admitted`, or withholds.
+7. `inbound`    Today's policy is asked once more: the copy is `Admitted`, tightened where need be, or withheld.
 8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`.
 
 `client` is the library a Python team uses, `control` the control plane that compiles policies and hands out rights,
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from mesh.client import Mesh, PublishFailed, Receipt, connect
     from mesh.delivery import Reject, RetryLater
     from mesh.errors import MeshError
-    from mesh.journey import Admitted
+    from mesh.inbound import Admitted
     from mesh.subscription import Delivery, Subscription
 
 # Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
 _PUBLIC = {
-    "Admitted": "mesh.journey",
+    "Admitted": "mesh.inbound",
     "Delivery": "mesh.subscription",
     "Mesh": "mesh.client",
     "MeshError": "mesh.errors",

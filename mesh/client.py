@@ -12,29 +12,26 @@ team's own credentials and verifies every event here, offline.
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
-import anyio
 import msgspec
 
 from mesh.context import Context
 from mesh.door import AgentDoor
-from mesh.errors import ConfigError, MeshError, NoBundle, Unavailable
+from mesh.errors import ConfigError, MeshError
 from mesh.event import encode
-from mesh.identity import Keyring
-from mesh.jetstream.connection import Connection
+from mesh.reading import open_team
 from mesh.subscription import Subscription, handling
-from mesh.watch import BundleWatch, TrustWatch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
-FIRST_STATE_S = 15.0  # for the first bundle and trust statement
+    from mesh.inbound import Admitted
+    from mesh.reading import TeamReader
 
 
 class CopyReceipt(msgspec.Struct, frozen=True):
@@ -83,14 +80,12 @@ class Mesh:
         self.context = context
         self._stack = AsyncExitStack()
         self._door: AgentDoor | None = None
-        self._nats: Connection | None = None
-        self._bundle: BundleWatch | None = None
-        self._trust: TrustWatch | None = None
+        self._reader: TeamReader | None = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             if self.context.team is not None:
-                await self._open_reading(stack)
+                self._reader = await stack.enter_async_context(open_team(self.context))
             self._stack = stack.pop_all()
         return self
 
@@ -163,51 +158,31 @@ class Mesh:
                 expected=f"one of {', '.join(sorted(address.subscriptions)) or 'none'}",
                 next="`mesh subscription list` shows them all, and why one is inactive",
             )
-        if self._nats is None or self._bundle is None or self._trust is None or self.context.team is None:
-            raise ConfigError("the mesh is not connected", expected="`async with connect(...)`", next="connect first")
+        reader = self._opened()
         return Subscription(
-            self._nats,
-            team=self.context.team,
+            reader.connection,
+            team=self.context.team or "",
             name=name,
             address=address.subscriptions[name],
-            bundle=self._bundle,
-            trust=self._trust,
+            bundle=reader.bundle,
+            trust=reader.trust,
             max_in_flight=max_in_flight,
+            on_unmask=reader.unmasked,
         )
 
-    async def _open_reading(self, stack: AsyncExitStack) -> None:
-        """Connect with the team's credentials and wait for the first bundle and trust statement."""
-        mesh, team = self.context.mesh, self.context.team_address()
-        creds = await anyio.Path(team.creds_file).read_bytes()
-        self._nats = await Connection.open(mesh.nats_url, name=f"team-{self.context.team}", creds=creds)
-        stack.push_async_callback(self._nats.close)
-        self._trust = TrustWatch(self._nats, open_keyring(self.context.data / "trust"))
-        self._bundle = BundleWatch(self._nats)
-        with anyio.move_on_after(FIRST_STATE_S):
-            await first_state(self._bundle, self._trust)
-        if self._bundle.plans is None:
-            raise NoBundle(
-                f"no valid policy bundle after {FIRST_STATE_S:.0f} s",
-                expected="one from the control plane",
-                next="`mesh status` shows whether the control plane runs",
-            )
-        await stack.enter_async_context(_beside(self._bundle.run, self._trust.run))
+    def reveal(self, event: Admitted) -> dict[str, Any]:
+        """The fields of *event* with every value opened that was encrypted for our team; the rest stays as it is.
 
+        Raises:
+            ConfigError: We have no team, or a key file of ours is malformed.
+        """
+        self.context.team_address()
+        return self._opened().reveal(event.fields)
 
-@asynccontextmanager
-async def _beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run *works* beside the block; what the block raises passes as it is, where a task group would wrap it."""
-    raised: Exception | None = None
-    async with anyio.create_task_group() as group:
-        for work in works:
-            group.start_soon(work)
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - raised again below
-            raised = error
-        group.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    def _opened(self) -> TeamReader:
+        if self._reader is None:
+            raise ConfigError("the mesh is not connected", expected="`async with connect(...)`", next="connect first")
+        return self._reader
 
 
 def connect(
@@ -231,32 +206,3 @@ def connect(
     if not isinstance(context, Context):
         context = Context.load(context, tenant=tenant, team=team, agent=agent)
     return Mesh(context)
-
-
-def open_keyring(trust: Path) -> Keyring:
-    """A keyring with the roots and the trust key of a `trust/` directory.
-
-    Raises:
-        ConfigError: A file is missing or is not what it should be.
-    """
-    try:
-        root = (trust / "ca.crt").read_bytes()
-        key = bytes.fromhex((trust / "trust.pub").read_text().strip())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{trust} holds no trust anchors: {error.__class__.__name__}",
-            expected="ca.crt (PEM) and trust.pub (64 hexadecimal characters)",
-            next="copy them from the control plane",
-        ) from error
-    return Keyring([root], key)
-
-
-async def first_state(bundle: BundleWatch, trust: TrustWatch) -> None:
-    """Read until there is a bundle and a trust statement."""
-    while bundle.plans is None or trust.keyring.statement is None:
-        try:
-            await trust.refresh()
-            await bundle.refresh()
-        except Unavailable:
-            pass  # the server or the control plane is still coming up; the caller's deadline bounds this
-        await anyio.sleep(0.1)

@@ -1,13 +1,12 @@
 """From a durable to a handler: pull, verify, admit, deduplicate. What comes out of a feed may be handled.
 
 One feed serves one subscription, which has one durable per stream. Verification runs where the bytes arrive, without a
-task or a queue per event; an event whose key we do not know yet waits, and everything behind it waits too, so that
-fetching a certificate never reorders.
+task or a queue per event; an event whose key we do not know yet, or that older policies have to judge, waits, and
+everything behind it waits too, so that fetching a certificate or an old bundle never reorders.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from contextlib import suppress
@@ -17,10 +16,11 @@ import anyio
 
 from mesh import logs
 from mesh.delivery import Claim, DuplicateWindow
-from mesh.errors import IdentityError, MeshError, PublisherNotAllowed, Unavailable, UnknownKey, VerificationError
+from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, Unavailable, UnknownKey, VerificationError
 from mesh.event import decode
+from mesh.fetching import Fetcher
+from mesh.inbound import Admitted, Reading, Withheld
 from mesh.jetstream.puller import Puller
-from mesh.journey import Admitted, inbound
 from mesh.signing import Verifier
 from mesh.telemetry import counter
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from mesh.delivery import Key
-    from mesh.identity import Certificate
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
     from mesh.signing import Received
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag
 BEHIND_RETRY_S = 0.5  # our bundle is older than the event: a notice was lost, or is on its way
 PATIENCE_DELIVERIES = 60  # times that an event may come before "unknown key" or "not allowed" is the last word
-FETCH_RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between two tries to reach the trust bucket; the last one repeats
+PAST_RETRY_S = 5.0  # the stored bundle of an older revision is missing or wrong: only the control plane can help
 NO_BUNDLE_RETRY_S = 1.0
 IN_FLIGHT_RETRY_S = 5.0  # gone by then, where the handler has succeeded: its ack ends this delivery too
 
@@ -78,6 +77,7 @@ class Feed:
         connection: Connection,
         *,
         team: str,
+        subscription: str | None = None,
         durables: Sequence[tuple[str, str]],
         bundle: BundleWatch,
         trust: TrustWatch,
@@ -85,10 +85,13 @@ class Feed:
         window_size: int = 100_000,
     ) -> None:
         self._team = team
+        self._subscription = subscription
         self._bundle = bundle
-        self._trust = trust
+        self._reading: Reading | None = None
+        self._fetcher = Fetcher(bundle, trust)
         self.on_rejected: Callable[[Received, Puller, VerificationError], Awaitable[None]] = _hand_back
-        self._verifier = Verifier(trust.keyring, self._may_publish)
+        self.on_unmask: Callable[[Admitted], None] = lambda _: None  # what a grant that expires hands over
+        self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
         self.window = DuplicateWindow(window_size)
         self._parked: deque[tuple[Received, Puller]] = deque()
         self._ready: deque[Pulled] = deque()
@@ -125,7 +128,7 @@ class Feed:
         """Pull nothing more, and hand back at once what nobody has taken; what was taken can still be settled."""
         for puller in self._pullers:
             await puller.stop()
-        self._stopped = True  # from here on nothing becomes ready
+        self._stopped = self._fetcher.stopped = True  # from here on nothing becomes ready
         while self._ready:
             self.hand_back(self._ready.popleft())
         while self._parked:
@@ -145,11 +148,11 @@ class Feed:
 
     def take(self) -> Pulled | None:
         """The next event that may be handled, if one is there: what `next` would return without waiting."""
-        return self._ready.popleft() if self._ready else None
+        return self._hand_over()
 
     async def next(self) -> Pulled:
         """The next event that may be handled; waits for one. Any number may wait, the first comes first."""
-        while not self._ready:
+        while (pulled := self._hand_over()) is None:
             woken = anyio.Event()
             self._waiting.append(woken)
             try:
@@ -160,7 +163,37 @@ class Feed:
                 else:
                     self._waiting.remove(woken)
                 raise
-        return self._ready.popleft()
+        return pulled
+
+    def _hand_over(self) -> Pulled | None:
+        """The next event that may be handled now: a bundle or an end that came since it was admitted counts."""
+        while self._ready:
+            reading = self._reading
+            if reading is not None and reading.plans is not self._bundle.plans:
+                self._judge_again()
+                continue
+            pulled = self._ready.popleft()
+            if reading is None or not reading.expiring or (rule := pulled.event.rule) not in reading.expiring:
+                return pulled
+            if _now_ms() < reading.expiring[rule]:
+                self.on_unmask(pulled.event)
+                return pulled
+            self.window.forget(pulled.key)
+            self._on_event(pulled.received, pulled.puller)
+        return None
+
+    def _judge_again(self) -> None:
+        """What is ready was admitted by a bundle that is no longer in force: take it again, before what is parked."""
+        self._reading = None
+        ready, self._ready = self._ready, deque()
+        again = [(pulled.received, pulled.puller) for pulled in ready]
+        for pulled in ready:
+            self.window.forget(pulled.key)
+        if self._parked:
+            self._parked.extendleft(reversed(again))  # a fetch is under way, and takes them all in order
+            return
+        for received, puller in again:
+            self._on_event(received, puller)
 
     def progress(self) -> None:
         """Start the redelivery clock of what nobody has taken yet again: it is in hand, and its turn will come."""
@@ -177,6 +210,11 @@ class Feed:
         plans = self._bundle.plans
         return plans is not None and plans.may_publish(spiffe_id, type_, source)
 
+    def _read_by(self, plans: Plans) -> Reading:
+        """How our subscription reads under *plans*, once for each bundle."""
+        self._reading = Reading(plans, self._team, self._subscription, past=self._bundle.past)
+        return self._reading
+
     def _on_event(self, received: Received, puller: Puller) -> None:
         if self._parked:
             self._parked.append((received, puller))
@@ -189,11 +227,24 @@ class Feed:
         self._take(received, puller, plans)
 
     def _take(self, received: Received, puller: Puller, plans: Plans) -> None:
+        reading = self._reading
+        if reading is None or reading.plans is not plans:
+            if self._ready:  # admitted by the bundle before, and first in line
+                self._judge_again()
+                self._on_event(received, puller)
+                return
+            reading = self._read_by(plans)
         try:
             verified = self._verifier.verify(received)
+            outcome = reading.admit(verified, now_ms=_now_ms())
         except UnknownKey:
             self._parked.appendleft((received, puller))
             self._spawn(self._fetch_and_resume)
+            return
+        except RevisionNeeded as error:
+            self._parked.appendleft((received, puller))
+            revision = error.details["revision"]
+            self._spawn(lambda: self._fetch_past_and_resume(revision))
             return
         except VerificationError as error:
             if isinstance(error, PublisherNotAllowed) and self._behind(received, puller, decode(received.body), plans):
@@ -201,12 +252,8 @@ class Feed:
             self._reject(received, puller, error)
             return
         _verified.value += 1
-        outcome = inbound(verified, plans, self._team, now_ms=time.time_ns() // 1_000_000)
         if not isinstance(outcome, Admitted):
-            if self._behind(received, puller, verified.fields, plans):
-                return
-            WITHHELD.add(1, code=outcome.reason)
-            puller.ack(received)
+            self._withhold(received, puller, outcome, verified.fields, plans)
             return
         key = outcome.key
         claim = self.window.claim(key)
@@ -220,6 +267,13 @@ class Feed:
             puller.ack(received)
         else:  # a handler of ours has it: neither start another nor ack for it
             puller.nak(received, IN_FLIGHT_RETRY_S)
+
+    def _withhold(
+        self, received: Received, puller: Puller, outcome: Withheld, fields: dict[str, Any], plans: Plans
+    ) -> None:
+        if not self._behind(received, puller, fields, plans):
+            WITHHELD.add(1, code=outcome.reason)
+            puller.ack(received)
 
     def _behind(self, received: Received, puller: Puller, fields: dict[str, Any], plans: Plans) -> bool:
         """Whether the event was decided by a newer bundle than ours; then we look for that one before we judge.
@@ -245,16 +299,10 @@ class Feed:
     async def _fetch_and_resume(self) -> None:
         """Fetch the certificate the first parked event names, then take the parked ones in order."""
         received, puller = self._parked[0]
-        kid = _key_id(received)
-        try:
-            found = await self._fetch(kid) is not None
-        except IdentityError as error:
-            log.error("certificate_refused", code=error.code, kid=kid)
-            found = False
+        found = await self._fetcher.certificate(_key_id(received))
         if self._stopped:
             return
-        if not found:
-            self._parked.popleft()
+        if not found and self._unpark(received):
             REJECTED.add(1, code=UnknownKey.code)
             if received.deliveries > PATIENCE_DELIVERIES:
                 self._reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
@@ -262,23 +310,24 @@ class Feed:
                 puller.nak(received, UNKNOWN_KEY_RETRY_S)
         self._resume()
 
-    async def _fetch(self, kid: str) -> Certificate | None:
-        """The certificate of *kid*, however long the trust bucket is away: an event nobody could judge is not judged.
+    async def _fetch_past_and_resume(self, revision: int) -> None:
+        """Fetch the older bundle that the first parked event needs, then take the parked ones in order."""
+        received, puller = self._parked[0]
+        found = await self._fetcher.revision(revision)
+        if self._stopped:
+            return
+        if not found and self._unpark(received):
+            REJECTED.add(1, code=RevisionNeeded.code)
+            puller.nak(received, PAST_RETRY_S)
+        self._resume()
 
-        Raises:
-            IdentityError: There is one, and a root we trust did not issue it.
-        """
-        for number in itertools.count():
-            try:
-                return await self._trust.certificate(kid)
-            except IdentityError:
-                raise
-            except MeshError as error:
-                log.warning("certificate_unavailable", code=error.code, kid=kid)
-            if self._stopped:
-                break
-            await anyio.sleep(FETCH_RETRY_S[min(number, len(FETCH_RETRY_S) - 1)])
-        return None
+    def _unpark(self, received: Received) -> bool:
+        """Take one event out of the line; False where it is no longer in it."""
+        for place, (waiting, _) in enumerate(self._parked):
+            if waiting is received:
+                del self._parked[place]
+                return True
+        return False
 
     def _resume(self) -> None:
         plans = self._bundle.plans
@@ -289,7 +338,7 @@ class Feed:
                 puller.nak(received, NO_BUNDLE_RETRY_S)
                 continue
             self._take(received, puller, plans)
-            if self._parked:  # its key is unknown too, and a fetch for it has begun
+            if self._parked:  # something else is lacking for it, and a fetch of that has begun
                 self._parked.extend(parked)
                 return
 
@@ -302,6 +351,10 @@ class Feed:
 
         if self._tasks is not None:
             self._tasks.start_soon(guarded)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def _hand_back(received: Received, puller: Puller, _error: VerificationError) -> None:

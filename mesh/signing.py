@@ -156,22 +156,26 @@ class Verifier:
     Args:
         keyring: Certificates by key id, and what has been revoked.
         may_publish: `(spiffe_id, type, source)`: does policy let this identity publish that? Asked for every event.
+        might_publish: `(spiffe_id, type, source, stream_ms)`: did it when the stream took the event? Asked where the
+            policy of now does not: withdrawing a right does not kill what was published by it. What it raises passes.
         tenant: When given, the events' `tenant` must be this one.
         cache_size: Verified roots kept (least recently used leave). Only successes: a forgery cannot fill it.
     """
 
-    __slots__ = ("_cache_size", "_climb", "_keyring", "_may_publish", "_roots", "_tenant")
+    __slots__ = ("_cache_size", "_climb", "_keyring", "_may_publish", "_might_publish", "_roots", "_tenant")
 
     def __init__(
         self,
         keyring: Keyring,
         may_publish: Callable[[str, str, str], bool],
         *,
+        might_publish: Callable[[str, str, str, int], bool] | None = None,
         tenant: str | None = None,
         cache_size: int = CACHED_ROOTS,
     ) -> None:
         self._keyring = keyring
         self._may_publish = may_publish
+        self._might_publish = might_publish
         self._tenant = tenant
         self._climb = Climber().root
         self._cache_size = cache_size
@@ -197,7 +201,9 @@ class Verifier:
         kid = parts.kid
         certificate = self._certificate(received, parts)
         spiffe_id = certificate.spiffe_id
-        if not self._may_publish(spiffe_id, place.type, fields["source"]):
+        if not self._may_publish(spiffe_id, place.type, fields["source"]) and not self._might(
+            spiffe_id, place.type, fields["source"], received.stream_ms
+        ):
             what = f"{spiffe_id} may not publish {place.type} from this source"
             raise PublisherNotAllowed(
                 what, next="is its Access document in force, or its key stolen?", **_where(received)
@@ -208,6 +214,10 @@ class Verifier:
         self._check_times(received, parts)
         self._check_signature(received, parts, certificate)
         return Verified(received, fields, place, spiffe_id, kid)
+
+    def _might(self, spiffe_id: str, type_: str, source: str, stream_ms: int) -> bool:
+        """V5, where the policy of now says no."""
+        return self._might_publish is not None and self._might_publish(spiffe_id, type_, source, stream_ms)
 
     def _read_event(self, received: Received) -> tuple[Physical, dict[str, Any]]:
         """V1, subject and body."""

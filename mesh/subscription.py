@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from mesh.context import SubscriptionAddress
+    from mesh.inbound import Admitted
     from mesh.jetstream.connection import Connection
-    from mesh.journey import Admitted
     from mesh.watch import BundleWatch, TrustWatch
 
 PROGRESS_SHARE = 0.4  # of ack_wait between two "in progress" signals: one may be lost before the event comes again
@@ -125,6 +125,7 @@ class Subscription:
         bundle: BundleWatch,
         trust: TrustWatch,
         max_in_flight: int | None = None,
+        on_unmask: Callable[[Admitted], None] = lambda _: None,
     ) -> None:
         self.team = team
         self.name = name
@@ -133,6 +134,7 @@ class Subscription:
         self._bundle = bundle
         self._trust = trust
         self._max_in_flight = max_in_flight
+        self._on_unmask = on_unmask
         self._open: set[Delivery] = set()
         self._feed: Feed | None = None
         self._settler: Settler | None = None
@@ -164,6 +166,7 @@ class Subscription:
         self._feed = Feed(
             self._connection,
             team=self.team,
+            subscription=self.name,
             durables=[(stream, self.address.durable) for stream in streams],
             bundle=self._bundle,
             trust=self._trust,
@@ -178,6 +181,7 @@ class Subscription:
             window=self._feed.window,
         )
         self._feed.on_rejected = self._settler.quarantine
+        self._feed.on_unmask = self._on_unmask
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self._group.start_soon(self._feed.run)

@@ -7,21 +7,24 @@ one stays in force; before the first there is none, and no bundle means nothing 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import anyio
 
 from mesh import logs
-from mesh.errors import MeshError
+from mesh.bundles import Bundles, LastGood
+from mesh.errors import BadBundle, BundleChain, MeshError
 from mesh.jetstream.store import KeyValue
-from mesh.policy.bundle import Bundle
-from mesh.policy.compile import Plans
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from mesh.identity import Certificate, Keyring
     from mesh.jetstream.connection import Connection
+    from mesh.policy.compile import Plans
+    from mesh.reports import PolicyState
 
 NOTICE_SUBJECT = "ctl.notice"
 POLICY_BUCKET = "mesh_policy"
@@ -67,33 +70,104 @@ class Watch:
 
 
 class BundleWatch:
-    """Keeps the policy bundle in force; `plans` is None until the first valid one has arrived."""
+    """Keeps the policy bundle in force.
 
-    def __init__(self, connection: Connection, *, on_change: Callable[[Plans], None] | None = None) -> None:
+    Args:
+        connection: With the right to read the bundles.
+        policy_key: Public key that signs them, 32 bytes.
+        tenant: Whose they have to be; None for whichever comes first.
+        file: Where the last good one is kept; None for nowhere.
+        on_change: Called with the plans of each bundle that comes into force.
+        on_news: Called whenever `state` has changed: a bundle was adopted or refused.
+
+    Attributes:
+        plans: In force; None until the first valid bundle has come.
+        past: The plans of an older revision; raises `RevisionNeeded` where `fetch_past` has to get them first.
+        might_publish: V5 at stream time, see `Bundles.might_publish`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        policy_key: bytes,
+        *,
+        tenant: str | None = None,
+        file: Path | None = None,
+        on_change: Callable[[Plans], None] | None = None,
+        on_news: Callable[[], None] | None = None,
+    ) -> None:
         self._store = KeyValue(connection, POLICY_BUCKET)
         self._watch = Watch(connection, self.refresh, name="bundle")
-        self._on_change = on_change
+        self._bundles = Bundles(policy_key, tenant=tenant)
+        self._file = None if file is None else LastGood(file)
+        self._seen: tuple[int, int] | None = None
         self.plans: Plans | None = None
+        self.on_change = on_change
+        self.on_news = on_news
+        self.past = self._bundles.past
+        self.might_publish = self._bundles.might_publish
+
+    @property
+    def state(self) -> PolicyState:
+        """What to report."""
+        return self._bundles.state
+
+    def load(self) -> Plans | None:
+        """Begin with the last good bundle on disk, if there is one that still holds up; `on_change` is not called."""
+        envelope = None if self._file is None else self._file.read()
+        if envelope is not None:
+            try:
+                self._bundles.offer(envelope, at_ms=0, now_ms=_now_ms())
+            except BadBundle as error:
+                log.error("last_bundle_refused", code=error.code, error=error.message)
+            else:
+                self.plans = self._bundles.plans
+                log.info("last_bundle_loaded", revision=self.state.revision)
+        return self.plans
 
     async def refresh(self) -> None:
-        """Read the bundle once and adopt it if it is newer.
+        """Read the bundle once and adopt it if it is newer; one that is refused is logged, and the last good one stays.
 
         Raises:
-            MeshError: It cannot be read, or is not a bundle; the one in force stays.
+            MeshError: It cannot be read.
         """
         entry = await self._store.get(BUNDLE_KEY)
+        if entry is None or (entry.revision, entry.at_ms) == self._seen:
+            return
+        self._seen = entry.revision, entry.at_ms
+        before, adopted = self.state, False
+        try:
+            adopted = self._bundles.offer(entry.value, at_ms=entry.at_ms, now_ms=_now_ms())
+        except BadBundle as error:
+            said = error.details["revision"]
+            log.error("bundle_refused", code=error.code, error=error.message, revision=said, current=before.revision)
+        if adopted and (plans := self._bundles.plans) is not None:
+            self.plans = plans
+            log.info("bundle_adopted", tenant=plans.bundle.tenant, revision=self.state.revision)
+            if self.on_change is not None:
+                self.on_change(plans)
+        if self.state != before and self.on_news is not None:
+            self.on_news()
+        if adopted and self._file is not None:  # last: it waits for the disk
+            await anyio.to_thread.run_sync(self._file.write, entry.value)
+
+    async def fetch_past(self, revision: int) -> None:
+        """Read an older revision that `past` asked for.
+
+        Raises:
+            BadBundle: What is stored under its number is not it, or nothing is.
+            MeshError: It cannot be read.
+        """
+        entry = await self._store.get(f"{BUNDLE_KEY}.{revision}")
         if entry is None:
-            return
-        bundle = Bundle.decode(entry.value)
-        current = self.plans.bundle.revision if self.plans is not None else 0
-        if bundle.revision <= current:
-            if bundle.revision < current:
-                log.error("bundle_refused", code="bundle-rollback", revision=bundle.revision, current=current)
-            return
-        self.plans = Plans(bundle)
-        log.info("bundle_adopted", tenant=bundle.tenant, revision=bundle.revision)
-        if self._on_change is not None:
-            self._on_change(self.plans)
+            raise BundleChain(
+                f"the policies of revision {revision} are not stored any more",
+                expected=f"the key {BUNDLE_KEY}.{revision} in {POLICY_BUCKET}",
+                next="have the control plane restore it; copies made under it wait",
+                revision=revision,
+            )
+        self._bundles.add_past(revision, entry.value)
+        log.info("past_bundle_read", revision=revision)
 
     def wake(self) -> None:
         """Look for a newer one soon."""
@@ -134,3 +208,7 @@ class TrustWatch:
     async def run(self) -> None:
         """Run until cancelled."""
         await self._watch.run()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -22,6 +22,7 @@ from mesh.control.nats_server import end_with_parent
 from mesh.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 START_TIMEOUT_S = 30.0  # an agent is ready in under a second; a busy machine with many agents takes its time
@@ -43,14 +44,20 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class AgentProcess:
-    """One agent as a child process."""
+    """One agent as a child process.
 
-    def __init__(self, name: str, directory: Path, *, log_file: Path, nats_url: str, spiffe_id: str) -> None:
+    Args:
+        name: Of the agent.
+        directory: With its `agent.toml` and keys.
+        log_file: Where it writes.
+        settings: Environment variables over the `agent.toml`.
+    """
+
+    def __init__(self, name: str, directory: Path, *, log_file: Path, settings: Mapping[str, str]) -> None:
         self.name = name
         self.directory = directory
+        self.settings = dict(settings)
         self._log_file = log_file
-        # what may change between two starts, over an `agent.toml` that was written at the first
-        self._settings = {"MESH_AGENT_NATS_URL": nats_url, "MESH_AGENT_SPIFFE_ID": spiffe_id}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self.ports: Ports | None = None
@@ -126,7 +133,7 @@ class AgentProcess:
     def _spawn(self) -> None:
         self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        environment = {**os.environ, **self._settings, **self._same_ports()}
+        environment = {**os.environ, **self.settings, **self._same_ports()}
         with os.fdopen(descriptor, "wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.directory / "agent.toml")],

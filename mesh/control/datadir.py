@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mesh.errors import ConfigError
 
+CIPHER_BYTES = 64  # AES-SIV with two keys of 256 bits
 KEY_BYTES = 32  # dedupe and domain keys: BLAKE2b takes up to 64, 32 are beyond guessing
 TOKEN_BYTES = 32  # 43 characters of base64url
 OPEN_TO_OTHERS = 0o077  # any right of group or others
@@ -59,22 +60,22 @@ def write_if_changed(path: Path, content: bytes) -> bool:
     return True
 
 
-def hex_key(path: Path) -> bytes:
-    """A 32-byte key kept as 64 hexadecimal characters; made on first use.
+def hex_key(path: Path, size: int = KEY_BYTES) -> bytes:
+    """A key of *size* bytes kept as hexadecimal characters; made on first use.
 
     Raises:
         ConfigError: The file holds something else.
     """
     if not path.exists():
-        write_private(path, secrets.token_hex(KEY_BYTES).encode() + b"\n")
+        write_private(path, secrets.token_hex(size).encode() + b"\n")
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
         key = b""
-    if len(key) != KEY_BYTES:
+    if len(key) != size:
         raise ConfigError(
             f"{path} is not a key",
-            expected=f"{2 * KEY_BYTES} hexadecimal characters",
+            expected=f"{2 * size} hexadecimal characters",
             next="restore it from a backup; a new key makes new tokens and new message ids",
         )
     return key
@@ -136,6 +137,20 @@ class DataDirectory:
         return self.root / "trust"
 
     @property
+    def policy_key(self) -> Path:
+        """The seed of the key that signs policies."""
+        return self.admin / "policy.key"
+
+    def bundle(self, tenant: str) -> Path:
+        """The control plane's own copy of the bundle in force."""
+        return self.admin / "bundles" / f"{tenant}.bundle"
+
+    @property
+    def bundled(self) -> list[str]:
+        """The tenants of which there is such a copy."""
+        return sorted(path.stem for path in (self.admin / "bundles").glob("*.bundle"))
+
+    @property
     def log(self) -> Path:
         """One log file a process."""
         return self.root / "log"
@@ -166,6 +181,10 @@ class DataDirectory:
     def domain_key(self, tenant: str, domain: str) -> bytes:
         """A pseudonym domain's key; agents that mask in the domain get a copy."""
         return hex_key(self.admin / "domains" / tenant / f"{domain}.key")
+
+    def cipher_key(self, tenant: str, cipher: str) -> bytes:
+        """An encryption key by the name of who may read; agents that encrypt for these, and these, get a copy."""
+        return hex_key(self.admin / "ciphers" / tenant / f"{cipher}.key", CIPHER_BYTES)
 
 
 def _check_ours(root: Path) -> None:

@@ -21,12 +21,13 @@ from mesh.policy.grants import outermost
 from mesh.subjects import Pattern, physical_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
     from mesh.signing import Received
 
+ANY_VIEW = "*"
 IDLE_NS = 300_000_000_000  # the server removes the consumer this long after the last pull: a reader died, or stalls
 ACK_WAIT_NS = 30_000_000_000  # what was on its way when a connection ended comes again after this
 DELETE_S = 2.0  # for the server to remove the consumer when we leave; else it does so by itself
@@ -35,7 +36,12 @@ REMEMBERED = 10_000  # events taken last, by stream and sequence: an ack and a r
 
 
 def view_filters(plans: Plans, team: str, pattern: Pattern, *, now_ms: int) -> dict[str, list[str]]:
-    """What *team* may look at within *pattern*: subject filters by stream, in the view of each of its grants."""
+    """What *team* may look at within *pattern*: subject filters by stream, in the view of each of its grants.
+
+    Where its rights have changed since the oldest copies, those may be in views that it reads no more: then every view
+    is read, and what the team is shown is for `mesh.inbound` to say.
+    """
+    changed = any(past.revision < plans.bundle.since_of(team) for past in plans.bundle.lineage)
     grants = plans.grants(now_ms=now_ms)
     found: dict[str, list[str]] = {}
     for domain in grants.domains:
@@ -46,7 +52,7 @@ def view_filters(plans: Plans, team: str, pattern: Pattern, *, now_ms: int) -> d
         for grant in grants.teams.get(team, ()):
             seen = grant.pattern.intersection(reach)
             if seen is not None:
-                by_view.setdefault(grant.view, []).append(seen)
+                by_view.setdefault(ANY_VIEW if changed else grant.view, []).append(seen)
         filters = [physical_pattern(grants.site, v, p) for v, patterns in by_view.items() for p in outermost(patterns)]
         if filters:
             found[grants.streams[domain]] = filters
@@ -99,7 +105,11 @@ class Events:
 
 @asynccontextmanager
 async def reading(
-    connection: Connection, filters: dict[str, list[str]], *, new_only: bool
+    connection: Connection,
+    filters: dict[str, list[str]],
+    *,
+    new_only: bool,
+    first: Mapping[str, int] | None = None,
 ) -> AsyncIterator[tuple[int, Events]]:
     """Read events that match *filters* by stream.
 
@@ -107,6 +117,7 @@ async def reading(
         connection: With the control plane's credentials in the tenant's account.
         filters: Stream -> subject filters, none contained in another.
         new_only: Begin with what is stored from now on, else with the oldest.
+        first: By stream the sequence to begin with, instead of the oldest.
 
     Yields:
         How many are stored now, and the events in the order of each stream; they go on with new ones for ever.
@@ -117,9 +128,8 @@ async def reading(
     try:
         for stream, subjects in filters.items():
             name = f"read-{secrets.token_hex(8)}"
-            info = await api(
-                connection, f"CONSUMER.CREATE.{stream}.{name}", _request(stream, name, subjects, new_only=new_only)
-            )
+            request = _request(stream, name, subjects, new_only=new_only, first=(first or {}).get(stream, 0))
+            info = await api(connection, f"CONSUMER.CREATE.{stream}.{name}", request)
             consumers[stream] = name
             stored += info["num_pending"]
         pullers = [_puller(connection, stream, name, events) for stream, name in consumers.items()]
@@ -146,7 +156,7 @@ def _puller(connection: Connection, stream: str, name: str, events: Events) -> P
     return puller
 
 
-def _request(stream: str, name: str, subjects: Sequence[str], *, new_only: bool) -> dict[str, object]:
+def _request(stream: str, name: str, subjects: Sequence[str], *, new_only: bool, first: int) -> dict[str, object]:
     config: dict[str, object] = {
         "name": name,
         "deliver_policy": "new" if new_only else "all",
@@ -156,5 +166,7 @@ def _request(stream: str, name: str, subjects: Sequence[str], *, new_only: bool)
         "mem_storage": True,
         "num_replicas": 1,
     }
+    if first:
+        config.update({"deliver_policy": "by_start_sequence", "opt_start_seq": first})
     config.update({"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": list(subjects)})
     return {"stream_name": stream, "config": config, "action": "create"}

@@ -1,7 +1,6 @@
-"""From policies to a running tenant: accounts, streams, durables, trust, bundle. What is already so is left alone.
+"""Whom a mesh believes: the operator that signs accounts and credentials, and each tenant's trust store.
 
-The order of a change takes rights away first and hands the bundle out last: accounts, then streams and durables (a
-filter added after an event would skip it), then trust, then the bundle, then the notice.
+What the policies let workloads do is in `enforce.py`, and the policies themselves in `policies.py`.
 """
 
 from __future__ import annotations
@@ -11,27 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec.structs import replace
 
 from mesh import logs
-from mesh.control.accounts_push import push
 from mesh.control.nkeys import NkeyFiles
 from mesh.errors import IdentityError
 from mesh.identity import TrustStatement
 from mesh.jetstream import accounts
-from mesh.jetstream.changes import plan
-from mesh.jetstream.manage import apply, read_actual
 from mesh.jetstream.store import KeyValue
-from mesh.jetstream.topology import desired
-from mesh.policy.bundle import Bundle
-from mesh.watch import BUNDLE_KEY, NOTICE_SUBJECT, POLICY_BUCKET, TRUST_BUCKET, TRUST_KEY
+from mesh.watch import NOTICE_SUBJECT, TRUST_BUCKET, TRUST_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mesh.control.trust import Authority
     from mesh.jetstream.connection import Connection
-    from mesh.policy.grants import Grants
 
 SYSTEM = "system"
 TEAM_PREFIX = "team-"  # of a team's own account; no agent's name begins with it
@@ -70,39 +62,39 @@ class Operator:
         name = f"{tenant}/{workload}"
         return self._creds(name, name, workload, subscribe=accounts.workload_subscribe(workload))
 
-    def tokens(self, tenant: str, site: str, grants: Grants) -> list[str]:
-        """The account JWTs of one tenant: its own, and one for each agent and each team."""
-        operator, owner = self.keys.get("operator", "operator"), self.keys.get("account", tenant)
-        iat = now_ms() // 1000
-        own = accounts.account_jwt(
-            operator, owner.public, tenant, exports=accounts.TENANT_EXPORTS, jetstream=True, iat=iat
+    def tenant_token(self, tenant: str) -> str:
+        """The JWT of the account that holds a tenant's streams and exports its subjects."""
+        owner = self.keys.get("account", tenant)
+        return accounts.account_jwt(
+            self.keys.get("operator", "operator"),
+            owner.public,
+            tenant,
+            exports=accounts.TENANT_EXPORTS,
+            jetstream=True,
+            iat=now_ms() // 1000,
         )
-        found = [own]
-        for agent, held in grants.agents.items():
-            imports = accounts.publish_imports(owner.public, site, held.publish)
-            found.append(self._workload_token(owner.public, tenant, agent, imports, iat))
-        for team in grants.teams:
-            mine = [grant for grant in grants.active if grant.team == team]
-            imports = accounts.subscription_imports(owner.public, site, grants.domains, mine)
-            found.append(self._workload_token(owner.public, tenant, team_workload(team), imports, iat))
-        current = {*grants.agents, *(team_workload(team) for team in grants.teams)}
-        gone = [name for name in self.keys.accounts(tenant) if name not in current]
-        return found + [self._closed_token(f"{tenant}/{name}", iat) for name in gone]
 
-    def _closed_token(self, name: str, iat: int) -> str:
-        """The account of a workload that the policies no longer know: nobody connects, who is connected is cut off."""
-        operator, account = self.keys.get("operator", "operator"), self.keys.get("account", name)
-        return accounts.account_jwt(operator, account.public, name, closed=True, iat=iat)
-
-    def _workload_token(self, owner: str, tenant: str, workload: str, imports: list[accounts.Import], iat: int) -> str:
+    def workload_token(self, tenant: str, workload: str, imports: Iterable[accounts.Import]) -> str:
+        """The JWT of the account of an agent or a team: *imports*, and what every workload takes."""
         name = f"{tenant}/{workload}"
+        every = accounts.workload_imports(self.public(tenant), workload)
         return accounts.account_jwt(
             self.keys.get("operator", "operator"),
             self.keys.get("account", name).public,
             name,
-            imports=[*accounts.workload_imports(owner, workload), *imports],
-            iat=iat,
+            imports=[*every, *imports],
+            iat=now_ms() // 1000,
         )
+
+    def closed_token(self, tenant: str, workload: str) -> str:
+        """The account of a workload that the policies no longer know: nobody connects, who is connected is cut off."""
+        name = f"{tenant}/{workload}"
+        operator, account = self.keys.get("operator", "operator"), self.keys.get("account", name)
+        return accounts.account_jwt(operator, account.public, name, closed=True, iat=now_ms() // 1000)
+
+    def public(self, account: str) -> str:
+        """The public key of an account."""
+        return self.keys.get("account", account).public
 
     def _creds(self, account: str, user: str, name: str, *, subscribe: tuple[str, ...] | None) -> bytes:
         key = self.keys.get("user", user)
@@ -118,22 +110,13 @@ def team_workload(team: str) -> str:
 
 
 class Reconciler:
-    """Brings one tenant to what its policies say."""
+    """Keeps what everybody in one tenant verifies by: certificates, the trust statement, and the notices of news."""
 
     def __init__(self, connection: Connection, authority: Authority) -> None:
         self._connection = connection
         self._authority = authority
         self._trust = KeyValue(connection, TRUST_BUCKET)
-        self._policy = KeyValue(connection, POLICY_BUCKET)
         self._epoch = 0
-
-    async def streams(self, site: str, grants: Grants) -> None:
-        """Make the streams and durables; what would lose data is logged and left."""
-        target = desired(site, grants.domains, grants.active)
-        changes = plan(target, await read_actual(self._connection))
-        for change in changes:
-            log.info("topology_change", change=change.text, refused=change.refused)
-        await apply(self._connection, changes)
 
     async def certificates(self, held: Mapping[str, bytes]) -> None:
         """Publish certificates (DER) by key id, where they are not there yet."""
@@ -148,24 +131,7 @@ class Reconciler:
             self._epoch = await self._last_epoch()
         self._epoch += 1
         await self._trust.put(TRUST_KEY, self._authority.statement(epoch=self._epoch, now_ms=now_ms()))
-        await self.notice("trust", self._epoch)
-
-    async def bundle(self, candidate: Bundle) -> Bundle:
-        """Hand *candidate* out unless the bundle in force says the same; returns the one in force."""
-        entry = await self._policy.get(BUNDLE_KEY)
-        if entry is not None:
-            current = Bundle.decode(entry.value)
-            if current.policies == candidate.policies and current.trust_domain == candidate.trust_domain:
-                return current
-            candidate = replace(candidate, revision=current.revision + 1, previous=current.digest)
-        await self._policy.put(BUNDLE_KEY, candidate.encode(), entry.revision if entry else 0)
-        await self.notice("bundle", candidate.revision)
-        log.info("bundle_handed_out", tenant=candidate.tenant, revision=candidate.revision)
-        return candidate
-
-    async def notice(self, what: str, number: int) -> None:
-        """Tell everybody to look again."""
-        await self._connection.publish(NOTICE_SUBJECT, msgspec.json.encode({"kind": what, "revision": number}))
+        await notice(self._connection, "trust", self._epoch)
 
     async def _last_epoch(self) -> int:
         entry = await self._trust.get(TRUST_KEY)
@@ -178,7 +144,6 @@ class Reconciler:
             return 0
 
 
-async def push_accounts(system: Connection, operator: Operator, tenant: str, site: str, grants: Grants) -> None:
-    """Make the server's accounts of *tenant* be what *grants* say."""
-    pushed = await push(system, operator.tokens(tenant, site, grants))
-    log.info("accounts_pushed", tenant=tenant, changed=len(pushed))
+async def notice(connection: Connection, what: str, number: int) -> None:
+    """Tell everybody in the tenant to look again."""
+    await connection.publish(NOTICE_SUBJECT, msgspec.json.encode({"kind": what, "revision": number}))

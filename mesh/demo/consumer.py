@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from mesh.client import Mesh
-    from mesh.journey import Admitted
+    from mesh.inbound import Admitted
 
 FAILURES = 2  # of the handler that fails, before it succeeds
 

@@ -132,7 +132,10 @@ TENANT_EXPORTS = (
 
 
 def workload_imports(tenant: str, name: str) -> list[Import]:
-    """What every workload takes: its audit and report subjects, the tenant's bundle, the trust store, the notices.
+    """What every workload takes: its audit and report subjects, the tenant's bundles, the trust store, the notices.
+
+    Each of its instances (one a process) reports on a subject of its own. The bundle in force, each revision that is
+    still needed for older copies, and the candidate that is tried in the shadow have a key each.
 
     Args:
         tenant: Public key of the tenant account.
@@ -140,10 +143,12 @@ def workload_imports(tenant: str, name: str) -> list[Import]:
     """
     services = (
         f"audit.{name}",
-        f"report.{name}",
+        f"report.{name}.*",
         "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle",
+        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle.*",
+        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.shadow",
         "$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.>",
-        f"$JS.API.DIRECT.GET.REPORTS.report.{name}",  # its time stamp is the server's clock
+        f"$JS.API.DIRECT.GET.REPORTS.report.{name}.*",  # its time stamp is the server's clock
     )
     return [*(Import(tenant, subject) for subject in services), Import(tenant, "ctl.notice", kind="stream")]
 

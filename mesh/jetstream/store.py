@@ -6,6 +6,7 @@ Buckets are made by the topology, and only the control plane may put.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -22,10 +23,11 @@ _OK = (None, 200)
 
 
 class Entry(NamedTuple):
-    """A key's value and the stream sequence it was put at."""
+    """A key's value, the stream sequence it was put at, and when, by the server's clock (Unix milliseconds)."""
 
     value: bytes
     revision: int
+    at_ms: int = 0
 
 
 class KeyValue:
@@ -56,7 +58,7 @@ class KeyValue:
             raise RequestFailed(message, got=f"status {reply.status}", err_code=0)
         if headers.get("kv-operation", "PUT") != "PUT" or "nats-marker-reason" in headers:
             return None
-        return Entry(reply.data, int(headers["nats-sequence"]))
+        return Entry(reply.data, int(headers["nats-sequence"]), _stamp_ms(headers.get("nats-time-stamp", "")))
 
     async def put(self, key: str, value: bytes, expected_revision: int | None = None) -> int:
         """Store *value* and return its revision.
@@ -83,6 +85,27 @@ class KeyValue:
             message = f"another stream took the key {key}"
             raise RequestFailed(message, expected=self._stream, got=ack.stream, err_code=0)
         return ack.seq
+
+    async def delete(self, key: str) -> None:
+        """Leave a marker in the place of *key*: `get` then finds nothing.
+
+        Raises:
+            As `put`.
+        """
+        headers = {"KV-Operation": "DEL"}
+        reply = await self._connection.request(self._subject + _checked(key), b"", headers=headers)
+        ack = msgspec.json.decode(reply.data, type=_Ack)
+        if ack.error is not None:
+            message = f"{self._stream} refused to delete the key {key}: {ack.error.description}"
+            raise RequestFailed(message, err_code=ack.error.err_code)
+
+
+def _stamp_ms(text: str) -> int:
+    """`Nats-Time-Stamp` (RFC 3339 with nanoseconds) as Unix milliseconds; 0 where there is none."""
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except ValueError:
+        return 0
 
 
 class _AckError(msgspec.Struct):

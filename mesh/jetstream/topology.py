@@ -36,7 +36,7 @@ class Sizes:
     event_bytes: int = 1024 * MIB
     dlq_bytes: int = 512 * MIB
     audit_bytes: int = 1024 * MIB
-    small_bytes: int = 256 * MIB  # advisories, reports, each KV bucket
+    small_bytes: int = 256 * MIB  # advisories, reports, each KV bucket: 1,000 bundles of 250 KB
     replicas: int = 1
 
 
@@ -207,9 +207,9 @@ def _fixed_streams(sizes: Sizes) -> tuple[StreamSpec, ...]:
     def small(name: str, *subjects: str, **more: Any) -> StreamSpec:
         return StreamSpec(name, subjects, sizes.small_bytes, replicas=sizes.replicas, **more)
 
-    def bucket(name: str, history: int) -> StreamSpec:
+    def bucket(name: str) -> StreamSpec:
         # A KV put may carry `Nats-Rollup: all` and wipe its bucket: nobody but the control plane may put.
-        return small(f"KV_{name}", f"$KV.{name}.>", max_per_subject=history, rollup=True)
+        return small(f"KV_{name}", f"$KV.{name}.>", max_per_subject=1, rollup=True)
 
     return (
         StreamSpec(
@@ -223,10 +223,11 @@ def _fixed_streams(sizes: Sizes) -> tuple[StreamSpec, ...]:
             max_age_s=EVENT_AGE_S,
             full="old",
         ),
-        small("REPORTS", "report.>", max_per_subject=1),
-        bucket("mesh_policy", 64),  # old bundles stay, to roll back to and to read old copies with
-        bucket("mesh_trust", 1),
-        bucket("mesh_agents", 1),
+        # an instance reports every minute; one that has been silent for a day is gone
+        small("REPORTS", "report.>", max_age_s=DAY_S, max_per_subject=1, full="old"),
+        bucket("mesh_policy"),  # a key for each revision that older copies still need
+        bucket("mesh_trust"),
+        bucket("mesh_agents"),
     )
 
 

@@ -1,11 +1,28 @@
 """Policies: who may publish, who sees what, and how it is masked. Pure: text and bytes in, decisions and fields out.
 
-model.py            the kinds of documents, as types
-nodes.py, bind.py   YAML text, strictly, to those types, with lines
-check.py, crosscheck.py, load.py      what a document, and a set of them, must hold
-paths.py, actions.py, mask.py         one event as one view shows it
-expressions.py      conditions, a subset of CEL
-rules.py, decide.py, grants.py        rights and refusals: for one event, and as NATS enforces them
-bundle.py           one tenant's policies as numbered canonical bytes
-compile.py          `Plans`: a bundle ready to decide and mask with
+What is written:
+model.py                                the kinds of documents, as types; schema.py: their shapes, for editors
+nodes.py, bind.py                       YAML text, strictly, to those types, with lines
+check*.py, crosscheck.py, load.py       what a document, and a set of them, must hold
+expressions.py, cel/                    conditions, a subset of CEL
+
+What it comes to, for one event:
+compile.py                              `Plans`: a bundle ready to decide and mask with
+rules.py, decide.py, routes.py          rights, refusals and routes
+paths.py, judge.py, walkers.py, mask.py one event as one view shows it
+actions.py, generalize.py, ciphers.py   what each mask makes of a value
+tighten.py, bridge.py                   a stored copy under the policies of then and of now
+
+What it comes to, for everybody:
+grants.py, granting.py                  the same as NATS enforces it
+atoms.py, matrix.py, seen.py            who sees what, exactly
+diff*.py, joint.py, wider.py, replay.py two sets of policies compared
+suite.py, trial.py, coverage.py         the policies' own tests; invariants.py: what holds of the whole matrix
+explain*.py, because.py, enforced.py    one decision taken apart
+sentences.py, lint.py                   policies read back in English, and what deserves a look
+
+How it travels:
+bundle.py, history.py                   one tenant's policies as numbered canonical bytes that remember those before
+envelope.py                             signed and chained; candidate.py: signed, and never in force
+shadow*.py                              a candidate beside the policies in force
 """

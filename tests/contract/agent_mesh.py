@@ -25,7 +25,9 @@ from mesh.jetstream.changes import plan
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
 from mesh.jetstream.topology import Sizes, desired
-from mesh.policy.bundle import compile_bundles
+from mesh.policy.bundle import Bundle, compile_bundles
+from mesh.policy.envelope import open_bundle, seal_bundle
+from mesh.policy.history import lineage, since
 from mesh.policy.load import load
 
 POLICIES = """
@@ -72,6 +74,8 @@ spec:
 """
 SMALL = Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=16 << 20)
 DOMAINS = ("crm", "github")
+POLICY_SEED = bytes(range(32))
+POLICY_KEY = Ed25519PrivateKey.from_private_bytes(POLICY_SEED).public_key().public_bytes_raw()
 SETTINGS = """
 name = "crm-adapter"
 tenant = "acme"
@@ -115,6 +119,7 @@ def write_directory(base: Path) -> Path:
     for directory in ("trust", "domains"):
         (base / directory).mkdir(exist_ok=True)
     (base / "trust" / "ca.crt").write_bytes(ca.cert_pem)
+    (base / "trust" / "policy.pub").write_text(POLICY_KEY.hex() + "\n")
     (base / "event.key").write_bytes(seed_to_pem(seed))
     (base / "event.crt").write_bytes(load_der_x509_certificate(issued).public_bytes(Encoding.PEM))
     for name in ("dedupe.key", "domains/customer.key"):
@@ -149,17 +154,45 @@ class Streams:
             await connection.close()
             await server.stop()
 
-    async def hand_out(self, *, revision: int = 1, policies: str = POLICIES) -> None:
-        """Put a bundle and tell the agents."""
-        bundles = compile_bundles(
+    async def hand_out(self, *, policies: str = POLICIES) -> Bundle:
+        """Put the next revision, as the control plane does, and tell the agents."""
+        store = KeyValue(self.connection, "mesh_policy")
+        entry = await store.get("bundle")
+        current = None if entry is None else open_bundle(entry.value, POLICY_KEY)
+        bundle = self.next_bundle(policies, current, 0 if entry is None else entry.at_ms)
+        sealed = seal_bundle(bundle, POLICY_SEED)
+        await store.put(f"bundle.{bundle.revision}", sealed)
+        await self.put(sealed)
+        return bundle
+
+    async def put(self, envelope: bytes) -> None:
+        """Put any bytes in the bundle's place, and tell the agents."""
+        await KeyValue(self.connection, "mesh_policy").put("bundle", envelope)
+        await self.connection.publish("ctl.notice", b"{}")
+
+    async def envelope(self) -> bytes:
+        """The sealed bundle in force."""
+        entry = await KeyValue(self.connection, "mesh_policy").get("bundle")
+        return b"" if entry is None else entry.value
+
+    @staticmethod
+    def next_bundle(policies: str, current: Bundle | None, at_ms: int) -> Bundle:
+        """The revision after *current*, which the server stored at *at_ms*."""
+        made = compile_bundles(
             load({"policies.yaml": policies}),
-            revision=revision,
+            revision=1,
             site="local",
             trust_domain="mesh.local",
             created_ms=now_ms(),
+        )["acme"]
+        number = 1 if current is None else current.revision + 1
+        return msgspec.structs.replace(
+            made,
+            revision=number,
+            previous="" if current is None else current.digest,
+            lineage=() if current is None else lineage(current, at_ms, now_ms()),
+            since=since(current, made.policies, number),
         )
-        await KeyValue(self.connection, "mesh_policy").put("bundle", bundles["acme"].encode())
-        await self.connection.publish("ctl.notice", b"{}")
 
     async def stored(self, stream: str = "EV_local_crm") -> int:
         """Messages in a stream."""

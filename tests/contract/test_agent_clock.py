@@ -11,6 +11,7 @@ from agent.clock import MAX_OFFSET_MS, ServerClock
 from agent.core import Agent
 from agent.settings import load
 from mesh.errors import ClockWrong
+from mesh.reports import PolicyState, Reporter
 from tests.contract.agent_mesh import Streams, event, now_ms, write_directory
 
 pytestmark = pytest.mark.anyio
@@ -29,6 +30,11 @@ class Skewed:
         return now_ms() + self.skew_ms
 
 
+def reporter(streams: Streams) -> Reporter:
+    """An agent's."""
+    return Reporter(streams.connection, "crm-adapter", kind="agent", state=PolicyState)
+
+
 @pytest.fixture(scope="module")
 async def streams(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Streams]:
     """The tenant's streams and bundle."""
@@ -39,7 +45,7 @@ async def streams(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Str
 @pytest.mark.parametrize("skew_ms", [0, 90_000, -90_000, MAX_OFFSET_MS - SLACK_MS, -(MAX_OFFSET_MS - SLACK_MS)])
 async def test_the_offset_is_measured_on_the_servers_clock(streams: Streams, skew_ms: int) -> None:
     """Ahead is positive, behind negative, within the time that the measurement took; over 20 s is wrong."""
-    clock = ServerClock(streams.connection, "crm-adapter", Skewed(skew_ms))
+    clock = ServerClock(streams.connection, reporter(streams), Skewed(skew_ms))
     unmeasured = clock.wrong
     await clock.measure()
     assert clock.offset_ms is not None
@@ -53,14 +59,14 @@ async def test_the_offset_is_measured_on_the_servers_clock(streams: Streams, ske
 async def test_without_an_answer_the_last_measurement_stays(streams: Streams) -> None:
     """A report that nobody takes, or that another stream takes, says nothing about the clock."""
     ours = Skewed(90_000)
-    clock = ServerClock(streams.connection, "crm-adapter", ours)
+    clock = ServerClock(streams.connection, reporter(streams), ours)
     await clock.measure()
     ours.skew_ms = 0
     for nobodys in ("nobody.hears", "audit.crm-adapter"):
-        clock._subject = nobodys
+        clock._reporter.subject = nobodys
         await clock.measure()
         assert clock.wrong
-    clock._subject = "report.crm-adapter"
+    clock._reporter = reporter(streams)
     await clock.measure()
     assert not clock.wrong
 
@@ -80,8 +86,8 @@ async def test_an_agent_with_a_wrong_clock_takes_nothing(streams: Streams, tmp_p
             await agent.publish(event())
         assert refused.value.status == 503
         ours.skew_ms = 0
-        assert agent._server_clock is not None
-        await agent._server_clock.measure()
+        assert agent._policies is not None
+        await agent._policies.clock.measure()
         assert agent.not_ready() == []
         assert (await agent.publish(event())).copies
     finally:

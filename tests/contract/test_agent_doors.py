@@ -452,12 +452,15 @@ async def test_a_new_bundle_is_swapped_whole_and_an_older_one_refused(tmp_path: 
         await until(lambda: not running.agent.not_ready())
         assert (await http.post(event())).status == 202
         denied = "\n    - {id: none, who: {teams: [crm]}, publish: ['crm.contact.>'], when: \"data.country == 'DE'\"}\n"
-        await streams.hand_out(revision=2, policies=POLICIES.rstrip() + denied)
+        first = await streams.envelope()
+        await streams.hand_out(policies=POLICIES.rstrip() + denied)
         await until(lambda: running.agent.state()["bundle_revision"] == 2)
         assert (await http.post(event())).status == 403
-        await streams.hand_out(revision=1)
-        await until_read(streams, running)
-        assert (await http.post(event())).status == 403
+        for bad, code in ((first, "bundle-rollback"), (b"{}", "bundle-signature")):
+            await streams.put(bad)
+            await until(lambda code=code: refusal(running) == code)
+            assert (await http.post(event())).status == 403
+            assert running.agent.state()["bundle_revision"] == 2
 
 
 async def test_a_missing_domain_key_is_named_and_waited_for(streams: Streams, tmp_path: Path) -> None:
@@ -496,13 +499,10 @@ async def test_it_serves_where_the_ports_cannot_be_written(file: str, streams: S
     assert not list(base.glob(".ports.json*"))
 
 
-async def until_read(streams: Streams, running: Sidecar) -> None:
-    """Until the agent has looked again: a further revision tells."""
-    await streams.hand_out(revision=1)
-    for _ in range(20):
-        await streams.connection.flush(5)
-        await asyncio.sleep(0.01)
-    assert running.agent.state()["bundle_revision"] == 2
+def refusal(running: Sidecar) -> str | None:
+    """The code of the last bundle that the agent refused."""
+    refused = running.agent.state()["bundle_refused"]
+    return refused and str(refused["code"])
 
 
 async def test_a_stream_that_is_away_gets_503_and_the_same_event_later_202(tmp_path: Path) -> None:

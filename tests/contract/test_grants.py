@@ -121,7 +121,9 @@ async def test_a_publisher_gets_acks_for_its_types_in_every_slot(mesh: OperatorM
         "ev.local.clear.s03.hr.person.hired.v1",
         "dlq.support.contacts",
         "audit.desk",
-        "report.desk",
+        "report.desk.1",
+        "report.crm-adapter",
+        "ctl.policy.apply",
         "$KV.mesh_policy.bundle",
         "$KV.mesh_trust.trust",
         "ctl.notice",
@@ -138,7 +140,7 @@ async def test_a_publisher_gets_acks_for_its_types_in_every_slot(mesh: OperatorM
         f"$JS.API.DIRECT.GET.{STREAM}.{EVENT}",
         "$JS.API.DIRECT.GET.KV_mesh_policy.>",
         "$JS.API.DIRECT.GET.KV_mesh_policy",
-        "$JS.API.DIRECT.GET.REPORTS.report.desk",
+        "$JS.API.DIRECT.GET.REPORTS.report.desk.1",
     ],
 )
 async def test_a_publisher_reaches_nothing_else(mesh: OperatorMode, subject: str) -> None:
@@ -160,17 +162,18 @@ async def test_overlapping_grants_store_an_event_once(mesh: OperatorMode) -> Non
 
 
 async def test_every_workload_reads_policy_trust_and_its_own_report(mesh: OperatorMode) -> None:
-    """Direct Get of the bundle, any trust key and the own report; the audit and report subjects store."""
+    """Direct Get of any bundle, any trust key and the own reports; the audit and report subjects store."""
     desk = await mesh.workload("desk", [])
-    await mesh.tenant.request("$KV.mesh_policy.bundle", b"policy")
     await mesh.tenant.request("$KV.mesh_trust.cert.abc", b"certificate")
-    bucket = "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle"
-    assert (await desk.request(bucket, b"")).data == b"policy"
+    bucket = "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy"
+    for key in ("bundle", "bundle.7", "shadow"):
+        await mesh.tenant.request(f"$KV.mesh_policy.{key}", b"policy")
+        assert (await desk.request(f"{bucket}.{key}", b"")).data == b"policy"
     trust = "$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.abc"
     assert (await desk.request(trust, b"")).data == b"certificate"
     assert (await publish(desk, "audit.desk"))["stream"] == "AUDIT"
-    assert (await publish(desk, "report.desk", b"well"))["stream"] == "REPORTS"
-    assert (await desk.request("$JS.API.DIRECT.GET.REPORTS.report.desk", b"")).data == b"well"
+    assert (await publish(desk, "report.desk.1a2b3c4d", b"well"))["stream"] == "REPORTS"
+    assert (await desk.request("$JS.API.DIRECT.GET.REPORTS.report.desk.1a2b3c4d", b"")).data == b"well"
 
 
 async def test_notices_arrive_across_accounts(mesh: OperatorMode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mesh.errors import BadSubject, RequestFailed, Unavailable
 from mesh.jetstream import manage
 from mesh.jetstream.changes import plan
 from mesh.jetstream.connection import Connection
-from mesh.jetstream.store import WRONG_LAST_SEQUENCE, Entry, KeyValue
+from mesh.jetstream.store import WRONG_LAST_SEQUENCE, KeyValue
 from mesh.jetstream.topology import Sizes, desired
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +42,9 @@ async def test_put_then_get(connection: Connection) -> None:
     store = KeyValue(connection, "mesh_trust")
     value = bytes(range(256)) * 3
     revision = await store.put("cert.Ab-_9", value)
-    assert await store.get("cert.Ab-_9") == Entry(value, revision)
+    entry = await store.get("cert.Ab-_9")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (value, revision)
     assert await store.get("cert.other") is None
 
 
@@ -50,7 +53,9 @@ async def test_the_last_put_wins(connection: Connection) -> None:
     store = KeyValue(connection, "mesh_policy")
     await store.put("bundle", b"one")
     revision = await store.put("bundle", b"")
-    assert await store.get("bundle") == Entry(b"", revision)
+    entry = await store.get("bundle")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"", revision)
 
 
 async def test_expected_revision(connection: Connection) -> None:
@@ -75,14 +80,39 @@ async def test_a_deleted_key_is_absent(connection: Connection) -> None:
     assert await store.get("trust") is None
 
 
-async def test_policy_keeps_old_bundles_and_trust_does_not(connection: Connection) -> None:
-    """64 revisions of the bundle stay in the stream, one of the trust statement."""
-    for bucket, kept in (("mesh_policy", 64), ("mesh_trust", 1)):
+async def test_a_bucket_keeps_one_value_a_key(connection: Connection) -> None:
+    """The last value of each key stays in the stream; older revisions of the policies have keys of their own."""
+    for bucket in ("mesh_policy", "mesh_trust"):
         store = KeyValue(connection, bucket)
-        for number in range(70):
+        for number in range(5):
             await store.put("bundle", b"%d" % number)
         state = (await manage.stream_info(connection, f"KV_{bucket}"))["state"]
-        assert state["messages"] == kept
+        assert state["messages"] == 1
+
+
+async def test_an_entry_says_when_it_was_put(connection: Connection) -> None:
+    """The server's clock in milliseconds: it never goes back from one put to the next, and is today's."""
+    store = KeyValue(connection, "mesh_policy")
+    stamps = []
+    for number in range(3):
+        await store.put("bundle", b"%d" % number)
+        entry = await store.get("bundle")
+        assert entry is not None
+        stamps.append(entry.at_ms)
+    assert stamps == sorted(stamps)
+    assert abs(stamps[0] / 1000 - time.time()) < 60
+
+
+async def test_delete_leaves_nothing_to_read(connection: Connection) -> None:
+    """A deleted key reads as no value, and may be put again."""
+    store = KeyValue(connection, "mesh_policy")
+    await store.put("shadow", b"x")
+    await store.delete("shadow")
+    assert await store.get("shadow") is None
+    await store.put("shadow", b"y")
+    entry = await store.get("shadow")
+    assert entry is not None
+    assert entry.value == b"y"
 
 
 @pytest.mark.parametrize("key", ["", ">", "*", "a.>", "a.*", ".a", "a.", "a..b", "a b", "a\r\nPUB x 0", "a/b"])

@@ -142,7 +142,7 @@ async def test_every_accepted_event_is_stored_once_in_each_view(tmp_path: Path) 
         address = mesh.file.tenants["acme"].agents["crm-adapter"]
         adapters = Adapters(address, Path(address.token_file).read_text().strip())
         (tenant,) = mesh._tenants
-        agent = tenant.agents["crm-adapter"]
+        agent = tenant.workloads.processes["crm-adapter"]
         async with anyio.create_task_group() as group:
             group.start_soon(adapters.run)
             with anyio.fail_after(100):

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from mesh.cli.output import PIPE_WIDTH, console
 from tests.journey.meshes import RunningMesh, mesh_up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def wide() -> None:
+    """Commands that run in this process print as into a pipe, whatever the size of the terminal the tests run in."""
+    console.width = PIPE_WIDTH
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from mesh.client import Mesh, PublishFailed
 from mesh.control.datadir import write_private
 from mesh.control.reconcile import now_ms
 from mesh.deadletters import DeadLetterRecord
+from mesh.inbound import Admitted
 from mesh.jetstream.manage import consumer_info
-from mesh.journey import Admitted
 from mesh.signing import Received
 from tests.journey.meshes import RunningMesh, contact, dead_letters, mesh_up, policies_with, wait_settled
 

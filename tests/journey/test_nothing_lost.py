@@ -19,8 +19,8 @@ from mesh.cli.session import operator_session
 from mesh.client import Mesh, connect
 from mesh.delivery import Reject
 from mesh.errors import Unavailable
+from mesh.inbound import Admitted
 from mesh.jetstream.manage import api, stream_info
-from mesh.journey import Admitted
 from mesh.policy.compile import Plans
 from mesh.policy.model import Access
 from tests.journey.meshes import RunningMesh, mesh_up
@@ -141,16 +141,18 @@ async def test_a_handler_cut_off_by_its_caller_gets_the_event_again(mesh: Runnin
 async def test_a_consumer_whose_bundle_is_late_waits_for_it(mesh: RunningMesh) -> None:
     """An event decided by a newer bundle than ours is not judged by ours."""
     async with connect(mesh.data, team="support", agent="crm-adapter") as m:
-        assert m._bundle is not None
-        assert m._bundle.plans is not None
-        now = m._bundle.plans.bundle
+        assert m._reader is not None
+        watching = m._reader.bundle
+        assert watching.plans is not None
+        now = watching.plans.bundle
         without_grants = tuple(
             document
             for document in now.policies
             if not (isinstance(document, Access) and document.metadata.name == "readers")
         )
         async with m.subscription("contacts") as contacts:
-            m._bundle.plans = Plans(replace(now, revision=0, policies=without_grants))
+            watching._bundles.plans = watching._seen = None  # it has not read the one of now
+            watching.plans = Plans(replace(now, revision=0, policies=without_grants))
             (event_id,) = await publish(m, 1)
             with anyio.fail_after(DEADLINE_S):
                 async with await contacts.next() as event:
@@ -163,8 +165,9 @@ async def test_an_absent_trust_store_delays_and_loses_nothing(
     """While certificates cannot be fetched events wait, in their order, and then they are handled."""
     async with connect(mesh.data, team="support", agent="crm-adapter") as m:
         ids = await publish(m, 5)
-        assert m._trust is not None
-        fetch, calls = m._trust.certificate, []
+        assert m._reader is not None
+        trust = m._reader.trust
+        fetch, calls = trust.certificate, []
 
         async def away(kid: str) -> Any:
             calls.append(kid)
@@ -172,7 +175,7 @@ async def test_an_absent_trust_store_delays_and_loses_nothing(
                 raise Unavailable("the bucket has no leader")
             return await fetch(kid)
 
-        monkeypatch.setattr(m._trust, "certificate", away)
+        monkeypatch.setattr(trust, "certificate", away)
         seen = await handle_until(m, ids)
         assert sorted(seen) == sorted(ids)
         assert len(calls) == 4

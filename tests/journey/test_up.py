@@ -116,7 +116,16 @@ async def test_data_directory_is_private_and_complete(mesh: RunningMesh) -> None
     there = {str(path.relative_to(mesh.data)) for path in modes}
     own = {"agent.toml", "nats.creds", "event.key", "event.crt", "dedupe.key", "token"}
     assert {f"agents/{agent}/{name}" for agent in (AGENT, "desk") for name in own} <= there
-    assert {"admin/nats.creds", "admin/policy.key", "teams/support/nats.creds", "mesh.json", "trust", "log"} <= there
+    assert {
+        "admin/nats.creds",
+        "admin/policy.key",
+        "admin/bundles/acme.bundle",
+        "trust/policy.pub",
+        "teams/support/nats.creds",
+        "mesh.json",
+        "trust",
+        "log",
+    } <= there
     masks_with = {path.name for path in (mesh.data / "agents" / AGENT / "domains").iterdir()}
     assert masks_with == {"customer.key", "customer-contact.key"}
     assert not list((mesh.data / "agents" / "desk" / "domains").iterdir())
@@ -171,7 +180,7 @@ async def test_directory_of_other_things_is_refused(tmp_path: Path, root: Path) 
 
 
 async def test_agent_signs_with_the_identity_the_policies_give_it(tmp_path: Path, root: Path) -> None:
-    """With `identities` its events verify under that id; a next start without them goes back to the usual one."""
+    """With `identities` its events verify under that id; policies applied without them go back to the usual one."""
     tenant = (root / "policies/tenants/acme.yaml").read_text()
     identity = "spiffe://mesh.local/k8s/crm"
     changed = tenant.replace("  delivery:", f"  identities: {{{AGENT}: {identity}}}\n  delivery:")
@@ -181,12 +190,26 @@ async def test_agent_signs_with_the_identity_the_policies_give_it(tmp_path: Path
         await post(mesh, "with")
         signers["with"] = await signer(mesh, "with")
         assert f'spiffe_id = "{identity}"' in (mesh.data / "agents" / AGENT / "agent.toml").read_text()
-        assert mesh.stop() == 0
         (policies / "tenants/acme.yaml").write_text(tenant)
-        mesh.start()
+        applied = mesh_command("policy", "apply", "--policies", policies, "--context", mesh.data)
+        assert applied.returncode == 0, applied.stdout + applied.stderr
         await post(mesh, "without")
         signers["without"] = await signer(mesh, "without")
     assert signers == {"with": identity, "without": f"spiffe://mesh.local/ns/acme/sa/{AGENT}"}
+
+
+async def test_policies_in_force_survive_other_policies_at_the_next_start(tmp_path: Path, root: Path) -> None:
+    """A restart with a directory that does not even load keeps what is in force, and says so: changing is for apply."""
+    policies = policies_with(tmp_path, root / "policies", {})
+    with mesh_up(tmp_path, policies) as mesh:
+        await post(mesh, "before")
+        assert mesh.stop() == 0
+        (policies / "access/readers.yaml").write_text("kind: Nonsense\n")
+        mesh.start()
+        status = mesh_command("policy", "status", "--json", "--context", mesh.data)
+        assert json.loads(status.stdout)["revision"] == 1
+        assert await take(mesh, "before") == ["before"]
+        assert '"event":"policies_differ"' in mesh.log.read_text()
 
 
 async def test_killed_agent_comes_back_at_its_address(mesh: RunningMesh) -> None:

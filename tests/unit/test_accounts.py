@@ -114,17 +114,19 @@ def test_a_user_subscribes_to_what_is_named() -> None:
 
 
 def test_what_every_workload_imports() -> None:
-    """Its own audit, report and report read, the bundle, the trust store and the notices; no other subject."""
+    """Its own audit, report and report read, the bundles, the trust store and the notices; no other subject."""
     imports = accounts.workload_imports("A", "desk")
     assert subjects(imports) == [
         "audit.desk",
-        "report.desk",
+        "report.desk.*",
         "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle",
+        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle.*",
+        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.shadow",
         "$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.>",
-        "$JS.API.DIRECT.GET.REPORTS.report.desk",
+        "$JS.API.DIRECT.GET.REPORTS.report.desk.*",
         "ctl.notice",
     ]
-    assert [i.kind for i in imports] == ["service"] * 5 + ["stream"]
+    assert [i.kind for i in imports] == ["service"] * 7 + ["stream"]
 
 
 def test_a_publishers_imports_are_its_grants() -> None:

@@ -9,7 +9,14 @@ from contextlib import redirect_stdout
 
 import pytest
 
+from benchmarks import bench_apply, bench_policy
+from benchmarks.fleet_members import Adoption, Findings, Seen, Sent
+from benchmarks.fleet_policies import LAST, agent_names, field_of, type_of
+from benchmarks.fleet_policies import files as fleet_files
+from benchmarks.policy_sets import files
 from benchmarks.runner import Key, Spread, as_json, discover, interleave, measure, print_table, ratio
+from mesh.policy.load import load
+from mesh.policy.suite import run
 
 
 class _Question:
@@ -98,3 +105,65 @@ def test_questions_are_found_by_file() -> None:
     assert all(q.KEYS for q in questions)
     with pytest.raises(SystemExit, match="no benchmark is called 'nothing'"):
         discover("nothing")
+
+
+@pytest.mark.parametrize("documents", [1, 10, 100])
+def test_policy_sets_load_without_a_warning(documents: int) -> None:
+    """A set has as many documents as it says (the four that an event needs at least), and nothing in it is dead."""
+    policies = load(files(documents))
+    assert len(policies.documents) == max(4, documents)
+    assert not policies.warnings
+
+
+def test_policy_figures_are_of_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the policy benchmark's figures is there, and its own checks of the event, condition and masks pass."""
+    monkeypatch.setattr(bench_policy, "DOCUMENTS", (1, 10))
+    monkeypatch.setattr(bench_policy, "MANY", 10)
+    figures = bench_policy.measured(rounds=1)
+    assert {"condition_us", "mask_pipeline_us", "decide_us", "documents_ratio", "load_ms_10"} <= figures.keys()
+    assert all(spread.low > 0 for spread in figures.values())
+
+
+# --- what the apply benchmark counts as harm -------------------------------------------------------------------------
+
+TYPE = type_of(0)
+CHANGES = [bench_apply.Change("mask", 0, 2, 1_000, 0.0), bench_apply.Change("grant", 0, 3, 2_000, 0.0)]
+ADOPTIONS = [Adoption("agent-000", 2, 1_500), Adoption("agent-000", 3, 2_500)]
+
+
+def body(view: str, *fields: str, type_: str = LAST) -> bench_apply._Body:
+    """A stored copy of the event."""
+    return bench_apply._Body("e", type_, view, 2, dict.fromkeys(fields, "v"))
+
+
+@pytest.mark.parametrize(
+    ("sent_ns", "type_", "error", "stored", "seen", "harm"),
+    [
+        (1_400, LAST, "", [body("masked", field_of(0))], [Seen("e", LAST, 1, 1, (field_of(0),))], (0, 0, 0)),
+        (1_600, LAST, "", [body("masked", field_of(1))], [Seen("e", LAST, 2, 2, (field_of(1),))], (0, 0, 0)),
+        (1_600, LAST, "", [body("masked", field_of(0))], [Seen("e", LAST, 2, 2, ())], (1, 0, 0)),
+        (1_400, LAST, "", [body("masked")], [Seen("e", LAST, 1, 2, (field_of(0),))], (1, 0, 0)),
+        (2_600, TYPE, "", [body("masked"), body("other", type_=TYPE)], [Seen("e", TYPE, 3, 3, ())], (1, 0, 0)),
+        (1_400, LAST, "denied", [], [], (0, 1, 0)),
+        (1_400, LAST, "", [], [Seen("e", LAST, 1, 1, ())], (0, 0, 1)),
+        (1_400, LAST, "", [body("masked")], [], (0, 0, 1)),
+    ],
+    ids=[
+        "before-the-change", "narrowed", "field-stored", "field-handed-over", "type-stored", "refused", "not-stored",
+        "not-delivered",
+    ],
+)  # fmt: skip
+def test_harm_is_counted(  # noqa: PLR0917 - one row
+    sent_ns: int, type_: str, error: str, stored: list[bench_apply._Body], seen: list[Seen], harm: tuple[int, int, int]
+) -> None:
+    """An event counts as leaked, refused or lost where it is, and only there."""
+    found = Findings(ADOPTIONS, [Sent("e", type_, "agent-000", 1, sent_ns, error)], seen)
+    assert tuple(bench_apply._harm(CHANGES, found, stored).values()) == harm
+
+
+def test_each_fleet_revision_takes_one_thing_away() -> None:
+    """The policies of a fleet load and pass their tests, first and last revision alike."""
+    for masks, grants in ((0, 0), (1, 0), (30, 30)):
+        policies = load(fleet_files(agent_names(25), masks=masks, grants=grants))
+        assert not policies.warnings
+        assert run(policies, {}, 0).passed

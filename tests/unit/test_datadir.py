@@ -28,6 +28,7 @@ def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
         data.token("desk")
         data.dedupe_key("desk")
         data.domain_key("acme", "person")
+        data.cipher_key("acme", "security.random")
     finally:
         os.umask(before)
     found = [path for path in [data.root, *data.root.rglob("*")] if mode(path) != (0o700 if path.is_dir() else 0o600)]
@@ -114,7 +115,10 @@ def test_parents_that_were_there_keep_their_mode(tmp_path: Path) -> None:
 
 def test_an_identity_outlives_a_restart(tmp_path: Path) -> None:
     """The same authority, key and certificate come back from the same files."""
-    make = [Authority(tmp_path / "trust", trust_domain="mesh.local", now_ms=NOW_MS) for _ in range(2)]
+    make = [
+        Authority(tmp_path / "trust", tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
+        for _ in range(2)
+    ]
     first, second = (authority.signer(tmp_path / "agent", SPIFFE, now_ms=NOW_MS) for authority in make)
     assert (first.kid, first.certificate) == (second.kid, second.certificate)
     assert make[0].trust_public == make[1].trust_public
@@ -123,7 +127,7 @@ def test_an_identity_outlives_a_restart(tmp_path: Path) -> None:
 
 def test_a_renewed_certificate_has_a_new_key(tmp_path: Path) -> None:
     """Past half its life, or for another name, key and certificate are replaced together: the backlog keeps its own."""
-    authority = Authority(tmp_path / "trust", trust_domain="mesh.local", now_ms=NOW_MS)
+    authority = Authority(tmp_path / "trust", tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
     first = authority.signer(tmp_path / "agent", SPIFFE, now_ms=NOW_MS)
     later_ms = NOW_MS + CERTIFICATE_LIFETIME_S * 500 + 120_000
     kids = {first.kid, authority.signer(tmp_path / "agent", SPIFFE, now_ms=later_ms).kid}
@@ -133,7 +137,7 @@ def test_a_renewed_certificate_has_a_new_key(tmp_path: Path) -> None:
 
 def test_statements_open_with_the_published_key(tmp_path: Path) -> None:
     """A keyring made from the public files accepts what the authority signs, and no older epoch."""
-    authority = Authority(tmp_path, trust_domain="mesh.local", now_ms=NOW_MS)
+    authority = Authority(tmp_path, tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
     keyring = Keyring([(tmp_path / "ca.crt").read_bytes()], bytes.fromhex((tmp_path / "trust.pub").read_text().strip()))
     assert keyring.apply(authority.statement(epoch=3, now_ms=NOW_MS)).epoch == 3
     keyring.check_fresh(NOW_MS)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import BadBundle
-from mesh.policy.bundle import FORMAT, MAX_BUNDLE_BYTES, Bundle, compile_bundles
+from mesh.policy.bundle import FORMAT, MAX_BUNDLE_BYTES, Bundle, Past, compile_bundles
 from mesh.policy.compile import Plans
 from mesh.policy.load import load
 from mesh.policy.model import Access, AccessSpec, Deny, Metadata, Who
@@ -58,15 +60,15 @@ def test_each_tenant_has_a_bundle_of_its_own() -> None:
     other = BASE["tenant.yaml"].replace("acme", "fund")
     made = compile_bundles(
         load(BASE | {"fund.yaml": other}),
-        revision=7,
+        revision=2,
         site="local",
         trust_domain="mesh.test",
         created_ms=1,
-        previous={"acme": "0" * 64},
+        lineage={"acme": (Past(1, "0" * 64, 1),)},
     )
     assert {t: {d.tenant for d in b.policies} for t, b in made.items()} == {"acme": {"acme"}, "fund": {"fund"}}
     assert (made["acme"].previous, made["fund"].previous) == ("0" * 64, "")
-    assert made["acme"].revision == 7
+    assert made["acme"].revision == 2
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_each_tenant_has_a_bundle_of_its_own() -> None:
     [
         b"", b"{}", b"[]", b"null", b"{", b"\xff", b"[" * 100_000, b" " * (MAX_BUNDLE_BYTES + 1),
         changed(format="mesh.policy/2"), changed(format=""), changed(revision=0), changed(revision="1"),
-        changed(site="a.b"), changed(tenant="ACME"), changed(tenant="fund"), changed(policies=[]), changed(extra=1),
+        changed(site="a.b"), changed(tenant="ACME"), changed(tenant="fund"), changed(policies=[]),
         changed(created_ms=-1), changed(policies=[{"kind": "Nope"}]),
         bundle().encode().replace(b'"otherwise":"redact"', b'"otherwise":"shown"'),
         bundle().encode().replace(b'"otherwise":"redact"', b'"otherwhise":"redact"'),
@@ -84,6 +86,36 @@ def test_what_is_no_bundle_is_refused(data: bytes) -> None:
     """Damaged, foreign, oversized or of another format: one error, and nothing half adopted."""
     with pytest.raises(BadBundle):
         Bundle.decode(data)
+
+
+def test_a_header_may_say_more_than_we_know() -> None:
+    """A newer control plane adds to the header: its bundles are read, and named by all their bytes."""
+    made = Bundle.decode(changed(rings=["canary"], lineage=[]))
+    assert made.policies == bundle().policies
+    assert made.digest == sha256(changed(rings=["canary"], lineage=[])).hexdigest()
+    assert made.digest != bundle().digest
+
+
+def test_policies_may_not_say_more_than_we_know() -> None:
+    """A word that nobody understands might be a restriction."""
+    data = json.loads(bundle().encode())
+    data["policies"][0]["spec"]["quorum"] = 2
+    with pytest.raises(BadBundle):
+        Bundle.decode(json.dumps(data).encode())
+
+
+def test_tests_stay_outside() -> None:
+    """A PolicyTest is for the control plane: no agent gets it, and it changes no digest."""
+    case = {"as": {"team": "analytics"}, "subscribe": "crm.a.b.v1", "expect": {"decision": "deny"}, "event": "e.json"}
+    test = yaml.safe_dump(
+        {
+            "apiVersion": "mesh/v1",
+            "kind": "PolicyTest",
+            "metadata": {"name": "t", "tenant": "acme", "owner": "security"},
+            "spec": {"cases": [case]},
+        }
+    )
+    assert bundle(test).digest == bundle().digest
 
 
 def test_an_unknown_format_says_so() -> None:

@@ -15,12 +15,14 @@ from tests.conftest import ROOT
 # The rooms without a clock, a socket or a die: given the same arguments they answer the same. A module of ours that one
 # of these imports has to stand here too.
 PURE = {
+    "mesh.audit", "mesh.audit_check", "mesh.audit_fold",
     "mesh.attributes", "mesh.certificates", "mesh.content", "mesh.deadletters", "mesh.delivery", "mesh.errors",
-    "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.journey", "mesh.jsontext", "mesh.keys",
+    "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.inbound", "mesh.journey", "mesh.jsontext",
+    "mesh.keys",
     "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
-    "mesh.jetstream.sealing", "mesh.jetstream.window", "mesh.jetstream.wire",
+    "mesh.jetstream.sealing", "mesh.jetstream.transition", "mesh.jetstream.window", "mesh.jetstream.wire",
     "mesh.policy",  # and everything below it
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",

@@ -119,7 +119,7 @@ def test_the_fixed_streams() -> None:
         "KV_mesh_agents",
     ]
     assert config_of(topology, "AUDIT")["deny_delete"] is config_of(topology, "AUDIT")["deny_purge"] is True
-    assert [config_of(topology, f"KV_mesh_{b}")["max_msgs_per_subject"] for b in ("policy", "trust")] == [64, 1]
+    assert [config_of(topology, f"KV_mesh_{b}")["max_msgs_per_subject"] for b in ("policy", "trust")] == [1, 1]
     assert config_of(topology, "KV_mesh_policy")["allow_direct"] is True
     assert config_of(topology, "REPORTS")["max_msgs_per_subject"] == 1
 

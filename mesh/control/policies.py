@@ -1,0 +1,360 @@
+"""The policies of one tenant, live: apply, rollback, status, history. One object a tenant, in the control plane.
+
+A revision is handed out in an order that loses no event and lends nobody a right (design section 4):
+
+    1. its own tests pass, else nothing happens          4. the bundle: signed, numbered, chained; then the notice
+    2. rights that are gone are taken away (`Enforcer`)  5. once everybody runs it: exact subjects; old views drain
+    3. what it needs is added: keys, streams, filters       off the durables (`Drain`)
+
+Revisions only rise. A rollback is a new revision with the policies of an older one, grants included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from msgspec.structs import replace
+
+from mesh import logs
+from mesh.control.change import (
+    Applied,
+    Audit,
+    Change,
+    NoWorkloads,
+    Progress,
+    Steps,
+    Workloads,
+    behind,
+    checked,
+    facts,
+    narrowed,
+    next_bundle,
+)
+from mesh.control.drain import Drain
+from mesh.control.expiry import Expiry
+from mesh.control.reconcile import notice, now_ms, team_workload
+from mesh.control.rollout import running, wait_adopted
+from mesh.errors import BundleChain, MeshError, NoBundle
+from mesh.policy.bundle import Bundle, ordered
+from mesh.policy.compile import Plans
+from mesh.reports import read_reports
+
+if TYPE_CHECKING:
+    from mesh.control.bundles import BundleStore
+    from mesh.control.enforce import Enforcer
+    from mesh.jetstream.connection import Connection
+    from mesh.policy.grants import Grants
+
+HISTORY = 20  # revisions shown unless asked for more
+
+log = logs.get("control")
+
+
+class Policies:
+    """The live policies of one tenant.
+
+    Args:
+        tenant: Whose.
+        connection: The control plane's, in the tenant account.
+        enforcer: Brings NATS to what the policies say.
+        store: Where the bundles lie.
+        site, trust_domain: Of every bundle.
+        workloads: Files and processes of agents and teams; None where others run them.
+        audit: Told each change of policies: a kind and facts, never a value.
+    """
+
+    def __init__(
+        self,
+        tenant: str,
+        *,
+        connection: Connection,
+        enforcer: Enforcer,
+        store: BundleStore,
+        site: str,
+        trust_domain: str,
+        workloads: Workloads | None = None,
+        audit: Audit = lambda *_, **__: None,
+    ) -> None:
+        self.tenant = tenant
+        self.connection = connection
+        self.store = store
+        self.audit = audit
+        self._enforcer = enforcer
+        self._site = site
+        self._trust_domain = trust_domain
+        self._workloads = workloads or NoWorkloads()
+        self._lock = anyio.Lock()
+        self._plans: Plans | None = None
+        self._drain = Drain(enforcer, self._lock)
+        self._expiry = Expiry(enforcer, self._drain, self._lock)
+
+    @property
+    def plans(self) -> Plans:
+        """Of the bundle in force.
+
+        Raises:
+            NoBundle: Nothing was applied yet.
+        """
+        if self._plans is None:
+            raise NoBundle("no policies are in force", expected="a bundle", next="run `mesh policy apply`")
+        return self._plans
+
+    @property
+    def grants(self) -> Grants:
+        """What NATS enforces now."""
+        return self.plans.grants(now_ms=now_ms())
+
+    @property
+    def draining(self) -> list[str]:
+        """Durables that still deliver an old view."""
+        return self._drain.durables
+
+    async def open(self) -> Bundle | None:
+        """Take up the bundle in force, and bring NATS to what it says now; None where there is none yet.
+
+        Raises:
+            RequestFailed, Unavailable: NATS refused or did not answer.
+        """
+        await self._enforcer.foundation()
+        bundle = await self.store.in_force()
+        if bundle is None:
+            return None
+        plans, at_ms = Plans(bundle), now_ms()
+        grants = plans.grants(now_ms=at_ms)
+        await self._enforcer.withdraw(plans, grants)
+        await self._workloads.prepare(grants)
+        await self._enforcer.extend(grants)
+        self._adopt(plans, at_ms)
+        await self._drain.begin(grants)
+        return bundle
+
+    async def run(self) -> None:
+        """Take ended grants away and drain old views, until cancelled."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._drain.run)
+            group.start_soon(self._expiry.run)
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    async def apply(
+        self,
+        files: Mapping[str, str],
+        fixtures: Mapping[str, bytes],
+        *,
+        author: str = "",
+        reason: str = "",
+        skip_backlog: bool = False,
+        expected: int | None = None,
+        progress: Progress = lambda _: None,
+    ) -> Applied:
+        """Make *files* the policies in force.
+
+        Args:
+            files: YAML by name; the documents of other tenants are checked and left aside.
+            fixtures: The events of the tests, by name.
+            author: Who; kept in the bundle.
+            reason: Why; kept in the bundle.
+            skip_backlog: Durables of teams that see less than before begin with what is stored once everybody runs the
+                new revision: what a plain NATS client could still have pulled lies before that.
+            expected: Refuse unless this revision is in force: the one that somebody compared with.
+            progress: Told each step as it begins.
+
+        Raises:
+            PolicyErrors: They do not load.
+            PolicyTestsFailed: One of their own tests fails.
+            ConfigError: They cannot run here.
+            BundleChain: Another revision is in force than *expected*.
+            RequestFailed, Unavailable: NATS refused or did not answer; what had been taken away was given back.
+        """
+        steps = Steps(progress)
+        try:
+            steps.begin("tests")
+            policies = await anyio.to_thread.run_sync(checked, files, fixtures, self.tenant)
+            change = Change(
+                documents=ordered(d.value for d in policies.of(self.tenant)),
+                author=author,
+                reason=reason,
+                skip_backlog=skip_backlog,
+                expected=expected,
+            )
+            return await self._change(change, steps)
+        except MeshError as error:
+            in_force = 0 if self._plans is None else self._plans.bundle.revision
+            self.audit("policy-refused", code=error.code, author=author, revision=in_force)
+            raise
+
+    async def rollback(
+        self,
+        revision: int | None = None,
+        *,
+        author: str = "",
+        reason: str = "",
+        skip_backlog: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> Applied:
+        """Bring the policies of an older revision back, as a new revision.
+
+        Args:
+            revision: Which; the one before the one in force unless given.
+            author: As in `apply`.
+            reason: As in `apply`.
+            skip_backlog: As in `apply`.
+            progress: As in `apply`.
+
+        Raises:
+            NotFound: There is no such revision any more.
+            ConfigError, RequestFailed, Unavailable: As `apply`.
+        """
+        steps = Steps(progress)
+        steps.begin("read")
+        current = self.plans.bundle
+        wanted = current.revision - 1 if revision is None else revision
+        bundle = await self.store.past(current, wanted)
+        change = Change(
+            documents=bundle.policies,
+            author=author,
+            reason=reason,
+            rollback_of=wanted,
+            skip_backlog=skip_backlog,
+            expected=current.revision,
+        )
+        return await self._change(change, steps)
+
+    async def _change(self, change: Change, steps: Steps) -> Applied:
+        async with self._lock:
+            current = None if self._plans is None else self._plans.bundle
+            if current is not None and change.expected not in {None, current.revision}:
+                raise BundleChain(
+                    f"revision {current.revision} is in force, not {change.expected}: somebody applied in between",
+                    expected=f"revision {change.expected}",
+                    got=f"revision {current.revision}",
+                    next="look at the difference again, then apply again",
+                )
+            if current is not None and self._same(current, change):
+                return Applied(current.revision, current.digest, unchanged=True)
+            plans = await self._hand_out(change, current, steps)
+            anew: list[str] = []
+            if change.skip_backlog and current is not None:
+                anew = await anyio.to_thread.run_sync(narrowed, current, plans)
+            if anew:
+                await self._enforcer.pause(plans.grants(now_ms=now_ms()), anew)
+        bundle = plans.bundle
+        applied = Applied(bundle.revision, bundle.digest, rollback_of=change.rollback_of, steps=steps.done)
+        await self._finish(plans, applied, steps, anew)
+        return applied
+
+    def _same(self, current: Bundle, change: Change) -> bool:
+        place = (current.site, current.trust_domain)
+        return current.policies == change.documents and place == (self._site, self._trust_domain)
+
+    async def _hand_out(self, change: Change, current: Bundle | None, steps: Steps) -> Plans:
+        """Steps 2 to 4."""
+        entry = await self.store.entry() if current is not None else None
+        began_ms = None if entry is None else entry.at_ms
+        candidate = next_bundle(change, current, began_ms, self.tenant, self._site, self._trust_domain)
+        plans, at_ms = await anyio.to_thread.run_sync(Plans, candidate), now_ms()
+        self._workloads.check(plans)
+        candidate.encode()  # too large a bundle is refused before anything changes
+        grants = plans.grants(now_ms=at_ms)
+        try:
+            steps.begin("withdraw")
+            self._drain.forget()
+            await self._enforcer.withdraw(plans, grants)
+            steps.begin("extend")
+            await self._workloads.prepare(grants)
+            await self._enforcer.extend(grants)
+            steps.begin("bundle")
+            plans.bundle = replace(candidate, created_ms=now_ms())  # of the same policies, so the plans stay true
+            await self.store.put(plans.bundle, 0 if entry is None else entry.revision)
+        except MeshError:
+            await self._give_back()
+            raise
+        self._adopt(plans, at_ms)
+        await notice(self.connection, "bundle", candidate.revision)
+        self._tell(plans.bundle)
+        if current is not None:
+            await self.store.forget(past.revision for past in current.lineage if past not in candidate.lineage)
+        return plans
+
+    def _adopt(self, plans: Plans, at_ms: int) -> None:
+        self._plans = plans
+        self._expiry.follow(plans, at_ms)
+
+    def _tell(self, bundle: Bundle) -> None:
+        log.info("bundle_handed_out", tenant=self.tenant, revision=bundle.revision, rollback_of=bundle.rollback_of)
+        told = {"revision": bundle.revision, "digest": bundle.digest, "author": bundle.author}
+        if bundle.rollback_of:
+            self.audit("policy-rolled-back", **told, rollback_of=bundle.rollback_of)
+        else:
+            self.audit("policy-applied", **told)
+
+    async def _give_back(self) -> None:
+        """A change failed half way: the old bundle is in force, so are its rights."""
+        if self._plans is None:
+            return
+        try:
+            await self._enforcer.extend(self.grants)
+            await self._drain.begin(self.grants)
+        except MeshError as error:
+            log.error("rights_not_given_back", code=error.code, error=str(error))
+
+    async def _finish(self, plans: Plans, applied: Applied, steps: Steps, anew: list[str]) -> None:
+        """Step 5. Where another change came meanwhile, that one does it in our place."""
+        grants = plans.grants(now_ms=now_ms())
+        steps.begin("agents")
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._workloads.follow, grants)
+            group.start_soon(self._await_agents, plans.bundle.revision, grants, applied)
+        steps.begin("settle")
+        async with self._lock:
+            if self._plans is plans:
+                grants = plans.grants(now_ms=now_ms())
+                await self._enforcer.settle(grants)
+                applied.restarted = await self._enforcer.restart_after_last(grants, anew) if anew else []
+                await self._drain.begin(grants)
+                applied.draining = self.draining
+        steps.end()
+
+    async def _await_agents(self, revision: int, grants: Grants, applied: Applied) -> None:
+        names = [*grants.agents, *(team_workload(team) for team in grants.teams)]
+        try:
+            late = await wait_adopted(self.connection, revision, names)
+        except MeshError as error:  # the bundle is handed out all the same
+            log.error("reports_not_read", code=error.code, error=str(error))
+            applied.behind = [{"workload": name, "instance": "", "revision": 0, "code": error.code} for name in names]
+            return
+        applied.behind = [behind(report) for report in late]
+        for report in late:
+            log.warning("revision_not_adopted", workload=report.workload, instance=report.instance)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, Any]:
+        """What is in force, and who runs it.
+
+        Raises:
+            RequestFailed, Unavailable: The reports cannot be read.
+        """
+        bundle = self.plans.bundle
+        instances = running(await read_reports(self.connection), self.grants.agents, bundle, at_ms=now_ms())
+        told = [asdict(one) for one in instances]
+        return {"tenant": self.tenant, **facts(bundle), "instances": told, "draining": self.draining}
+
+    async def history(self, limit: int = HISTORY) -> list[dict[str, Any]]:
+        """The last *limit* revisions, newest first; one that the store has lost has an `error` instead of an author.
+
+        Raises:
+            RequestFailed, Unavailable: The store does not answer.
+        """
+        bundle = self.plans.bundle
+        found = [{**facts(bundle), "in_force": True}]
+        for past in bundle.lineage[::-1][: max(0, limit - 1)]:
+            try:
+                told = facts(await self.store.past(bundle, past.revision))
+            except MeshError as error:
+                told = {"revision": past.revision, "digest": past.digest, "error": error.code}
+            found.append({**told, "in_force": False})
+        return found

@@ -1,0 +1,123 @@
+"""From one revision's rights to the next: what is taken away at once, what stays until it is drained. All as data.
+
+A copy stays in the view that its reader had when it was made. So when a subscription's view changes, the filter of the
+old view stays on its durable until what was stored under it is acked: a change of view skips no event. And a publisher
+that still runs the old revision makes copies in old views for a moment: it keeps those subjects until it has said that
+it runs the new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from mesh.jetstream.topology import ConsumerSpec
+from mesh.policy.grants import PublishGrant, outermost
+from mesh.subjects import Pattern, physical_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from mesh.jetstream.topology import Config
+
+_FILTER_TOKENS = 4  # ev.<site>.<view>.<slot>, then the type
+
+
+# --- filters of durables ---------------------------------------------------------------------------------------------
+
+
+def filters_of(config: Config) -> tuple[str, ...]:
+    """The filters of a consumer as the server states it; none means every subject of the stream."""
+    several = config.get("filter_subjects")
+    single = config.get("filter_subject")
+    return tuple(several) if several else (single,) if single else ()
+
+
+def remaining(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
+    """The filters of a durable while it changes: *exact*, and of those it *held* the parts still read in any view.
+
+    Args:
+        held: As the server has them.
+        exact: What the grants of now ask for.
+
+    Returns:
+        Sorted, none inside another: the server refuses that.
+    """
+    wanted = [parsed for text in exact if (parsed := _parse(text)) is not None]
+    found: dict[tuple[str, str], list[Pattern]] = {}
+    for site, view, pattern in wanted:
+        found.setdefault((site, view), []).append(pattern)
+    for text in held:
+        parsed = _parse(text)
+        if parsed is not None:
+            site, view, pattern = parsed
+            parts = (pattern.intersection(now) for _, _, now in wanted)
+            found.setdefault((site, view), []).extend(part for part in parts if part is not None)
+    return tuple(
+        physical_pattern(site, view, pattern)
+        for (site, view), patterns in sorted(found.items())
+        for pattern in outermost(patterns)
+    )
+
+
+def takes_away(held: Iterable[str], then: Iterable[str]) -> bool:
+    """Whether a durable that goes from the filters *held* to *then* loses something it could be delivered."""
+    kept = [parsed for text in then if (parsed := _parse(text)) is not None]
+    for text in held:
+        parsed = _parse(text)
+        if parsed is None:
+            return True
+        site, view, pattern = parsed
+        if not any((site, view) == (s, v) and wide.covers(pattern) for s, v, wide in kept):
+            return True
+    return False
+
+
+def with_filters(spec: ConsumerSpec, filters: tuple[str, ...]) -> ConsumerSpec:
+    """*spec* with other filters."""
+    return replace(spec, filters=filters)
+
+
+def _parse(text: str) -> tuple[str, str, Pattern] | None:
+    """(site, view, pattern) of one of our filters; None for anything else."""
+    tokens = text.split(".", _FILTER_TOKENS)
+    if len(tokens) <= _FILTER_TOKENS or tokens[0] != "ev":
+        return None
+    return tokens[1], tokens[2], Pattern.from_text(tokens[4])
+
+
+# --- subjects of publishers ------------------------------------------------------------------------------------------
+
+
+def still_allowed(
+    held: Iterable[PublishGrant], types: Iterable[Pattern], denied: Iterable[Pattern]
+) -> tuple[PublishGrant, ...]:
+    """What an agent keeps of the subjects it *held*: the types it may still publish, in whatever view.
+
+    Args:
+        held: What its account imports.
+        types: What its publish lines, and the routes of its events, name now.
+        denied: What is refused to it without a condition.
+    """
+    return _still_allowed(tuple(held), tuple(types), tuple(denied))
+
+
+@lru_cache(64)  # of a large tenant's agents many have the same rights
+def _still_allowed(
+    held: tuple[PublishGrant, ...], types: tuple[Pattern, ...], denied: tuple[Pattern, ...]
+) -> tuple[PublishGrant, ...]:
+    parts = (
+        PublishGrant(grant.view, both)
+        for grant in held
+        for pattern in types
+        if (both := grant.pattern.intersection(pattern)) is not None
+    )
+    return tuple(dict.fromkeys(part for part in parts if not any(deny.covers(part.pattern) for deny in denied)))
+
+
+def together(
+    some: Mapping[str, Iterable[PublishGrant]], more: Mapping[str, Iterable[PublishGrant]]
+) -> dict[str, tuple[PublishGrant, ...]]:
+    """The subjects of both, by agent."""
+    return {agent: (*some.get(agent, ()), *more.get(agent, ())) for agent in {**some, **more}}

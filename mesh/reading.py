@@ -1,0 +1,193 @@
+"""What a team needs to read: a connection, trust, the bundle in force, and somebody to tell what it runs and unmasks.
+
+Opened by `Mesh` once for all its subscriptions. The last good bundle is kept beside the team's credentials, where that
+directory can be written.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from mesh import audit, logs
+from mesh.audit_log import AuditLog
+from mesh.bundles import policy_key
+from mesh.errors import ConfigError, MeshError, NoBundle, Unavailable
+from mesh.identity import Keyring
+from mesh.jetstream.connection import Connection
+from mesh.policy.ciphers import CIPHER_KEY_BYTES, decrypt_fields
+from mesh.reports import Reporter
+from mesh.watch import BundleWatch, TrustWatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+
+    from mesh.context import Context
+    from mesh.inbound import Admitted
+
+FIRST_STATE_S = 15.0  # for the first bundle and trust statement
+STOP_S = 1.0  # for the last audit records and the last report
+
+log = logs.get("client")
+
+
+class TeamReader:
+    """One team's way in. Made by `open_team`."""
+
+    def __init__(self, context: Context, connection: Connection) -> None:
+        team = context.team or ""
+        files = Path(context.team_address().creds_file).parent
+        trust = context.data / "trust"
+        self._tenant = context.tenant
+        self._ciphers = files / "ciphers"
+        self.connection = connection
+        self.trust = TrustWatch(connection, open_keyring(trust))
+        self.reporter = Reporter(connection, team, kind="team", state=lambda: self.bundle.state)
+        self.bundle = BundleWatch(
+            connection,
+            policy_key(trust),
+            tenant=context.tenant,
+            file=files / "bundle.last",
+            on_news=self.reporter.wake,
+        )
+        self.audit = AuditLog(connection, self.reporter.workload, self.reporter.instance)
+
+    def unmasked(self, event: Admitted) -> None:
+        """Record that an event was handed over by a grant that expires."""
+        self.audit.write(
+            audit.UNMASKED,
+            event=event.id,
+            source=event.source,
+            type=event.type,
+            view=event.view,
+            rule=event.rule,
+            revision=self.bundle.state.revision,
+        )
+
+    def reveal(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """*fields* with every value opened that was encrypted for our team.
+
+        Raises:
+            ConfigError: A key file of ours is malformed.
+        """
+        return decrypt_fields(fields, cipher_keys(self._ciphers), self._tenant)
+
+    async def first_state(self) -> None:
+        """Begin with the last good bundle, if any; wait for a trust statement and, where there is none, a bundle.
+
+        Raises:
+            NoBundle: None came in time, or none that holds up.
+        """
+        self.bundle.load()
+        with anyio.move_on_after(FIRST_STATE_S):
+            await first_state(self.bundle, self.trust)
+        if self.bundle.plans is None:
+            refused = self.bundle.state.refused
+            raise NoBundle(
+                f"no valid policy bundle after {FIRST_STATE_S:.0f} s",
+                expected="one from the control plane",
+                got="none" if refused is None else f"one that is refused: {refused.code}",
+                next="`mesh status` shows whether the control plane runs",
+            )
+
+    async def stop(self) -> None:
+        """Say good-bye, while `audit.run` still runs: the last audit records, and a report that nobody waits for us."""
+        if not self.connection.connected:
+            return
+        with anyio.move_on_after(STOP_S, shield=True), suppress(MeshError):
+            if len(self.audit):
+                await self.audit.flush(STOP_S)
+            await self.reporter.send(stopped=True)
+
+
+@asynccontextmanager
+async def open_team(context: Context) -> AsyncIterator[TeamReader]:
+    """Connect with the team's credentials, wait for the first state, keep it current for the length of the block.
+
+    Raises:
+        ConfigError: A file is missing or malformed.
+        Disconnected: NATS cannot be reached.
+        NoBundle: No valid bundle came in time.
+    """
+    async with AsyncExitStack() as stack:
+        creds = await anyio.Path(context.team_address().creds_file).read_bytes()
+        connection = await Connection.open(context.mesh.nats_url, name=f"team-{context.team}", creds=creds)
+        stack.push_async_callback(connection.close)
+        reader = TeamReader(context, connection)
+        await reader.first_state()
+        works = (reader.bundle.run, reader.trust.run, reader.reporter.run, reader.audit.run)
+        await stack.enter_async_context(_beside(*works))
+        stack.push_async_callback(reader.stop)
+        yield reader
+
+
+@asynccontextmanager
+async def _beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run *works* beside the block; what the block raises passes as it is, where a task group would wrap it."""
+    raised: Exception | None = None
+    async with anyio.create_task_group() as group:
+        for work in works:
+            group.start_soon(work)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again below
+            raised = error
+        group.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def open_keyring(trust: Path) -> Keyring:
+    """A keyring with the roots and the trust key of a `trust/` directory.
+
+    Raises:
+        ConfigError: A file is missing or is not what it should be.
+    """
+    try:
+        root = (trust / "ca.crt").read_bytes()
+        key = bytes.fromhex((trust / "trust.pub").read_text().strip())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{trust} holds no trust anchors: {error.__class__.__name__}",
+            expected="ca.crt (PEM) and trust.pub (64 hexadecimal characters)",
+            next="copy them from the control plane",
+        ) from error
+    return Keyring([root], key)
+
+
+async def first_state(bundle: BundleWatch, trust: TrustWatch) -> None:
+    """Read until there is a bundle and a trust statement."""
+    while True:
+        try:
+            await trust.refresh()
+            await bundle.refresh()
+        except Unavailable:
+            pass  # the server or the control plane is still coming up; the caller's deadline bounds this
+        if bundle.plans is not None and trust.keyring.statement is not None:
+            return
+        await anyio.sleep(0.1)
+
+
+def cipher_keys(directory: Path) -> dict[str, bytes]:
+    """The keys that open what was encrypted for a team, by name: one `<name>.key` each.
+
+    Raises:
+        ConfigError: A file is no key.
+    """
+    keys = {}
+    for file in sorted(directory.glob("*.key")):
+        try:
+            key = bytes.fromhex(file.read_text().strip())
+        except (OSError, ValueError):
+            key = b""
+        if len(key) != CIPHER_KEY_BYTES:
+            raise ConfigError(
+                f"{file.name} is not a key",
+                expected=f"{2 * CIPHER_KEY_BYTES} hexadecimal characters",
+                next="have the control plane hand it out again",
+            )
+        keys[file.name.removesuffix(".key")] = key
+    return keys

@@ -1,0 +1,132 @@
+"""The control plane's door over NATS: who reaches it, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from mesh.control.door import ControlDoor, pack, policy_handlers
+from mesh.errors import Unavailable
+from tests.contract.policy_mesh import PolicyMesh, policies, reads
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[PolicyMesh]:
+    """A tenant with policies, and its door open."""
+    async with PolicyMesh.running(tmp_path) as made:
+        await made.apply(reads("masked"))
+        async with anyio.create_task_group() as group:
+            group.start_soon(ControlDoor(made.control, policy_handlers(made.policies)).run)
+            await anyio.lowlevel.checkpoint()
+            yield made
+            group.cancel_scope.cancel()
+
+
+async def ask(mesh: PolicyMesh, verb: str, body: Any = None) -> dict[str, Any]:
+    """Ask as the control plane's own credentials may."""
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body or {})
+    operator = await mesh.connect(mesh.operator.control_creds("acme"), "operator")
+    reply = await operator.request(f"ctl.policy.{verb}", data, timeout_s=20)
+    return dict(msgspec.json.decode(reply.data))
+
+
+async def test_an_apply_through_the_door(mesh: PolicyMesh) -> None:
+    """Packed policies in, what was done out; each step is told to the inbox that was named."""
+    operator = await mesh.connect(mesh.operator.control_creds("acme"), "operator")
+    told: list[bytes] = []
+    inbox = operator.new_inbox()
+    operator.listen(inbox, lambda _s, _r, _h, data: told.append(data))
+    body = {"files": pack(policies(reads("bare")), {}), "author": "ada", "expected": 1, "progress": inbox}
+    reply = await operator.request("ctl.policy.apply", msgspec.json.encode(body), timeout_s=20)
+    answer = msgspec.json.decode(reply.data)
+    assert (answer["revision"], answer["unchanged"], answer["behind"]) == (2, False, [])
+    assert told == [b"tests", b"withdraw", b"extend", b"bundle", b"agents", b"settle"]
+    status = await ask(mesh, "status")
+    assert (status["tenant"], status["revision"], status["author"]) == ("acme", 2, "ada")
+    assert (await ask(mesh, "rollback"))["rollback_of"] == 1
+    revisions = (await ask(mesh, "history", {"limit": 2}))["revisions"]
+    assert [(one["revision"], one["author"]) for one in revisions] == [(3, ""), (2, "ada")]
+
+
+async def test_no_workload_reaches_the_door(mesh: PolicyMesh) -> None:
+    """Neither an agent's nor a team's account gets an answer, and nothing happens."""
+    for workload in ("crm-adapter", "team-support"):
+        connection = await mesh.workload(workload)
+        for verb in ("apply", "rollback", "status", "history"):
+            with pytest.raises(Unavailable):
+                await connection.request(f"ctl.policy.{verb}", b"{}", timeout_s=0.5)
+    assert mesh.policies.plans.bundle.revision == 1
+
+
+BAD_REQUESTS: list[tuple[str, Any, str]] = [
+    ("nothing", {}, "not-found"),
+    ("status", b"[", "bad-attribute"),
+    ("status", b"[1]", "bad-attribute"),
+    ("apply", {}, "bad-attribute"),
+    ("apply", {"files": "AAAA"}, "bad-attribute"),
+    ("apply", {"files": 7}, "bad-attribute"),
+    ("apply", {"files": pack({"p.yaml": "kind: View"}, {})}, "policies-invalid"),
+    ("apply", {"files": pack(policies(), {}), "expected": 9}, "bundle-chain"),
+    ("rollback", {"revision": 9}, "not-found"),
+    ("rollback", {"revision": "one"}, "bad-attribute"),
+    ("history", {"limit": 0}, "bad-attribute"),
+]
+
+
+async def test_a_bad_request_is_answered_with_a_problem(mesh: PolicyMesh) -> None:
+    """A stable code, and what was expected; the policies in force stay."""
+    for verb, body, code in BAD_REQUESTS:
+        error = (await ask(mesh, verb, body))["error"]
+        assert (verb, error["code"]) == (verb, code)
+        assert error["message"]
+    assert mesh.policies.plans.bundle.revision == 1
+
+
+async def test_a_question_is_answered_while_an_apply_waits(mesh: PolicyMesh) -> None:
+    """Who asks for the status need not wait for the slowest agent."""
+    asked = anyio.Event()
+
+    async def slow(_request: dict[str, Any]) -> dict[str, Any]:
+        await asked.wait()
+        return {"done": True}
+
+    async def quick(_request: dict[str, Any]) -> dict[str, Any]:
+        asked.set()
+        return {}
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ControlDoor(mesh.control, {"slow": slow, "quick": quick}, noun="test").run)
+        await anyio.lowlevel.checkpoint()
+        answers: list[bytes] = []
+
+        async def wait_for_it() -> None:
+            answers.append((await mesh.control.request("ctl.test.slow", b"", timeout_s=20)).data)
+
+        async with anyio.create_task_group() as asking:
+            asking.start_soon(wait_for_it)
+            await mesh.control.request("ctl.test.quick", b"", timeout_s=20)
+        assert answers == [b'{"done":true}']
+        group.cancel_scope.cancel()
+
+
+async def test_a_fault_of_ours_is_answered_too(mesh: PolicyMesh) -> None:
+    """Whoever asked learns that it failed, and nothing of what was in it."""
+
+    async def broken(_request: dict[str, Any]) -> dict[str, Any]:
+        raise RuntimeError("ada@example.org")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ControlDoor(mesh.control, {"broken": broken}, noun="test").run)
+        await anyio.lowlevel.checkpoint()
+        reply = await mesh.control.request("ctl.test.broken", b"", timeout_s=20)
+        error = msgspec.json.decode(reply.data)["error"]
+        assert error["code"] == "mesh-error"
+        assert b"ada" not in reply.data
+        group.cancel_scope.cancel()
