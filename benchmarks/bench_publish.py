@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from uuid import uuid4
 
-from benchmarks.meshes import STREAM, TYPE, VIEW, Bench, event, mesh
+from benchmarks.meshes import STREAM, Bench, event, mesh
+from benchmarks.policy_sets import TYPE, VIEW
 from benchmarks.runner import Key, Spread, interleave, ratio
 from mesh.control.reader import reading
 from mesh.event import draft_from_structured

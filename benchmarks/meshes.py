@@ -14,58 +14,11 @@ import nats
 from nats.aio.client import Client
 
 from agent import Agent
+from benchmarks.policy_sets import POLICIES, TYPE
 from mesh.context import Context
 from mesh.control.up import Options, running
 from mesh.jetstream.connection import Connection
 
-POLICIES = """\
-apiVersion: mesh/v1
-kind: Tenant
-metadata: {name: bench, owner: bench}
-spec: {teams: {shop: {agents: [shop]}, reader: {agents: [reader]}}}
----
-apiVersion: mesh/v1
-kind: Classification
-metadata: {name: orders, tenant: bench, owner: shop}
-spec:
-  types: ["shop.order.>"]
-  fields:
-    data.order: [public]
-    data.amount: [public]
-    data.currency: [public]
-    data.country: [public]
-    data.status: [public]
-    "data.items[*].**": [public]
-    data.note: [freetext]
-    data.customer.id: [public]
-    data.customer.segment: [public]
-    data.customer.name: [pii.name]
-    data.customer.email: [pii.contact.email]
-    data.customer.phone: [pii.contact.phone]
----
-apiVersion: mesh/v1
-kind: View
-metadata: {name: masked, tenant: bench, owner: bench}
-spec:
-  mask:
-    - {tags: [public], as: clear}
-    - {tags: [pii.name], as: drop}
-    - {tags: [freetext], as: redact}
-    - {tags: [pii.contact.email], as: pseudonym, with: {domain: contact}}
-    - {tags: [pii.contact.phone], as: partial, with: {style: phone}}
-  otherwise: redact
----
-apiVersion: mesh/v1
-kind: Access
-metadata: {name: access, tenant: bench, owner: bench}
-spec:
-  allow:
-    - id: shop-publishes
-      who: {teams: [shop]}
-      publish: ["shop.order.>"]
-      when: "data.amount > 10.0 && data.country in ['DE', 'FR']"
-    - {id: reader-reads, who: {teams: [reader]}, subscribe: ["shop.order.>"], view: masked}
-"""
 SUBSCRIPTION = """\
 ---
 apiVersion: mesh/v1
@@ -73,9 +26,7 @@ kind: Subscription
 metadata: {name: %s, tenant: bench, team: reader}
 spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
 """
-TYPE = "shop.order.placed.v1"
 STREAM = "EV_local_shop"
-VIEW = "masked"
 
 
 @dataclass(frozen=True, slots=True)
