@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mesh.errors import PolicyError, PolicyErrors
+from mesh.errors import ConfigError, PolicyError, PolicyErrors
 from mesh.policy.documents import finding
 from mesh.policy.load import MAX_FILES, MAX_TOTAL_CHARS
 from mesh.policy.nodes import MAX_FILE_CHARS
 
-SUFFIXES = (".yaml", ".yml")
+SUFFIXES = (".yaml", ".yml")  # in capitals too
 FIXTURE_SUFFIXES = (".json",)
 MAX_FIXTURES_BYTES = 8 * 1024 * 1024  # of all fixtures together: some hundred events
 _MAX_CHAR_BYTES = 4  # of UTF-8
@@ -40,11 +40,17 @@ def read_policies(path: str | Path) -> PolicyFiles:
     Symbolic links are not followed into other directories. Nothing larger than the loader takes is read.
 
     Raises:
-        PolicyErrors: No such directory, too many files, or a file that is too large, unreadable or not UTF-8.
+        ConfigError: There is no such directory.
+        PolicyErrors: Too many files, or a file that is too large, unreadable or not UTF-8.
     """
     root = Path(path)
     if not root.is_dir():
-        raise PolicyErrors([finding(str(path), 1, "no such directory", "name the directory that holds the policies")])
+        raise ConfigError(
+            f"{path} is no directory",
+            expected="a directory of policies",
+            got="a file" if root.exists() else "nothing there",
+            next="name it with --policies, or run this beside `policies/`",
+        )
     errors: list[PolicyError] = []
     yaml = _read_all(root, SUFFIXES, _text, errors)
     fixtures = _read_all(root, FIXTURE_SUFFIXES, bytes, errors, most=MAX_FIXTURES_BYTES)
@@ -114,6 +120,6 @@ def _below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = []
     for file in root.rglob("*"):
         parts = file.relative_to(root).parts
-        if file.suffix in suffixes and file.is_file() and not any(part.startswith(".") for part in parts):
+        if file.suffix.lower() in suffixes and file.is_file() and not any(part.startswith(".") for part in parts):
             found.append(file)
     return found

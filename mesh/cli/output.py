@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mesh.errors import ConfigError, InputError, MeshError, NotFound, PolicyError
+from mesh.errors import BadBundle, ConfigError, InputError, MeshError, NotFound, PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,7 +81,7 @@ def fail(error: MeshError, *, as_json: bool) -> NoReturn:
         for name in ("expected", "got", "next"):
             if value := getattr(error, name):
                 errors.print(f"  [dim]{name:<9}[/]{escape(str(value))}", soft_wrap=True)
-    misuse = isinstance(error, ConfigError | InputError | PolicyError) and not isinstance(error, NotFound)
+    misuse = isinstance(error, ConfigError | InputError | PolicyError) and not isinstance(error, NotFound | BadBundle)
     raise typer.Exit(MISUSE if misuse else NO)
 
 

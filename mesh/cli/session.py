@@ -6,12 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import anyio
-
 from mesh.bundles import policy_key
+from mesh.cli.operator import operator_connection
 from mesh.context import Context
-from mesh.control.datadir import DataDirectory
-from mesh.errors import ConfigError, NoBundle, RevisionNeeded, UnknownKey
+from mesh.errors import NoBundle, RevisionNeeded, UnknownKey
 from mesh.inbound import Admitted, Reading, Withheld
 from mesh.jetstream.connection import Connection
 from mesh.reading import open_keyring
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from mesh.signing import Received, Verified
 
 MAX_FETCHES = 3  # for one event: a certificate, the policies at stream time, those the copy was made under
-CONNECT_TIMEOUT_S = 3.0  # somebody waits at a terminal; a server that restarts is back within one
 
 
 _T = TypeVar("_T")
@@ -85,20 +82,7 @@ async def operator_session(
         ConfigError: No such mesh, or its administration is not ours to read.
         Disconnected: The mesh does not run.
     """
-    context = Context.load(path, tenant=tenant, team=team)
-    file = DataDirectory(context.data).admin_creds(context.tenant, sorted(context.mesh.tenants))
-    try:
-        creds = await anyio.Path(file).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error.strerror}",
-            expected="the control plane's credentials",
-            next="run this where the mesh runs, as the user who started it",
-        ) from error
-    connection = await Connection.open(
-        context.mesh.nats_url, name="operator", creds=creds, connect_timeout_s=CONNECT_TIMEOUT_S
-    )
-    try:
+    async with operator_connection(path, tenant=tenant, team=team) as (context, connection):
         trust_dir = context.data / "trust"
         bundle = BundleWatch(connection, policy_key(trust_dir), tenant=context.tenant)
         trust = TrustWatch(connection, open_keyring(trust_dir))
@@ -115,5 +99,3 @@ async def operator_session(
         plans = bundle.plans
         verifier = Verifier(trust.keyring, plans.may_publish, might_publish=bundle.might_publish)
         yield Session(context, connection, plans, bundle, trust, verifier)
-    finally:
-        await connection.close()

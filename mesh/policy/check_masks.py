@@ -13,6 +13,9 @@ from mesh.policy.masktable import is_secret
 from mesh.policy.model import WITH_KEYS, MaskLine, With
 from mesh.subjects import check_name
 
+MAX_V4_BITS = 28  # 16 hosts are left; `truncate-ip` outranks a pseudonym, so it has to hide something
+MAX_V6_BITS = 64  # one network: what comes after tells the hosts of it apart
+MAX_GEO_DECIMALS = 3  # 110 m of latitude: a block of houses
 WRITTEN = {"readers": "for"}  # parameters that documents call otherwise
 
 Note: TypeAlias = Callable[[At, str, str], None]
@@ -71,10 +74,21 @@ def _generalize(line: MaskLine, at: At, note: Note) -> None:
     if len(ways) != 1:
         fix = "write `with: {date: year|month|day}`, `with: {number: [edges]}` or `with: {geo: decimals}`"
         note(at, f"`generalize` needs one of date, number and geo, and has {len(ways)}", fix)
+    if params.geo is not None and params.geo > MAX_GEO_DECIMALS:
+        fix = f"keep {MAX_GEO_DECIMALS} decimals or fewer, or use `clear` where the place may show"
+        note((*at, "with", "geo"), f"`geo: {params.geo}` leaves a single place, and so masks nothing", fix)
     edges = params.number or ()
     if not all(isfinite(edge) for edge in edges) or any(low >= high for low, high in pairwise(edges)):
         fix = "write finite numbers, each larger than the one before: [10, 100, 1000]"
         note((*at, "with", "number"), "the edges of the buckets do not rise", fix)
+
+
+def _truncate_ip(line: MaskLine, at: At, note: Note) -> None:
+    for name, most in (("v4", MAX_V4_BITS), ("v6", MAX_V6_BITS)):
+        bits = getattr(line.params, name)
+        if bits is not None and bits > most:
+            fix = f"keep {most} bits or fewer, or use `clear` where the address may show"
+            note((*at, "with", name), f"`{name}: {bits}` leaves hardly more than one host, and so masks nothing", fix)
 
 
 def _name(name: str, at: At, note: Note) -> None:
@@ -89,4 +103,5 @@ _CHECKS: dict[str, Callable[[MaskLine, At, Note], None]] = {
     "pseudonym": _pseudonym,
     "encrypt": _encrypt,
     "generalize": _generalize,
+    "truncate-ip": _truncate_ip,
 }

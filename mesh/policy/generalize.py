@@ -7,9 +7,11 @@
     generalize {geo: 2}                  degrees rounded down to so many decimals: a number stays one, and of the string
                                          "lat,lon" both are rounded: 52.5219 -> 52.52, -0.127 -> -0.13
     truncate-ip {v4: 24, v6: 48}         the network address, so many bits of it: 192.0.2.77 -> 192.0.2.0. An IPv4
-                                         address inside an IPv6 one (::ffff:192.0.2.77) is truncated as IPv4.
+                                         address inside an IPv6 one (::ffff:192.0.2.77) is truncated as IPv4; one that
+                                         carries an IPv4 address in its upper half (6to4, Teredo, NAT64) is redacted.
 
-Source: RFC 3339, section 5.6; RFC 5952 for the text of an IPv6 address; RFC 4291, 2.5.5.2 for the mapped ones.
+Source: RFC 3339, section 5.6; RFC 5952 for the text of an IPv6 address; RFC 4291, 2.5.5.2 for the mapped ones; RFC 3056
+(6to4), RFC 4380 (Teredo), RFC 6052 and RFC 8215 (NAT64).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import re
 from bisect import bisect_right
 from datetime import date
 from decimal import ROUND_FLOOR, Decimal
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from itertools import pairwise
 from typing import Any, Final
 
@@ -27,6 +29,9 @@ from mesh.policy.model import With
 
 V4_BITS: Final = 24  # the last octet goes: what is left is shared by 256 hosts
 V6_BITS: Final = 48  # a site (RFC 6177): what a household or a company is given is gone
+CARRIERS: Final = tuple(  # what stands behind these prefixes is an IPv4 address: a host, not a site
+    map(IPv6Network, ("2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48", "::/96"))
+)
 MAX_DEGREES: Final = 180
 MAX_LATITUDE: Final = 90
 
@@ -129,6 +134,8 @@ def truncate_ip(params: With) -> Masker:
         except ValueError:
             return redact(value)
         if address.scope_id is not None:  # a zone is the sender's own name for an interface
+            return redact(value)
+        if any(address in carrier for carrier in CARRIERS):
             return redact(value)
         inside = address.ipv4_mapped
         return f"::ffff:{four(int(inside))}" if inside is not None else str(IPv6Address(int(address) >> low6 << low6))

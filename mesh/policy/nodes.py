@@ -2,7 +2,8 @@
 
 PyYAML's pure parser composes the nodes; it is never asked to construct objects. Refused with their line: aliases and
 anchors (alias bombs), explicit tags, more than `MAX_DEPTH` levels, more than `MAX_NODES` nodes, more than
-`MAX_FILE_CHARS` characters. Scalars follow the YAML 1.2 core schema: `NO` is a string, `012` is twelve.
+`MAX_FILE_CHARS` characters. Scalars follow the YAML 1.2 core schema: `NO` is a string. A number that YAML 1.1
+reads otherwise (`012`, `0o14`, `0x0c`) is refused: one reader of the page takes it for ten, another for twelve.
 
 Source: YAML 1.2.2, section 10.3 (core schema).
 """
@@ -24,8 +25,7 @@ _MAX_INT_CHARS = 18
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT_RE = re.compile(r"[-+]?[0-9]+")
-_OCTAL_RE = re.compile(r"0o[0-7]+")
-_HEX_RE = re.compile(r"0x[0-9a-fA-F]+")
+_TWO_READINGS_RE = re.compile(r"[-+]?0[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT_RE = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL_FLOAT_RE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
@@ -126,10 +126,12 @@ def scalar(node: yaml.ScalarNode) -> Any:
         return None
     if text in _BOOL:
         return _BOOL[text]
-    if _INT_RE.fullmatch(text) or _OCTAL_RE.fullmatch(text) or _HEX_RE.fullmatch(text):
+    if _TWO_READINGS_RE.fullmatch(text):
+        raise ValueError("a number that readers of YAML take differently; write it in decimal, or quote a text")
+    if _INT_RE.fullmatch(text):
         if len(text) > _MAX_INT_CHARS:
             raise ValueError("a number of more than 18 characters; quote it if it is a text")
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+        return int(text)
     if _SPECIAL_FLOAT_RE.fullmatch(text):
         raise ValueError("infinity and not-a-number mean nothing here; quote it if it is a text")
     if _FLOAT_RE.fullmatch(text):

@@ -176,6 +176,15 @@ def test_other_workloads_and_owners_exit_3(
     assert (code, [(c["kind"], c["what"], c["who"]) for c in told["changes"]]) == (WIDENS, [row])
 
 
+def test_documents_that_change_no_sight_are_named(root: Path, example: Path) -> None:
+    """Nobody sees more or less where a subscription retries once more, and yet an apply makes a revision of it."""
+    edit(example / "subscriptions" / "support.yaml", "attempts: 5", "attempts: 6")
+    against = ("--against", root / "policies", "--policies", example)
+    code, told = answer("diff", *against)
+    assert (code, told["changes"], told["documents"]) == (OK, [], ["Subscription support/contacts"])
+    assert "but not alike: Subscription support/contacts" in call("diff", *against)[1]
+
+
 def test_diff_says_what_it_does_not_tell() -> None:
     """Names of members that begin to show are no row, and the help says so."""
     code, printed = call("diff", "--help")

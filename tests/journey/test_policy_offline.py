@@ -291,6 +291,11 @@ def test_a_missing_argument_is_named_to_a_machine() -> None:
     assert "Usage:" in error["expected"]
 
 
+def test_a_command_that_is_not_there_is_an_error_for_a_machine() -> None:
+    """A script that misspells a command reads JSON as from any other mistake."""
+    assert "bogus" in error_of(call("bogus", "--json"))["message"]
+
+
 def test_no_error_of_an_offline_command_reads_as_a_no(capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 1 is an answer; whatever goes wrong before there is one is exit 2."""
 

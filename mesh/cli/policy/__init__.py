@@ -11,8 +11,9 @@ from __future__ import annotations
 import typer
 
 from mesh.cli.policy import checks, live, offline, shadow
+from mesh.cli.policy.options import PolicyGroup
 
-app = typer.Typer(no_args_is_help=True, help="Edit, test, compare, hand out and roll back policies.")
+app = typer.Typer(cls=PolicyGroup, no_args_is_help=True, help="Edit, test, compare, hand out and roll back policies.")
 offline.register(app)
 checks.register(app)
 live.register(app)

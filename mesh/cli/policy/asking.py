@@ -111,5 +111,5 @@ def _known(noun: str, name: str, known: Any) -> None:
             f"the policies have no {noun} {name}",
             expected=", ".join(sorted(known)) or f"a {noun}",
             got=name,
-            next=f"name a {noun} that the policies declare",
+            next=f"use the name of {'an' if noun[0] in 'aeiou' else 'a'} {noun} that the policies declare",
         )

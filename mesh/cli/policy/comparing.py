@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from mesh.cli.output import console
 from mesh.cli.policy.diffing import diff_as_dict, print_backlog, print_diff, print_replayed, replayed_as_dict
 from mesh.cli.policy.options import now_ms
@@ -14,6 +16,7 @@ from mesh.control.recorded import recorded, refused
 from mesh.errors import MeshError, NotFound, RevisionNeeded
 from mesh.policy.compile import Plans
 from mesh.policy.diff import Diff, compare
+from mesh.policy.model import AnyDocument, TeamMetadata
 from mesh.policy.replay import Replayed, replay
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Compared:
         replayed: None where no condition changed, or nothing was asked.
         left_out: Copies that could not be asked.
         backlog: What plain NATS clients could still pull.
+        documents: Those that differ, such as `Subscription support/contacts`: not each changes what somebody sees.
     """
 
     diff: Diff
@@ -36,6 +40,7 @@ class Compared:
     replayed: Replayed | None = None
     left_out: int = 0
     backlog: Sequence[Backlog] = ()
+    documents: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For machines."""
@@ -44,13 +49,16 @@ class Compared:
             {"team": b.team, "subscription": b.subscription, "view": b.view, "stream": b.stream, "waiting": b.waiting}
             for b in self.backlog
         ]
-        return {**diff_as_dict(self.diff), "against": self.against or None, "replay": told, "backlog": waiting}
+        beside = {"against": self.against or None, "replay": told, "backlog": waiting, "documents": self.documents}
+        return {**diff_as_dict(self.diff), **beside}
 
     def print(self) -> None:
         """For a person."""
         if self.against:
             console.print(f"[dim]against revision {self.against}[/]")
         print_diff(self.diff)
+        if self.documents and not self.diff.changes:
+            console.print(f"but not alike: {escape(', '.join(self.documents))}; apply makes a revision of it")
         if self.replayed is not None:
             print_replayed(self.replayed, self.left_out)
         print_backlog(self.backlog)
@@ -58,7 +66,7 @@ class Compared:
 
 def against_directory(old: Plans, new: Plans) -> Compared:
     """Compare two sets of policies that are files."""
-    return Compared(compare(old, new, now_ms()))
+    return Compared(compare(old, new, now_ms()), documents=_differing(old, new))
 
 
 async def against_mesh(new: Plans, *, context: str | None, revision: int | None, replayed: int) -> Compared:
@@ -94,7 +102,19 @@ async def against_mesh(new: Plans, *, context: str | None, revision: int | None,
             events += [event for event in without if (event.fields["source"], event.fields["id"]) not in here]
             told = replay(old, new, events, now_ms=at_ms)
         backlog = await narrowed_backlog(session.connection, session.plans, diff, now_ms=at_ms)
-        return Compared(diff, old.bundle.revision, told, left_out, backlog)
+        return Compared(diff, old.bundle.revision, told, left_out, backlog, _differing(old, new))
+
+
+def _differing(old: Plans, new: Plans) -> list[str]:
+    """The documents that are in one of two sets alone, or not alike in both."""
+    before, after = ({_name(document): document for document in plans.bundle.policies} for plans in (old, new))
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _name(document: AnyDocument) -> str:
+    metadata = document.metadata
+    team = f"{metadata.team}/" if isinstance(metadata, TeamMetadata) else ""
+    return f"{document.kind} {team}{metadata.name}"
 
 
 async def _revision(session: Session, revision: int) -> Plans:

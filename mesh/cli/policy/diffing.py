@@ -91,9 +91,11 @@ def print_replayed(replayed: Replayed, left_out: int) -> None:
 def print_backlog(backlog: Sequence[Backlog]) -> None:
     """What plain NATS clients could still pull."""
     for held in backlog:
+        wait = "copy waits" if held.waiting == 1 else "copies wait"
         console.print(
-            f"[yellow]backlog[/]   {escape(held.team)}: {held.waiting} stored copies wait in {escape(held.stream)} for"
-            f" {escape(held.subscription)}, view {escape(held.view)}; a plain NATS client gets them as they are"
+            f"[yellow]backlog[/]   {escape(held.team)}: {held.waiting} stored {wait}"
+            f" in {escape(held.stream)} for"
+            f" {escape(held.subscription)}, view {escape(held.view)}; a plain NATS client gets what is stored as it is"
             " (apply --skip-backlog)",
             soft_wrap=True,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from mesh.cli.output import MISUSE, fail
 from mesh.errors import ConfigError, MeshError
@@ -47,9 +47,7 @@ class PolicyCommand(TyperCommand):
         except _UsageError as error:
             if not wants_json:
                 raise
-            told: Any = error
-            usage = f"see `{ctx.command_path} --help`"
-            fail(ConfigError(told.format_message(), expected=ctx.get_usage().strip(), next=usage), as_json=True)
+            _told(ctx, error)
 
     def _refuse_missing_values(self, ctx: Any, args: list[str]) -> None:
         """An option is no other option's value: `--subscribe --json` lacks a type."""
@@ -57,6 +55,24 @@ class PolicyCommand(TyperCommand):
         for option, value in pairwise(args):
             if value in options and options.get(option) is False:
                 raise _UsageError(f"Option '{option}' requires an argument.", ctx)
+
+
+class PolicyGroup(TyperGroup):
+    """The group of such commands: one that it does not have is an error for machines too."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Which command is meant. Exits with 2 where there is none of that name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except _UsageError as error:
+            if "--json" not in args:
+                raise
+            _told(ctx, error)
+
+
+def _told(ctx: Any, error: Any) -> NoReturn:
+    usage = f"see `{ctx.command_path} --help`"
+    fail(ConfigError(error.format_message(), expected=ctx.get_usage().strip(), next=usage), as_json=True)
 
 
 def offline(function: Callable[P, R]) -> Callable[P, R]:
@@ -92,13 +108,6 @@ def loaded(directory: Path) -> PolicySet:
         PolicyErrors: They do not load.
         ConfigError: There is no such directory.
     """
-    if not directory.is_dir():
-        raise ConfigError(
-            f"{directory} is no directory",
-            expected="a directory of policies",
-            got="a file" if directory.exists() else "nothing there",
-            next="name it with --policies, or run this beside `policies/`",
-        )
     return load(read_directory(directory))
 
 
