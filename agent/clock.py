@@ -69,7 +69,7 @@ class ServerClock:
         self._woken.set()
 
     async def run(self) -> None:
-        """Measure on each connect, each `wake` and each minute, until cancelled."""
+        """Measure on each connect, each `wake` and every `EVERY_S`, until cancelled."""
         forget = self._connection.on_connect(self.wake)
         try:
             while True:

@@ -148,14 +148,17 @@ class Mesh:
     def subscription(self, name: str, *, max_in_flight: int | None = None) -> Subscription:
         """Our team's subscription *name*; more replicas of it share its events.
 
+        One that policies made active after `connect` counts too: the bundle in force says where it is.
+
         Raises:
             ConfigError: We have no team, or it has no such subscription.
         """
-        address = self.context.team_address()
-        if name not in address.subscriptions:
+        written = self.context.team_address().subscriptions
+        address = written.get(name) or (None if self._reader is None else self._reader.address(name))
+        if address is None:
             raise ConfigError(
                 f"team {self.context.team} has no active subscription {name}",
-                expected=f"one of {', '.join(sorted(address.subscriptions)) or 'none'}",
+                expected=f"one of {', '.join(sorted(written)) or 'none'}",
                 next="`mesh subscription list` shows them all, and why one is inactive",
             )
         reader = self._opened()
@@ -163,7 +166,7 @@ class Mesh:
             reader.connection,
             team=self.context.team or "",
             name=name,
-            address=address.subscriptions[name],
+            address=address,
             bundle=reader.bundle,
             trust=reader.trust,
             max_in_flight=max_in_flight,

@@ -15,14 +15,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from mesh.errors import ConfigError
 from mesh.retry import MAX_DELAY_S, RetryPolicy
+
+if TYPE_CHECKING:
+    from mesh.signing import Received
 
 ATTEMPTS_EXHAUSTED = "attempts-exhausted"
 REJECTED = "rejected"
 MAX_REASON_CHARS = 200  # a reason is a word or a sentence; it becomes a label in `mesh dlq list`
 MAX_ERROR_CHARS = 100  # of an error's class name
+MAX_WAITS = 100_000  # events remembered while they wait; five times what a durable delivers before it stops (20,000)
+CRASH_FACTOR = 10  # deliveries for each allowed attempt, before an event that nobody lived to settle is buried
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +178,63 @@ class DuplicateWindow:
     def forget(self, key: Key) -> None:
         """The handler failed, or never answered: the next copy is new. What was handled stays handled."""
         self._in_flight.discard(key)
+
+
+# --- deliveries that no handler saw ----------------------------------------------------------------------------------
+
+Place = tuple[str, int]  # stream and sequence
+
+
+def place(received: Received) -> Place:
+    """Where an event lies."""
+    return received.stream, received.sequence
+
+
+class Waits:
+    """Which deliveries of an event say nothing about its handlers: those up to the last time it had to wait here.
+
+    An event that cannot be judged yet (a bundle or a certificate is lacking) is handed back and comes again, to us or
+    to another replica, and the server counts each time. Only from there on are deliveries evidence of handlers that end
+    their process. Where several replicas wait for the same bundle, one cannot know the waits of the others: so all
+    deliveries up to its own last wait are left out, and not only its own.
+
+    After a restart nothing is known, and the server's count stands: else an event that ends each process that handles
+    it would never be buried. An event that has to wait again in the new process begins anew.
+
+    Args:
+        size: Events to remember; the one that waited longest ago goes first. 100,000 take about 20 MB.
+    """
+
+    def __init__(self, size: int = MAX_WAITS) -> None:
+        self._size = size
+        self._until: OrderedDict[Place, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Events remembered."""
+        return len(self._until)
+
+    def add(self, where: Place, deliveries: int) -> None:
+        """It had to wait, in the delivery of this number."""
+        self._until[where] = deliveries
+        self._until.move_to_end(where)
+        if len(self._until) > self._size:
+            self._until.popitem(last=False)
+
+    def since(self, where: Place, deliveries: int) -> int:
+        """How many of its *deliveries* a handler may have had."""
+        return deliveries - self._until.get(where, 0)
+
+    def forget(self, where: Place) -> None:
+        """It is settled."""
+        if self._until:
+            self._until.pop(where, None)
+
+
+def worn_out(deliveries: int, policy: RetryPolicy) -> bool:
+    """Whether an event came so often that its handling must be what ends the processes that try.
+
+    Args:
+        deliveries: Those that a handler may have had.
+        policy: The subscription's.
+    """
+    return deliveries > policy.attempts * CRASH_FACTOR

@@ -1,26 +1,25 @@
 """From a durable to a handler: pull, verify, admit, deduplicate. What comes out of a feed may be handled.
 
-One feed serves one subscription, which has one durable per stream. Verification runs where the bytes arrive, without a
-task or a queue per event; an event whose key we do not know yet, or that older policies have to judge, waits, and
-everything behind it waits too, so that fetching a certificate or an old bundle never reorders.
+One feed serves one subscription, which has one durable per stream (`pullers.py`). Verification runs where the bytes
+arrive, without a task or a queue per event; an event whose key we do not know yet, or that older policies have to
+judge, waits, and everything behind it waits too, so that fetching a certificate or an old bundle never reorders.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from mesh import logs
-from mesh.delivery import Claim, DuplicateWindow
-from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, Unavailable, UnknownKey, VerificationError
+from mesh.delivery import Claim, DuplicateWindow, Waits, place
+from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, UnknownKey, VerificationError
 from mesh.event import decode
 from mesh.fetching import Fetcher
 from mesh.inbound import Admitted, Reading, Withheld
-from mesh.jetstream.puller import Puller
+from mesh.pullers import Pullers
 from mesh.signing import Verifier
 from mesh.telemetry import counter
 
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
 
     from mesh.delivery import Key
     from mesh.jetstream.connection import Connection
+    from mesh.jetstream.puller import Puller
     from mesh.policy.compile import Plans
+    from mesh.pullers import Place
     from mesh.signing import Received
     from mesh.watch import BundleWatch, TrustWatch
 
@@ -78,7 +79,7 @@ class Feed:
         *,
         team: str,
         subscription: str | None = None,
-        durables: Sequence[tuple[str, str]],
+        durables: Sequence[Place],
         bundle: BundleWatch,
         trust: TrustWatch,
         max_in_flight: int,
@@ -93,41 +94,36 @@ class Feed:
         self.on_unmask: Callable[[Admitted], None] = lambda _: None  # what a grant that expires hands over
         self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
         self.window = DuplicateWindow(window_size)
+        self.waits = Waits()
         self._parked: deque[tuple[Received, Puller]] = deque()
         self._ready: deque[Pulled] = deque()
         self._waiting: deque[anyio.Event] = deque()
         self._stopped = False
         self._tasks: TaskGroup | None = None
-        self._pullers = [
-            self._puller(connection, stream, durable, max(1, max_in_flight // len(durables)))
-            for stream, durable in durables
-        ]
-
-    def _puller(self, connection: Connection, stream: str, durable: str, max_in_flight: int) -> Puller:
-        puller = Puller(
-            connection,
-            stream=stream,
-            durable=durable,
-            on_event=lambda received: self._on_event(received, puller),
-            max_in_flight=max_in_flight,
-        )
-        return puller
+        self._pullers = Pullers(connection, on_event=self._on_event, max_in_flight=max_in_flight)
+        self._pullers.follow(durables)
 
     @property
     def pending(self) -> int:
         """Events pulled and not settled."""
-        return sum(puller.in_flight for puller in self._pullers)
+        return self._pullers.in_flight
 
     async def run(self) -> None:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:
-            for puller in self._pullers:
-                self._tasks.start_soon(puller.run)
+            self._pullers.start(self._tasks)
+
+    def follow(self, durables: Sequence[Place]) -> None:
+        """From now on pull from exactly these *durables* (stream and name): begin with the new, leave the others."""
+        new, left = self._pullers.follow(durables)
+        for stream in new:
+            log.info("stream_added", team=self._team, subscription=self._subscription, stream=stream)
+        for stream in left:
+            log.info("stream_left", team=self._team, subscription=self._subscription, stream=stream)
 
     async def stop(self) -> None:
         """Pull nothing more, and hand back at once what nobody has taken; what was taken can still be settled."""
-        for puller in self._pullers:
-            await puller.stop()
+        await self._pullers.stop()
         self._stopped = self._fetcher.stopped = True  # from here on nothing becomes ready
         while self._ready:
             self.hand_back(self._ready.popleft())
@@ -137,9 +133,7 @@ class Feed:
 
     async def flush(self) -> None:
         """Wait until the server has what was settled and handed back; not for long."""
-        for puller in self._pullers:
-            with suppress(Unavailable):  # no connection, or a slow one: the server delivers again after ack_wait
-                await puller.flush()
+        await self._pullers.flush()
 
     def hand_back(self, pulled: Pulled) -> None:
         """Have *pulled* delivered again, at once, to whoever pulls."""
@@ -221,7 +215,7 @@ class Feed:
             return
         plans = self._bundle.plans
         if plans is None:
-            puller.nak(received, NO_BUNDLE_RETRY_S)
+            self._later(received, puller, NO_BUNDLE_RETRY_S)
             REJECTED.add(1, code="no-valid-bundle")
             return
         self._take(received, puller, plans)
@@ -264,16 +258,25 @@ class Feed:
             return
         DUPLICATES.add(1)
         if claim is Claim.HANDLED:
-            puller.ack(received)
+            self._done(received, puller)
         else:  # a handler of ours has it: neither start another nor ack for it
             puller.nak(received, IN_FLIGHT_RETRY_S)
+
+    def _later(self, received: Received, puller: Puller, delay_s: float) -> None:
+        """Have it delivered again: something is lacking to judge it. No handler saw it, and `waits` remembers that."""
+        self.waits.add(place(received), received.deliveries)
+        puller.nak(received, delay_s)
+
+    def _done(self, received: Received, puller: Puller) -> None:
+        self.waits.forget(place(received))
+        puller.ack(received)
 
     def _withhold(
         self, received: Received, puller: Puller, outcome: Withheld, fields: dict[str, Any], plans: Plans
     ) -> None:
         if not self._behind(received, puller, fields, plans):
             WITHHELD.add(1, code=outcome.reason)
-            puller.ack(received)
+            self._done(received, puller)
 
     def _behind(self, received: Received, puller: Puller, fields: dict[str, Any], plans: Plans) -> bool:
         """Whether the event was decided by a newer bundle than ours; then we look for that one before we judge.
@@ -285,7 +288,7 @@ class Feed:
         if not newer or received.deliveries > PATIENCE_DELIVERIES:
             return False
         self._bundle.wake()
-        puller.nak(received, BEHIND_RETRY_S)
+        self._later(received, puller, BEHIND_RETRY_S)
         return True
 
     def _reject(self, received: Received, puller: Puller, error: VerificationError) -> None:
@@ -307,7 +310,7 @@ class Feed:
             if received.deliveries > PATIENCE_DELIVERIES:
                 self._reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
             else:
-                puller.nak(received, UNKNOWN_KEY_RETRY_S)
+                self._later(received, puller, UNKNOWN_KEY_RETRY_S)
         self._resume()
 
     async def _fetch_past_and_resume(self, revision: int) -> None:
@@ -318,14 +321,14 @@ class Feed:
             return
         if not found and self._unpark(received):
             REJECTED.add(1, code=RevisionNeeded.code)
-            puller.nak(received, PAST_RETRY_S)
+            self._later(received, puller, PAST_RETRY_S)
         self._resume()
 
     def _unpark(self, received: Received) -> bool:
         """Take one event out of the line; False where it is no longer in it."""
-        for place, (waiting, _) in enumerate(self._parked):
+        for index, (waiting, _) in enumerate(self._parked):
             if waiting is received:
-                del self._parked[place]
+                del self._parked[index]
                 return True
         return False
 
@@ -335,7 +338,7 @@ class Feed:
         while parked:
             received, puller = parked.popleft()
             if plans is None:
-                puller.nak(received, NO_BUNDLE_RETRY_S)
+                self._later(received, puller, NO_BUNDLE_RETRY_S)
                 continue
             self._take(received, puller, plans)
             if self._parked:  # something else is lacking for it, and a fetch of that has begun

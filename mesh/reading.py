@@ -6,6 +6,7 @@ directory can be written.
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ import anyio
 from mesh import audit, logs
 from mesh.audit_log import AuditLog
 from mesh.bundles import policy_key
-from mesh.errors import ConfigError, MeshError, NoBundle, Unavailable
+from mesh.context import SubscriptionAddress
+from mesh.errors import ConfigError, MeshError, NoBundle, NotFound, Unavailable
 from mesh.identity import Keyring
 from mesh.jetstream.connection import Connection
 from mesh.policy.ciphers import CIPHER_KEY_BYTES, decrypt_fields
+from mesh.pullers import places_of
 from mesh.reports import Reporter
 from mesh.watch import BundleWatch, TrustWatch
 
@@ -38,7 +41,7 @@ class TeamReader:
     """One team's way in. Made by `open_team`."""
 
     def __init__(self, context: Context, connection: Connection) -> None:
-        team = context.team or ""
+        team = self._team = context.team or ""
         files = Path(context.team_address().creds_file).parent
         trust = context.data / "trust"
         self._tenant = context.tenant
@@ -66,6 +69,20 @@ class TeamReader:
             rule=event.rule,
             revision=self.bundle.state.revision,
         )
+
+    def address(self, name: str) -> SubscriptionAddress | None:
+        """Where the subscription *name* is, as the bundle in force has it; None where none of that name is active."""
+        plans = self.bundle.plans
+        if plans is None:
+            return None
+        try:
+            grant = plans.subscription(self._team, name, now_ms=time.time_ns() // 1_000_000)
+        except NotFound:
+            return None
+        streams = tuple(stream for stream, _ in places_of(grant, plans.bundle.site))
+        if not streams:
+            return None
+        return SubscriptionAddress(stream=streams[0], durable=grant.durable, view=grant.view, streams=streams)
 
     def reveal(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """*fields* with every value opened that was encrypted for our team.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mesh.jetstream.connection import Connection
 
 STREAM = "REPORTS"
-EVERY_S = 60.0
+EVERY_S = 20.0
 AGAIN_S = 5.0  # after a report that was not stored
 ANSWER_S = 2.0  # storing takes a millisecond
 PAGE = 500  # reports a request

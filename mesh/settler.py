@@ -17,12 +17,12 @@ import anyio
 import msgspec
 
 from mesh import deadletters, logs
-from mesh.delivery import Ack, DeadLetter, Retry, settle
+from mesh.delivery import Ack, DeadLetter, Retry, place, settle, worn_out
 from mesh.errors import MeshError, StreamUnavailable
 from mesh.telemetry import counter
 
 if TYPE_CHECKING:
-    from mesh.delivery import DuplicateWindow
+    from mesh.delivery import DuplicateWindow, Place, Waits
     from mesh.errors import VerificationError
     from mesh.feed import Pulled
     from mesh.jetstream.connection import Connection
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 BURY_TIMEOUT_S = 5.0
 BURY_RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # between two tries to store a dead letter; the last one repeats
 MAX_HISTORIES = 10_000  # events whose failures are remembered; beyond that the oldest begin anew
-CRASH_FACTOR = 10  # deliveries for each allowed attempt, before an event that nobody lived to settle is buried
 DELIVERIES_EXHAUSTED = "deliveries-exhausted"
 
 ACKED = counter("mesh.inbound.acked", unit="{event}", watch="flat while verified rises: handlers hang")
@@ -64,6 +63,7 @@ class Settler:
         durable: str,
         policy: RetryPolicy,
         window: DuplicateWindow,
+        waits: Waits,
     ) -> None:
         self._connection = connection
         self._team = team
@@ -71,14 +71,15 @@ class Settler:
         self._durable = durable
         self._policy = policy
         self._window = window
-        self._histories: OrderedDict[tuple[str, int], _History] = OrderedDict()
+        self._waits = waits
+        self._histories: OrderedDict[Place, _History] = OrderedDict()
 
     def ack(self, pulled: Pulled) -> None:
         """Handled: remember it, so that it is not handled again, and never have it delivered again."""
         received = pulled.received
         self._window.add(pulled.key)
-        if self._histories:
-            self._histories.pop(_place(received), None)
+        if self._histories or len(self._waits):
+            self._forget(received)
         pulled.puller.ack(received)
         _acked.value += 1
 
@@ -115,8 +116,12 @@ class Settler:
                 await self.bury(pulled, reason, error)
 
     def worn_out(self, pulled: Pulled) -> bool:
-        """Whether it was delivered so often that its handling must be what ends the processes that try."""
-        return pulled.received.deliveries > self._policy.attempts * CRASH_FACTOR
+        """Whether it was delivered so often that its handling must be what ends the processes that try.
+
+        Deliveries after which it had to wait for a bundle or a certificate do not count: see `Waits`.
+        """
+        received = pulled.received
+        return worn_out(self._waits.since(place(received), received.deliveries), self._policy)
 
     async def bury(self, pulled: Pulled, reason: str, error: BaseException | None = None) -> None:
         """Store it as a dead letter with *reason*, then ack it.
@@ -129,7 +134,7 @@ class Settler:
             self.retry(pulled, 0.0)
             raise
         self._window.add(pulled.key)
-        self._histories.pop(_place(pulled.received), None)
+        self._forget(pulled.received)
         pulled.puller.ack(pulled.received)
         DEAD_LETTERED.add(1)
         log.warning("event_dead_lettered", id=pulled.event.id, attempt=pulled.event.attempt)
@@ -137,6 +142,7 @@ class Settler:
     async def quarantine(self, received: Received, puller: Puller, error: VerificationError) -> None:
         """Record an event that failed verification, without its body, then end its deliveries."""
         await self._store_surely(received, puller, error.code, error, verified=False)
+        self._forget(received)
         puller.term(received, error.code)
 
     async def _store_surely(
@@ -155,14 +161,18 @@ class Settler:
             await anyio.sleep(BURY_RETRY_S[min(number, len(BURY_RETRY_S) - 1)])
 
     def _history(self, received: Received) -> _History:
-        history = self._histories.setdefault(_place(received), _History())
+        history = self._histories.setdefault(place(received), _History())
         if len(self._histories) > MAX_HISTORIES:
             self._histories.popitem(last=False)
         return history
 
+    def _forget(self, received: Received) -> None:
+        self._histories.pop(place(received), None)
+        self._waits.forget(place(received))
+
     async def _store(self, received: Received, reason: str, error: BaseException | None, *, verified: bool) -> None:
         text = _text(error) if error is not None else ""
-        history = self._histories.get(_place(received)) or _History()
+        history = self._histories.get(place(received)) or _History()
         letter = deadletters.record(
             received,
             team=self._team,
@@ -201,10 +211,6 @@ def _stored(data: bytes) -> bool:
     except msgspec.DecodeError:
         return False
     return ack.error is None and ack.stream == "DLQ"
-
-
-def _place(received: Received) -> tuple[str, int]:
-    return received.stream, received.sequence
 
 
 def _text(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 At least once: an event is acked when its handling succeeded, retried with the subscription's backoff when it raised,
 and dead-lettered when the handler raised `Reject` or the attempts are used up. Run more replicas to share the work.
+
+It pulls from the streams that the bundle in force has it read: one more where policies add a domain while it runs.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
-from mesh.errors import Closed, NoBundle
+from mesh import logs
+from mesh.errors import Closed, NoBundle, NotFound
 from mesh.feed import Feed, Pulled
+from mesh.pullers import Place, places_of
 from mesh.settler import DELIVERIES_EXHAUSTED, Settler
 
 if TYPE_CHECKING:
@@ -26,11 +30,14 @@ if TYPE_CHECKING:
     from mesh.context import SubscriptionAddress
     from mesh.inbound import Admitted
     from mesh.jetstream.connection import Connection
+    from mesh.policy.compile import Plans
     from mesh.watch import BundleWatch, TrustWatch
 
 PROGRESS_SHARE = 0.4  # of ack_wait between two "in progress" signals: one may be lost before the event comes again
 DEFAULT_CONCURRENCY = 16  # handlers at once; most wait for a database or an API
 FIRST_BUNDLE_S = 10.0
+
+log = logs.get("subscription")
 
 handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
 
@@ -160,14 +167,14 @@ class Subscription:
             raise NoBundle(
                 "no valid policy bundle has arrived", expected="one from the control plane", next="wait for it"
             )
-        spec = plans.subscription(self.team, self.name, now_ms=time.time_ns() // 1_000_000)
+        spec = plans.subscription(self.team, self.name, now_ms=_now_ms())
         retry = spec.retry
         streams = self.address.streams or (self.address.stream,)
         self._feed = Feed(
             self._connection,
             team=self.team,
             subscription=self.name,
-            durables=[(stream, self.address.durable) for stream in streams],
+            durables=places_of(spec, plans.bundle.site) or [(stream, self.address.durable) for stream in streams],
             bundle=self._bundle,
             trust=self._trust,
             max_in_flight=self._max_in_flight or spec.max_in_flight,
@@ -179,12 +186,14 @@ class Subscription:
             durable=self.address.durable,
             policy=retry,
             window=self._feed.window,
+            waits=self._feed.waits,
         )
         self._feed.on_rejected = self._settler.quarantine
         self._feed.on_unmask = self._on_unmask
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self._group.start_soon(self._feed.run)
+        self._group.start_soon(self._follow, plans)
         self._group.start_soon(self._signal_progress, retry.ack_wait_s * PROGRESS_SHARE)
         return self
 
@@ -240,6 +249,28 @@ class Subscription:
         """Called by a delivery once it is being settled."""
         self._open.discard(delivery)
 
+    async def _follow(self, plans: Plans) -> None:
+        """Pull from what each bundle after *plans* has us pull from."""
+        while True:
+            adopted, current = self._bundle.adopted, self._bundle.plans
+            if current is not None and current is not plans:
+                plans = current
+                self.feed.follow(self._places(plans))
+            await adopted.wait()
+
+    def _places(self, plans: Plans) -> tuple[Place, ...]:
+        revision = plans.bundle.revision
+        try:
+            grant = plans.subscription(self.team, self.name, now_ms=_now_ms())
+        except NotFound:
+            log.warning("subscription_gone", team=self.team, subscription=self.name, revision=revision)
+            return ()
+        if not grant.active:
+            log.warning(
+                "subscription_inactive", team=self.team, subscription=self.name, revision=revision, reason=grant.reason
+            )
+        return places_of(grant, plans.bundle.site)
+
     async def _signal_progress(self, interval_s: float) -> None:
         """Keep events that are in hand here from being delivered to somebody else."""
         while True:
@@ -253,3 +284,7 @@ class Subscription:
         return Closed(
             f"subscription {self.name} is not running", expected="`async with`", next="use it inside `async with`"
         )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

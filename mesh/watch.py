@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from mesh import logs
 from mesh.bundles import Bundles, LastGood
@@ -32,13 +33,23 @@ TRUST_BUCKET = "mesh_trust"
 BUNDLE_KEY = "bundle"
 TRUST_KEY = "trust"
 POLL_S = 10.0  # the bound on how long a lost notice goes unnoticed
+KINDS = frozenset({"bundle", "trust", "shadow"})  # of notices: one for each thing that is watched
 NOTICE_GAP_S = 0.02  # notices are coalesced: a burst of them costs one read
 
 log = logs.get("watch")
 
 
+class Notice(msgspec.Struct):
+    """What a notice says: what there is to look at again. Of a kind that nobody here knows it may be anything."""
+
+    kind: str = ""
+
+
 class Watch:
-    """Calls *read* at the start, at every notice and every `POLL_S`; a failure is logged and tried again."""
+    """Calls *read* at the start, at every notice and every `POLL_S`; a failure is logged and tried again.
+
+    Notices of what other watches read are left to those: of `KINDS`, *name* is ours.
+    """
 
     def __init__(self, connection: Connection, read: Callable[[], Awaitable[None]], *, name: str) -> None:
         self._connection = connection
@@ -50,9 +61,17 @@ class Watch:
         """Look again soon."""
         self._woken.set()
 
+    def _noticed(self, _subject: str, _reply: str, _headers: bytes | None, data: bytes) -> None:
+        try:
+            kind = msgspec.json.decode(data, type=Notice).kind
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            kind = ""
+        if kind == self._name or kind not in KINDS:
+            self.wake()
+
     async def run(self) -> None:
         """Run until cancelled."""
-        listener = self._connection.listen(NOTICE_SUBJECT, lambda *_: self.wake())
+        listener = self._connection.listen(NOTICE_SUBJECT, self._noticed)
         self._connection.on_connect(self.wake)
         try:
             while True:
@@ -82,6 +101,7 @@ class BundleWatch:
 
     Attributes:
         plans: In force; None until the first valid bundle has come.
+        adopted: Set when the next bundle has come into force; then there is a new one.
         past: The plans of an older revision; raises `RevisionNeeded` where `fetch_past` has to get them first.
         might_publish: V5 at stream time, see `Bundles.might_publish`.
     """
@@ -102,6 +122,7 @@ class BundleWatch:
         self._file = None if file is None else LastGood(file)
         self._seen: tuple[int, int] | None = None
         self.plans: Plans | None = None
+        self.adopted = anyio.Event()
         self.on_change = on_change
         self.on_news = on_news
         self.past = self._bundles.past
@@ -143,6 +164,8 @@ class BundleWatch:
             log.error("bundle_refused", code=error.code, error=error.message, revision=said, current=before.revision)
         if adopted and (plans := self._bundles.plans) is not None:
             self.plans = plans
+            self.adopted.set()
+            self.adopted = anyio.Event()
             log.info("bundle_adopted", tenant=plans.bundle.tenant, revision=self.state.revision)
             if self.on_change is not None:
                 self.on_change(plans)

@@ -22,7 +22,7 @@ from mesh.control.nats_server import end_with_parent
 from mesh.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
 START_TIMEOUT_S = 30.0  # an agent is ready in under a second; a busy machine with many agents takes its time
@@ -51,13 +51,23 @@ class AgentProcess:
         directory: With its `agent.toml` and keys.
         log_file: Where it writes.
         settings: Environment variables over the `agent.toml`.
+        ended: Called when a process of it has ended by itself, before the next one starts.
     """
 
-    def __init__(self, name: str, directory: Path, *, log_file: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        log_file: Path,
+        settings: Mapping[str, str],
+        ended: Callable[[], Awaitable[None]],
+    ) -> None:
         self.name = name
         self.directory = directory
         self.settings = dict(settings)
         self._log_file = log_file
+        self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
         self.ports: Ports | None = None
@@ -98,6 +108,7 @@ class AgentProcess:
             status = None if self._process is None else self._process.returncode
             crashes = 0 if anyio.current_time() - started > STEADY_S else crashes
             log.warning("agent_ended", agent=self.name, status=status)
+            await self._ended()
             if crashes:
                 await anyio.sleep(RESTART_WAIT_S[min(crashes - 1, len(RESTART_WAIT_S) - 1)])
             crashes += 1

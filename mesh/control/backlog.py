@@ -60,7 +60,7 @@ async def narrowed_backlog(connection: Connection, old: Plans, diff: Diff, *, no
 
 def _meets(grant: SubscriptionGrant, diff: Diff) -> bool:
     """Whether the team sees less of some type that the durable delivers."""
-    reading = (c for c in diff.changes if c.who == grant.team and c.reads and c.kind != "widened")
+    reading = (c for c in (*diff.changes, *diff.closed) if c.who == grant.team and c.reads and c.kind != "widened")
     return any(_intersect(change.types, grant.filters) for change in reading)
 
 

@@ -1,17 +1,21 @@
 """What NATS lets the workloads of one tenant do, and the steps from one revision's rights to the next.
 
-    withdraw    rights that are gone: filters of durables, then pulls, then subjects of publishers
+    withdraw    rights that are gone: durables that lose filters are paused, then pulls, then subjects of publishers
     extend      streams, durables and their filters, accounts: what the new revision needs, beside what still runs
+    narrow      once the new revision is stored: filters that are gone leave the paused durables, which then go on
     settle      once every agent runs the new revision: publishers get exactly their subjects
     drained     once what was stored under an old view is acked: durables get exactly their filters
 
-Between withdraw and settle nothing is refused that either revision allows to go on, so a change loses no event. What is
-there already is read from the server each time, so a control plane that was killed in between goes on from there.
+Between withdraw and settle nothing is refused that either revision allows to go on, so a change loses no event. A
+durable moves past what its filters leave out and never comes back for it: until the new revision is certain it is
+paused, which keeps its place, and no filter is taken away. What is there already is read from the server each time, so
+a control plane that was killed in between goes on from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mesh import logs
@@ -20,10 +24,17 @@ from mesh.jetstream import accounts as nats
 from mesh.jetstream import manage
 from mesh.jetstream.changes import Actual, plan
 from mesh.jetstream.topology import ConsumerSpec, Topology, desired
-from mesh.jetstream.transition import filters_of, remaining, still_allowed, takes_away, with_filters
+from mesh.jetstream.transition import (
+    filters_of,
+    remaining,
+    still_allowed,
+    takes_away,
+    widened,
+    with_filters,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from mesh.control.accounts import Accounts
     from mesh.jetstream.accounts import Import
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
     from mesh.policy.grants import Grants, PublishGrant
 
 FOR_GOOD = "2200-01-01T00:00:00Z"  # until when a durable is paused that nobody may pull: until it is resumed
+PAUSE = timedelta(minutes=5)  # of a durable that is to lose filters: milliseconds, unless the control plane dies
 
 log = logs.get("control")
 
@@ -67,7 +79,15 @@ class Enforcer:
         _say(changes)
         await manage.apply(self._connection, changes)
 
-    # --- the four steps ----------------------------------------------------------------------------------------------
+    # --- the five steps ----------------------------------------------------------------------------------------------
+
+    async def durables(self) -> frozenset[str]:
+        """The names of the durables that are there.
+
+        Raises:
+            RequestFailed, Unavailable: NATS refused or did not answer.
+        """
+        return frozenset(name for _, name in (await manage.read_actual(self._connection)).consumers)
 
     async def withdraw(self, plans: Plans, grants: Grants) -> None:
         """Take away what *grants* no longer give anybody.
@@ -79,9 +99,7 @@ class Enforcer:
             RequestFailed, Unavailable: NATS refused or did not answer; the bundle in force is still the old one.
         """
         actual = await manage.read_actual(self._connection)
-        target = self._target(grants, actual)
-        await self._narrow(target, actual)
-        await self._pause(target, actual)
+        await self._pause(self._target(grants, actual), actual)
         kept: dict[str, Iterable[Import]] = {}
         for agent, held in grants.agents.items():
             before = self._subjects.get(agent)
@@ -108,11 +126,10 @@ class Enforcer:
             RequestFailed, Unavailable: As `withdraw`.
         """
         actual = await manage.read_actual(self._connection)
-        target = self._target(grants, actual)
-        changes = plan(target, actual)
+        changes = plan(self._target(grants, actual, widened), actual)
         _say(changes)
         await manage.apply(self._connection, changes)
-        await self._resume(target, actual)
+        await self._reopen(self._target(grants, actual), actual)
         for agent, held in grants.agents.items():
             self._subjects[agent] = tuple(dict.fromkeys((*self._subjects.get(agent, ()), *held.publish)))
         await self._accounts.set(
@@ -121,6 +138,27 @@ class Enforcer:
                 **{team_workload(team): self._pulls(grants, team) for team in grants.teams},
             }
         )
+
+    async def narrow(self, grants: Grants) -> None:
+        """Take filters away that *grants* do not give, and let the durables that were paused for it go on.
+
+        What was delivered and is not acked would come again, matching or not: hence the reset to the ack floor.
+
+        Raises:
+            RequestFailed, Unavailable: As `withdraw`; what is not narrowed yet stays paused, for `PAUSE`.
+        """
+        actual = await manage.read_actual(self._connection)
+        for spec in self._target(grants, actual).consumers:
+            config = actual.consumers.get((spec.stream, spec.name))
+            if config is None:
+                continue
+            if takes_away(filters_of(config), spec.filters):
+                changes = plan(Topology(self._site, (), (spec,)), _only({(spec.stream, spec.name): config}))
+                _say(changes)
+                await manage.apply(self._connection, changes)
+                await manage.api(self._connection, f"CONSUMER.RESET.{spec.stream}.{spec.name}", {})
+            if config.get("pause_until", FOR_GOOD) != FOR_GOOD:
+                await self._set_pause(spec.stream, spec.name, None)
 
     async def settle(self, grants: Grants) -> None:
         """Publishers get exactly what *grants* give them.
@@ -189,39 +227,47 @@ class Enforcer:
     def _exact(self, grants: Grants) -> Topology:
         return desired(self._site, grants.domains, grants.active, self._sizes)
 
-    def _target(self, grants: Grants, actual: Actual) -> Topology:
-        """What has to be while old views drain: each durable with what it needs and what it still has to deliver."""
+    def _target(
+        self,
+        grants: Grants,
+        actual: Actual,
+        keep: Callable[[Iterable[str], Iterable[str]], tuple[str, ...]] = remaining,
+    ) -> Topology:
+        """What has to be: each durable with what it needs and what it *keep*s of what it has.
+
+        Unless said otherwise that is what it has to deliver while old views drain.
+        """
         exact = self._exact(grants)
         consumers = []
         for spec in exact.consumers:
             config = actual.consumers.get((spec.stream, spec.name))
             held = () if config is None else filters_of(config)
-            consumers.append(with_filters(spec, remaining(held, spec.filters)))
+            consumers.append(with_filters(spec, keep(held, spec.filters)))
         return Topology(exact.site, exact.streams, tuple(consumers))
 
-    async def _narrow(self, target: Topology, actual: Actual) -> None:
-        """Take filters away. What was delivered and is not acked would come again, matching or not: hence the reset."""
-        for spec in target.consumers:
-            config = actual.consumers.get((spec.stream, spec.name))
-            if config is not None and takes_away(filters_of(config), spec.filters):
-                changes = plan(Topology(target.site, (), (spec,)), _only({(spec.stream, spec.name): config}))
-                _say(changes)
-                await manage.apply(self._connection, changes)
-                await manage.api(self._connection, f"CONSUMER.RESET.{spec.stream}.{spec.name}", {})
-
     async def _pause(self, target: Topology, actual: Actual) -> None:
-        """A durable that nobody may pull keeps its place and delivers nothing, to pulls already open as well."""
-        wanted = {(spec.stream, spec.name) for spec in target.consumers}
+        """Silence what is to lose filters, for `PAUSE` at most, and what nobody may pull, until it is resumed.
+
+        A paused durable keeps its place and delivers nothing, to pulls already open as well.
+        """
+        wanted = {(spec.stream, spec.name): spec for spec in target.consumers}
         for (stream, name), config in actual.consumers.items():
-            ours = stream.startswith(f"EV_{self._site}_") and "--" in name
-            if ours and (stream, name) not in wanted and "pause_until" not in config:
+            spec = wanted.get((stream, name))
+            if not (stream.startswith(f"EV_{self._site}_") and "--" in name) or config.get("pause_until") == FOR_GOOD:
+                continue
+            if spec is None:
                 await self._set_pause(stream, name, FOR_GOOD)
                 log.info("durable_paused", stream=stream, durable=name)
+            elif takes_away(filters_of(config), spec.filters):
+                await self._set_pause(stream, name, _soon())
 
-    async def _resume(self, target: Topology, actual: Actual) -> None:
+    async def _reopen(self, target: Topology, actual: Actual) -> None:
+        """Resume what may be pulled again; where filters are still to go, `narrow` does it."""
         for spec in target.consumers:
-            if "pause_until" in actual.consumers.get((spec.stream, spec.name), {}):
-                await self._set_pause(spec.stream, spec.name, None)
+            config = actual.consumers.get((spec.stream, spec.name), {})
+            if config.get("pause_until") == FOR_GOOD:
+                narrows = takes_away(filters_of(config), spec.filters)
+                await self._set_pause(spec.stream, spec.name, _soon() if narrows else None)
                 log.info("durable_resumed", stream=spec.stream, durable=spec.name)
 
     async def _set_pause(self, stream: str, name: str, until: str | None) -> None:
@@ -240,6 +286,10 @@ class Enforcer:
     def _pulls(self, grants: Grants, team: str) -> list[Import]:
         mine = [grant for grant in grants.active if grant.team == team]
         return nats.subscription_imports(self._accounts.owner, self._site, grants.domains, mine)
+
+
+def _soon() -> str:
+    return (datetime.now(UTC) + PAUSE).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _only(consumers: dict[tuple[str, str], Config]) -> Actual:

@@ -74,6 +74,7 @@ class Expiry:
                 self._settle_ms = None
                 return
             await self._enforcer.withdraw(plans, grants)
+            await self._enforcer.narrow(grants)  # no revision is to be stored first: what has ended does not come back
             await self._drain.begin(grants)
             self._enforced_ms, self._settle_ms = now, now + int(SETTLE_S * 1000)
             log.info("grants_ended", tenant=plans.bundle.tenant)

@@ -8,6 +8,7 @@ agent later (its identity, its team) is given to its process instead.
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -47,6 +48,7 @@ class LocalWorkloads:
         ports: Where agents listen, one number after the other; None: free ports.
         taken: The agents of all tenants, by name, and whose they are: each has one directory.
         changed: Called when the agents, teams or subscriptions are other ones than before.
+        forget: Called with an agent's name whenever none of its processes runs: what they reported counts no more.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class LocalWorkloads:
         ports: Iterator[int] | None,
         taken: dict[str, str],
         changed: Callable[[], Awaitable[None]],
+        forget: Callable[[str], Awaitable[None]],
     ) -> None:
         self.tenant = tenant
         self._data = data
@@ -75,6 +78,7 @@ class LocalWorkloads:
         self._ports = ports
         self._taken = taken
         self._changed = changed
+        self._forget = forget
         self._group: anyio.abc.TaskGroup | None = None
         self._lock = anyio.Lock()
         self._written: dict[str, tuple[object, ...]] = {}  # what decided an agent's files when they were written
@@ -121,13 +125,13 @@ class LocalWorkloads:
             other = [n for n, p in self.processes.items() if n not in gone and p.settings != self._settings(grants, n)]
             async with anyio.create_task_group() as group:
                 for name in [*gone, *other]:
-                    group.start_soon(self.processes.pop(name).stop)
+                    group.start_soon(self._stop, self.processes.pop(name))
             for name in gone:
                 self._taken.pop(name, None)
             made = self._made(grants)
             async with anyio.create_task_group() as group:
                 for process in made:
-                    group.start_soon(_start, process)
+                    group.start_soon(self._start_later, process)
             for process in made:
                 self._group.start_soon(process.supervise)
             await self._changed()
@@ -135,15 +139,11 @@ class LocalWorkloads:
     # --- processes ---------------------------------------------------------------------------------------------------
 
     async def start(self, grants: Grants) -> None:
-        """Start every agent, all at once.
-
-        Raises:
-            ConfigError: One did not start.
-        """
+        """Start every agent, all at once. Raises ConfigError where one does not start."""
         made = self._made(grants)
         async with anyio.create_task_group() as group:
             for process in made:
-                group.start_soon(process.start)
+                group.start_soon(self._start, process)
 
     def _made(self, grants: Grants) -> list[AgentProcess]:
         """A process for each agent that has none."""
@@ -163,15 +163,26 @@ class LocalWorkloads:
         """Let every agent drain and end."""
         async with anyio.create_task_group() as group:
             for process in self.processes.values():
-                group.start_soon(process.stop)
+                group.start_soon(self._stop, process)
+
+    async def _start(self, process: AgentProcess) -> None:
+        await self._forget(process.name)  # a `mesh up` that was killed left reports of its agents behind
+        await process.start()
+
+    async def _start_later(self, process: AgentProcess) -> None:
+        try:
+            await self._start(process)
+        except ConfigError as error:  # its supervisor starts it again
+            log.error("agent_not_started", agent=process.name, code=error.code, error=str(error))
+
+    async def _stop(self, process: AgentProcess) -> None:
+        await process.stop()
+        await self._forget(process.name)
 
     def _process(self, grants: Grants, name: str) -> AgentProcess:
-        return AgentProcess(
-            name,
-            self._data.agent(name),
-            log_file=self._data.log / f"{name}.log",
-            settings=self._settings(grants, name),
-        )
+        log_file, settings = self._data.log / f"{name}.log", self._settings(grants, name)
+        ended = partial(self._forget, name)
+        return AgentProcess(name, self._data.agent(name), log_file=log_file, settings=settings, ended=ended)
 
     def _settings(self, grants: Grants, name: str) -> dict[str, str]:
         """What may change between two starts, over an `agent.toml` that was written at the first."""
@@ -285,11 +296,3 @@ def _webhooks(agent: AgentGrants) -> list[str]:
 def _files(agent: AgentGrants, grants: Grants) -> tuple[object, ...]:
     """What decides an agent's files; most changes of policies leave it as it is."""
     return agent.spiffe_id, agent.team, agent.domains, _ciphers(agent, grants), _webhooks(agent)
-
-
-async def _start(process: AgentProcess) -> None:
-    """Start an agent that came later; one that fails is started again by its supervisor."""
-    try:
-        await process.start()
-    except ConfigError as error:
-        log.error("agent_not_started", agent=process.name, code=error.code, error=str(error))

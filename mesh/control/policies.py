@@ -3,8 +3,9 @@
 A revision is handed out in an order that loses no event and lends nobody a right (design section 4):
 
     1. its own tests pass, else nothing happens          4. the bundle: signed, numbered, chained; then the notice
-    2. rights that are gone are taken away (`Enforcer`)  5. once everybody runs it: exact subjects; old views drain
-    3. what it needs is added: keys, streams, filters       off the durables (`Drain`)
+    2. rights that are gone are taken away (`Enforcer`)     filters that are gone leave the durables
+    3. what it needs is added: keys, streams, filters    5. once everybody runs it: exact subjects; old views drain
+                                                            off the durables (`Drain`)
 
 Revisions only rise. A rollback is a new revision with the policies of an older one, grants included.
 """
@@ -35,9 +36,10 @@ from mesh.control.change import (
 )
 from mesh.control.drain import Drain
 from mesh.control.expiry import Expiry
+from mesh.control.opening import bounded_starts
 from mesh.control.reconcile import notice, now_ms, team_workload
 from mesh.control.rollout import running, wait_adopted
-from mesh.errors import BundleChain, MeshError, NoBundle
+from mesh.errors import BundleChain, MeshError, NoBundle, NotFound
 from mesh.policy.bundle import Bundle, ordered
 from mesh.policy.compile import Plans
 from mesh.reports import read_reports
@@ -123,10 +125,11 @@ class Policies:
         if bundle is None:
             return None
         plans, at_ms = Plans(bundle), now_ms()
-        grants = plans.grants(now_ms=at_ms)
+        grants = await self._bounded(plans.grants(now_ms=at_ms), bundle, bundle)
         await self._enforcer.withdraw(plans, grants)
         await self._workloads.prepare(grants)
         await self._enforcer.extend(grants)
+        await self._enforcer.narrow(grants)
         self._adopt(plans, at_ms)
         await self._drain.begin(grants)
         return bundle
@@ -258,7 +261,7 @@ class Policies:
         plans, at_ms = await anyio.to_thread.run_sync(Plans, candidate), now_ms()
         self._workloads.check(plans)
         candidate.encode()  # too large a bundle is refused before anything changes
-        grants = plans.grants(now_ms=at_ms)
+        grants = await self._bounded(plans.grants(now_ms=at_ms), candidate, current)
         try:
             steps.begin("withdraw")
             self._drain.forget()
@@ -269,15 +272,31 @@ class Policies:
             steps.begin("bundle")
             plans.bundle = replace(candidate, created_ms=now_ms())  # of the same policies, so the plans stay true
             await self.store.put(plans.bundle, 0 if entry is None else entry.revision)
-        except MeshError:
-            await self._give_back()
-            raise
+        except (MeshError, OSError):
+            if not await self._stored(plans.bundle):
+                await self._give_back()
+                raise
         self._adopt(plans, at_ms)
         await notice(self.connection, "bundle", candidate.revision)
+        try:
+            await self._enforcer.narrow(grants)
+        except MeshError as error:  # it is in force all the same; `_finish` narrows again
+            log.error("durables_not_narrowed", code=error.code, error=str(error))
         self._tell(plans.bundle)
         if current is not None:
             await self.store.forget(past.revision for past in current.lineage if past not in candidate.lineage)
         return plans
+
+    async def _bounded(self, grants: Grants, bundle: Bundle, current: Bundle | None) -> Grants:
+        """*grants* of *bundle*, whose new durables begin no earlier than their teams' rights."""
+
+        async def past(revision: int) -> Bundle:
+            if current is None:
+                raise NotFound(f"there is no bundle of revision {revision}")
+            return await self.store.past(current, revision)
+
+        existing = await self._enforcer.durables()
+        return await bounded_starts(grants, bundle, past, existing=existing)
 
     def _adopt(self, plans: Plans, at_ms: int) -> None:
         self._plans = plans
@@ -291,12 +310,22 @@ class Policies:
         else:
             self.audit("policy-applied", **told)
 
+    async def _stored(self, bundle: Bundle) -> bool:
+        """Whether *bundle* is in force: storing it may succeed although nobody answers."""
+        try:
+            found = await self.store.in_force()
+        except (MeshError, OSError) as error:
+            log.error("store_not_read", error=type(error).__name__)
+            return False
+        return found is not None and found.digest == bundle.digest
+
     async def _give_back(self) -> None:
         """A change failed half way: the old bundle is in force, so are its rights."""
         if self._plans is None:
             return
         try:
             await self._enforcer.extend(self.grants)
+            await self._enforcer.narrow(self.grants)  # what only the new one would have added; the paused ones go on
             await self._drain.begin(self.grants)
         except MeshError as error:
             log.error("rights_not_given_back", code=error.code, error=str(error))
@@ -312,6 +341,7 @@ class Policies:
         async with self._lock:
             if self._plans is plans:
                 grants = plans.grants(now_ms=now_ms())
+                await self._enforcer.narrow(grants)
                 await self._enforcer.settle(grants)
                 applied.restarted = await self._enforcer.restart_after_last(grants, anew) if anew else []
                 await self._drain.begin(grants)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +20,7 @@ from mesh.control.enforce import Enforcer
 from mesh.control.local import LocalWorkloads
 from mesh.control.policies import Policies
 from mesh.control.reconcile import CONTROL, Operator, Reconciler
+from mesh.control.rollout import forget
 from mesh.errors import MeshError
 from mesh.jetstream.connection import Connection
 from mesh.reports import new_instance
@@ -174,6 +176,7 @@ def _assemble(shared: Shared, name: str, connection: Connection, accounts: Accou
         ports=shared.ports,
         taken=shared.taken,
         changed=shared.changed,
+        forget=partial(forget, connection),
     )
     trail = AuditLog(connection, audit.CONTROL, new_instance())
     policies = Policies(

@@ -45,15 +45,39 @@ def remaining(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
         Sorted, none inside another: the server refuses that.
     """
     wanted = [parsed for text in exact if (parsed := _parse(text)) is not None]
-    found: dict[tuple[str, str], list[Pattern]] = {}
-    for site, view, pattern in wanted:
-        found.setdefault((site, view), []).append(pattern)
+    found = _by_view(exact)
     for text in held:
         parsed = _parse(text)
         if parsed is not None:
             site, view, pattern = parsed
             parts = (pattern.intersection(now) for _, _, now in wanted)
             found.setdefault((site, view), []).extend(part for part in parts if part is not None)
+    return _joined(found)
+
+
+def widened(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
+    """The filters of a durable while a change may still fail: all it *held*, and all of *exact*.
+
+    A durable moves past what its filters leave out, and does not come back for it. So nothing is taken away before it
+    is certain that it stays away.
+
+    Returns:
+        As `remaining`; filters that are none of ours are not kept.
+    """
+    return _joined(_by_view((*held, *exact)))
+
+
+def _by_view(filters: Iterable[str]) -> dict[tuple[str, str], list[Pattern]]:
+    found: dict[tuple[str, str], list[Pattern]] = {}
+    for text in filters:
+        parsed = _parse(text)
+        if parsed is not None:
+            site, view, pattern = parsed
+            found.setdefault((site, view), []).append(pattern)
+    return found
+
+
+def _joined(found: Mapping[tuple[str, str], list[Pattern]]) -> tuple[str, ...]:
     return tuple(
         physical_pattern(site, view, pattern)
         for (site, view), patterns in sorted(found.items())

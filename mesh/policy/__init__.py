@@ -15,7 +15,8 @@ tighten.py, bridge.py                   a stored copy under the policies of then
 
 What it comes to, for everybody:
 grants.py, granting.py                  the same as NATS enforces it
-atoms.py, matrix.py, seen.py            who sees what, exactly
+atoms.py, reach.py, fields.py           the kinds of types there are, and the places in their events
+matrix.py, seen.py                      who sees what, exactly
 diff*.py, joint.py, wider.py, replay.py two sets of policies compared
 suite.py, trial.py, coverage.py         the policies' own tests; invariants.py: what holds of the whole matrix
 explain*.py, because.py, enforced.py    one decision taken apart

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from mesh.policy.wider import Kind
 
-What: TypeAlias = Literal["read", "field", "rows", "grant", "publish", "route", "agent", "owner"]
+What: TypeAlias = Literal["read", "field", "closed", "rows", "grant", "publish", "route", "agent", "owner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,10 @@ class Change:
     """One thing that is not as it was.
 
     Attributes:
-        what: `read`: whether a team reads types at all; `field`: how it sees a path; `rows`: which events; `grant`: for
-            how long, or from when on; `publish`: what an agent may publish; `route`: copies and moves; `agent`: which
-            workload acts for which team; `owner`: who agrees to changes of a document.
+        what: `read`: whether a team reads types at all; `field`: how it sees a path; `closed`: how it sees what is in a
+            container that is no longer looked into; `rows`: which events; `grant`: for how long, or from when on;
+            `publish`: what an agent may publish; `route`: copies and moves; `agent`: which workload acts for which
+            team; `owner`: who agrees to changes of a document.
         who: The team, the agent, the route, or the document.
         types: Patterns, as they are shown.
         path: Of a field.
@@ -40,7 +41,7 @@ class Change:
     @property
     def reads(self) -> bool:
         """Whether it is about what a team sees."""
-        return self.what in ("read", "field", "rows", "grant")
+        return self.what in ("read", "field", "closed", "rows", "grant")
 
     @property
     def widens(self) -> bool:

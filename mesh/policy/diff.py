@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mesh.policy.atoms import Atom, atoms, in_words
-from mesh.policy.changes import Change, listed
+from mesh.policy.changes import Change, What, listed
 from mesh.policy.compile import Plans
 from mesh.policy.diff_rights import agent_changes, changed_conditions, owner_changes, publishing_changes, route_changes
+from mesh.policy.fields import Fields
 from mesh.policy.joint import Place, TooManyPlaces, places
 from mesh.policy.judge import Judge
 from mesh.policy.masktable import Mask, describe
-from mesh.policy.matrix import NONE, UNCLASSIFIED, Fields, Matrix, Reading, action_for, cell_of
+from mesh.policy.matrix import NONE, UNCLASSIFIED, Matrix, Reading, action_for, cell_at, unclassified
 from mesh.policy.owners import owners_of_field, owners_of_rule, owners_of_view
 from mesh.policy.paths import Path
 from mesh.policy.texts import instant_text
@@ -38,11 +39,13 @@ class Diff:
         tenant: Whose.
         changes: What it means, the widest first.
         conditions: Rules, routes and views (`rows of <view>`) whose condition is not the same; worth a replay.
+        closed: What narrows beside, and is not worth telling: nothing shows inside what is now classified as a whole.
     """
 
     tenant: str
     changes: tuple[Change, ...]
     conditions: tuple[str, ...]
+    closed: tuple[Change, ...] = ()
 
     @property
     def widens(self) -> bool:
@@ -57,7 +60,7 @@ class Diff:
     @property
     def narrowed_teams(self) -> frozenset[str]:
         """The teams that see less of something, or something else."""
-        return frozenset(c.who for c in self.changes if c.reads and c.kind != "widened")
+        return frozenset(c.who for c in (*self.changes, *self.closed) if c.reads and c.kind != "widened")
 
 
 def compare(old: Plans, new: Plans, now_ms: int) -> Diff:
@@ -78,7 +81,9 @@ def compare(old: Plans, new: Plans, now_ms: int) -> Diff:
     ]
     order = {"widened": 0, "changed": 1, "narrowed": 2}
     merged = sorted(_merged(changes, kinds), key=lambda c: (order[c.kind], c.what, c.who, c.types, c.path))
-    return Diff(new.bundle.tenant, tuple(merged), tuple(changed_conditions(old, new)))
+    shown = tuple(change for change in merged if change.what != "closed")
+    closed = tuple(change for change in merged if change.what == "closed")
+    return Diff(new.bundle.tenant, shown, tuple(changed_conditions(old, new)), closed)
 
 
 def _merged(changes: Iterable[Change], kinds: list[Atom]) -> Iterator[Change]:
@@ -119,10 +124,13 @@ class _Side:
         return [Judge(*self.plans.sides(reading.view, reading.atom.witness)) for reading in readings]
 
     def sights(self, readings: Iterable[Reading], path: Path | None) -> dict[Sight, str]:
-        """How *readings* show *path*, with words for each."""
+        """How *readings* show *path* at one of its places, with words for each; `places` has the others."""
         found = {}
         for reading in readings:
-            cell = cell_of(self.plans, self.fields, reading, path)
+            if path is None:
+                cell = unclassified(self.plans, reading)
+            else:
+                cell = cell_at(reading, path.text, self.fields.judged(reading.view, reading.atom.witness, path))
             found[self.sight(reading, cell.mask)] = cell.words
         return found
 
@@ -130,6 +138,13 @@ class _Side:
         """How *reading* shows a value under *mask*."""
         rows = frozenset(part for row in self.plans.tenancy.rows[reading.view] for part in conjuncts(row))
         return Sight(mask, action_for(mask, reading.team), rows, reading.until_ms, reading.since_ms)
+
+
+def _meaning(judge: Judge) -> tuple[object, ...]:
+    """What *judge* goes by: two that have the same do the same everywhere."""
+    tags = sorted({tag for mine in judge.tags for tag in mine})
+    table = judge.table
+    return judge.paths, judge.tags, table.otherwise, table.all_clear, [table.candidates(tag) for tag in tags]
 
 
 def _masks(seen: list[Place]) -> str:
@@ -182,28 +197,31 @@ class _Reads:
     def _together(
         self, team: str, atom: Atom, before: list[Reading], after: list[Reading], told: list[Change]
     ) -> Iterator[Change]:
-        """Places where several paths meet or one closes what is below, that show more than *told* says."""
+        """Places that show more, or less, than *told* says: several paths meet there, or one closes what is below."""
         old, new = self._old.judges(before), self._new.judges(after)
-        if old[0].paths == new[0].paths and old[0].tags == new[0].tags and not told:
+        if list(map(_meaning, old)) == list(map(_meaning, new)):
             return
-        known = {change.path for change in told if change.widens}
-        found: dict[tuple[str, str, str], Kind] = {}
+        wider = {change.path for change in told if change.kind != "narrowed"}
+        narrower = {change.path for change in told if change.kind != "widened"}
+        known = {"widened": wider, "narrowed": narrower, "changed": wider & narrower}
+        found: dict[tuple[What, str, str, str], Kind] = {}
         try:
             for was, now in places(old, new):
                 paths = {path for place in (*was, *now) for path in place.judged.paths}
-                if not paths or not paths.isdisjoint(known):
+                if not paths:
                     continue
                 seen = [self._old.sight(reading, one.mask) for reading, one in zip(before, was, strict=True)]
                 then = [self._new.sight(reading, one.mask) for reading, one in zip(after, now, strict=True)]
                 kind = kind_of(seen, then, Sight.within)
                 words = (_masks(was), _masks(now))
-                if kind is not None and kind != "narrowed" and words[0] != words[1]:
-                    found.setdefault((" + ".join(sorted(paths)), *words), kind)
+                if kind is not None and paths.isdisjoint(known[kind]) and words[0] != words[1]:
+                    closing = kind == "narrowed" and all(place.shut for place in now)
+                    found.setdefault(("closed" if closing else "field", " + ".join(sorted(paths)), *words), kind)
         except TooManyPlaces:
-            found["the places where paths meet", "too many", "to compare"] = "changed"
+            found["field", "the places where paths meet", "too many", "to compare"] = "changed"
         owners = self._owners(before, after, None)
-        for (path, was_words, now_words), kind in found.items():
-            yield Change(kind, "field", team, (atom.shown,), path, was_words, now_words, owners)
+        for (what, path, was_words, now_words), kind in found.items():
+            yield Change(kind, what, team, (atom.shown,), path, was_words, now_words, owners)
 
     def _owners(self, before: list[Reading], after: list[Reading], path: Path | None) -> tuple[str, ...]:
         found: set[str] = set()

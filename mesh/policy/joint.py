@@ -1,8 +1,8 @@
 """Every place an event can have, under two sets of policies at once: what no path by itself would show.
 
-A path is judged where no other path meets it (`matrix.py`). What a change does may hang on two: a line that goes lets
-values below it show which it closed, wherever another path leads. So both sets of paths are followed together, from the
-event inwards, and each place that they tell from the others is judged by both.
+What a change does may hang on two paths: a line that goes lets values below it show which it closed, wherever another
+path leads. So both sets of paths are followed together, from the event inwards, and each place that they tell from the
+others is judged by both.
 
 Source: the product of two automata, as in `paths.py`.
 """
@@ -18,7 +18,7 @@ from mesh.policy.judge import Judge, Judged
 from mesh.policy.masktable import DROP, Mask
 from mesh.policy.paths import Path, Position
 
-MAX_PLACES: Final = 5_000  # looked at; what has more is not said to be without a difference
+MAX_PLACES: Final = 5_000  # looked at, beyond one for each step of a path; what has more counts as different
 
 _Positions: TypeAlias = frozenset[Position]
 _Closed: TypeAlias = tuple[Judged | None, ...]  # by view: what a container above became as a whole
@@ -44,7 +44,7 @@ class Place:
 
 
 class TooManyPlaces(Exception):
-    """There are more than `MAX_PLACES`: an answer to whoever walks, never shown."""
+    """There are more places than are looked at: an answer to whoever walks, never shown."""
 
 
 def places(old: Sequence[Judge], new: Sequence[Judge]) -> Iterator[tuple[list[Place], list[Place]]]:
@@ -58,33 +58,27 @@ def places(old: Sequence[Judge], new: Sequence[Judge]) -> Iterator[tuple[list[Pl
         TooManyPlaces: Not all were looked at.
     """
     start = (old[0].begin(), new[0].begin())
-    todo: list[_State] = [
-        (*step, (None,) * len(old), (None,) * len(new)) for step in _steps(old[0].paths, new[0].paths, *start)
-    ]
-    inside = _inside_data(old[0].paths, new[0].paths, start)
+    nothing: tuple[_Closed, _Closed] = ((None,) * len(old), (None,) * len(new))
+    for before, after in _steps(old[0].paths, new[0].paths, *start):
+        yield _judged(old, before, nothing[0]), _judged(new, after, nothing[1])
+    data = (_named(old[0].paths, start[0], "data"), _named(new[0].paths, start[1], "data"))
+    todo: list[_State] = [(*data, *nothing)]  # of all attributes it alone has anything inside
     seen: set[_State] = set(todo)
+    limit = MAX_PLACES + sum(len(path.steps) + 1 for path in (*old[0].paths, *new[0].paths))
     while todo:
         state = todo.pop()
         seen_as = (_judged(old, state[0], state[2]), _judged(new, state[1], state[3]))
         yield seen_as
         closed = (_closed(seen_as[0]), _closed(seen_as[1]))
-        if state[:2] not in inside or (all(closed[0]) and all(closed[1])):
+        if all(closed[0]) and all(closed[1]):
             continue
         for step in _steps(old[0].paths, new[0].paths, *state[:2]):
-            inside.add(step)
             below = (*step, *closed)
             if below not in seen:
-                if len(seen) >= MAX_PLACES:
+                if len(seen) >= limit:
                     raise TooManyPlaces
                 seen.add(below)
                 todo.append(below)
-
-
-def _inside_data(
-    old: tuple[Path, ...], new: tuple[Path, ...], start: tuple[_Positions, _Positions]
-) -> set[tuple[_Positions, _Positions]]:
-    """Where `data` leads: of all attributes it alone has anything inside."""
-    return {(_named(old, start[0], "data"), _named(new, start[1], "data"))}
 
 
 def _named(paths: tuple[Path, ...], positions: _Positions, name: str) -> _Positions:

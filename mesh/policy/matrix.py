@@ -1,8 +1,8 @@
 """Who sees what: every team, every kind of types, every classified field, in one exact table.
 
 Types are cut into atoms (`atoms.py`) and one witness of each is asked of `Plans`, so the table cannot say anything but
-what agents enforce. Fields are the classified paths, and `unclassified` for all others. A path that stands for many
-places, such as `**.email`, is asked where no other path meets it: elsewhere its values are masked as much or more.
+what agents enforce. Fields are all the places that classified paths lead to (`reach.py`), each named as `explain` names
+it, by the paths that meet there; and `unclassified` for everything else.
 
 What depends on an event's content is left open: a reader may be shown less by row filters, denies with a condition and
 moves, and never more than the table says.
@@ -16,16 +16,14 @@ from typing import Final, Literal
 
 from mesh.policy.atoms import Atom, atoms
 from mesh.policy.compile import Plans
+from mesh.policy.fields import Fields
 from mesh.policy.judge import Judged
-from mesh.policy.mask import Masking
 from mesh.policy.masktable import CLEAR, Mask, describe
 from mesh.policy.model import STRICTNESS
-from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, Path
 from mesh.subjects import Pattern, versioned
 
 UNCLASSIFIED: Final = "unclassified"
 NONE: Final = "none"  # what a team sees that has no read
-_SOMEWHERE: Final = "\x00"  # a member's name that no path holds
 
 Enforced = Literal["nats", "agent only"]
 
@@ -59,10 +57,11 @@ class Cell:
 
     Attributes:
         reading: Team, types and view.
-        path: Of a Classification, or `unclassified`.
+        path: The paths of Classifications that meet there, joined by ` + `, or `unclassified`.
         tags: All that meet there.
         mask: Chosen for it.
         action: Of the mask; `clear` where the team can open what is encrypted.
+        paths: Those that meet there, one by one.
     """
 
     reading: Reading
@@ -70,6 +69,7 @@ class Cell:
     tags: tuple[str, ...]
     mask: Mask
     action: str
+    paths: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -182,60 +182,21 @@ class _Reader:
         return Reading(self._team, atom, view, read.rule, "nats", bool(self._plans.tenancy.rows[view]), ends, opens)
 
 
-class Fields:
-    """What views make of paths, each answer worked out once: many types share a masking.
-
-    Args:
-        plans: Of the tenant.
-    """
-
-    def __init__(self, plans: Plans) -> None:
-        self._plans = plans
-        self._depths: dict[Masking, int] = {}
-        self._known: dict[tuple[Masking, str], Judged] = {}
-
-    def paths(self, view: str, type_: str) -> list[Path]:
-        """The classified paths of *type_*, each once."""
-        pairs, _ = self._plans.sides(view, type_)
-        return list({path.text: path for path, _ in pairs}.values())
-
-    def judged(self, view: str, type_: str, path: Path) -> Judged:
-        """What *view* makes of *path* in *type_*, where no other path makes it stricter."""
-        masking = self._plans.view(view, type_).masking
-        known = self._known.get((masking, path.text))
-        if known is None:
-            depth = self._depths.get(masking)
-            if depth is None:
-                longest = max((len(p.steps) for p in self.paths(view, type_)), default=0)
-                depth = self._depths[masking] = longest + 1
-            known = self._known[masking, path.text] = _judged(masking, path, depth)
-        return known
-
-
-def _judged(masking: Masking, path: Path, deepest: int) -> Judged:
-    steps = tuple(_SOMEWHERE if step is ANY_MEMBER else step for step in path.steps)
-    if not path.deep:
-        return masking.at(steps)
-    below = masking.at(("data", *(_SOMEWHERE,) * deepest, *steps))
-    if len(steps) > 1 or steps[0] is ANY_ITEM:
-        return below
-    beside = masking.at(steps)  # an attribute of that name
-    return min(below, beside, key=lambda judged: STRICTNESS[judged.chosen[0]])
-
-
 def _cells(plans: Plans, fields: Fields, reading: Reading) -> Iterator[Cell]:
-    for path in fields.paths(reading.view, reading.atom.witness):
-        yield cell_of(plans, fields, reading, path)
-    yield cell_of(plans, fields, reading, None)
+    for judged in fields.places(reading.view, reading.atom.witness):
+        yield cell_at(reading, " + ".join(judged.paths), judged)
+    yield unclassified(plans, reading)
 
 
-def cell_of(plans: Plans, fields: Fields, reading: Reading, path: Path | None) -> Cell:
-    """How *reading* shows *path*; None asks for what no path names."""
-    if path is None:
-        otherwise = plans.tenancy.tables[reading.view].otherwise
-        return Cell(reading, UNCLASSIFIED, (), otherwise, otherwise[0])
-    judged = fields.judged(reading.view, reading.atom.witness, path)
-    return Cell(reading, path.text, judged.tags, judged.chosen, action_for(judged.chosen, reading.team))
+def unclassified(plans: Plans, reading: Reading) -> Cell:
+    """How *reading* shows what no path names."""
+    otherwise = plans.tenancy.tables[reading.view].otherwise
+    return Cell(reading, UNCLASSIFIED, (), otherwise, otherwise[0])
+
+
+def cell_at(reading: Reading, path: str, judged: Judged) -> Cell:
+    """How *reading* shows a place."""
+    return Cell(reading, path, judged.tags, judged.chosen, action_for(judged.chosen, reading.team), judged.paths)
 
 
 def action_for(mask: Mask, team: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from mesh.attributes import ATTRIBUTES_NEVER_MASKED
 from mesh.errors import BadPattern
 from mesh.policy.compile import Plans
-from mesh.policy.matrix import UNCLASSIFIED, Cell, Fields, Matrix, cell_of
+from mesh.policy.fields import Fields
+from mesh.policy.matrix import UNCLASSIFIED, Cell, Matrix, cell_at
 from mesh.policy.paths import ANY_MEMBER, Path
 from mesh.subjects import Glob
 
@@ -42,7 +43,7 @@ def _path(field: str, matrix: Matrix, tags: set[str]) -> Path:
     path = Path.parse(field)
     first = path.steps[0]
     inside = path.deep or first == "data" or (first is ANY_MEMBER)
-    if inside or path.text in ATTRIBUTES or any(cell.path == path.text for cell in matrix.cells):
+    if inside or path.text in ATTRIBUTES or any(path.text in cell.paths for cell in matrix.cells):
         return path
     raise BadPattern(
         f"`{field}` is no tag that a Classification carries, and no field of an event",
@@ -60,8 +61,12 @@ def _matcher(text: str) -> Callable[[str], bool]:
 
 
 def _path_cells(plans: Plans, matrix: Matrix, path: Path) -> Iterator[Cell]:
-    named = {cell.reading.atom for cell in matrix.cells if cell.path == path.text}
+    """One cell where *path* leads to one place, or to places that are all alike, else one for each."""
+    named = {cell.reading.atom for cell in matrix.cells if path.text in cell.paths}
     fields = Fields(plans)
     for reading in matrix.readings:
         if reading.view and (not named or reading.atom in named):
-            yield cell_of(plans, fields, reading, path)
+            found = fields.places(reading.view, reading.atom.witness, path)
+            for judged in found:
+                label = path.text if len(found) == 1 else " + ".join(judged.paths) or UNCLASSIFIED
+                yield cell_at(reading, label, judged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,22 +96,23 @@ class Desk:
         async with reading:
             yield reading
 
-    async def durable(self, *views: str) -> None:
+    async def durable(self, *views: str, domain: str = "crm", types: str = "crm.contact.>") -> None:
         """Make the durable, as the control plane does."""
+        stream = f"EV_local_{domain}"
         config = {
             "durable_name": DURABLE,
             "name": DURABLE,
             "ack_policy": "explicit",
             "ack_wait": 30_000_000_000,
             "deliver_policy": "all",
-            "filter_subjects": [f"ev.local.{view}.*.crm.contact.>" for view in views],
+            "filter_subjects": [f"ev.local.{view}.*.{types}" for view in views],
         }
-        body = {"stream_name": STREAM, "config": config, "action": ""}
-        await manage.api(self.connection, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
+        body = {"stream_name": stream, "config": config, "action": ""}
+        await manage.api(self.connection, f"CONSUMER.CREATE.{stream}.{DURABLE}", body)
 
-    async def settled(self) -> bool:
+    async def settled(self, stream: str = STREAM) -> bool:
         """Whether everything stored was delivered and acked."""
-        info = await manage.consumer_info(self.connection, STREAM, DURABLE)
+        info = await manage.consumer_info(self.connection, stream, DURABLE)
         return bool(info["num_pending"] == 0 and info["num_ack_pending"] == 0)
 
     async def all_of(self, **more: Any) -> list[Admitted]:
@@ -352,3 +353,136 @@ async def test_each_event_that_an_expiring_grant_hands_over_is_told(tmp_path: Pa
         assert [handed.id for handed in got] == ["e-1", "e-2"]
         assert [handed.id for handed in told] == expected
     assert (told[0].rule, told[0].type, told[0].view, told[0].source) == ("support-reads", TYPE, "service", "/crm")
+
+
+# --- deliveries that only waited -------------------------------------------------------------------------------------
+
+ONE_ATTEMPT = BASE.replace("start: all}", "start: all, retry: {attempts: 1}}")
+LIMIT = 10 * 1  # deliveries after which an event that nobody lived to settle is buried, with one attempt
+
+
+async def lack_past(desk: Desk) -> Callable[[], Awaitable[object]]:
+    """An event of revision 1 while 2 is in force and 1 cannot be read; returns what puts it back."""
+    await desk.publish("waited")
+    store = KeyValue(desk.connection, "mesh_policy")
+    entry = await store.get("bundle.1")
+    assert entry is not None
+    await desk.apply(changed(PSEUDONYM, "{tags: [pii.contact.email], as: redact}", ONE_ATTEMPT))
+    await store.put("bundle.1", b"")
+    desk.bundle = BundleWatch(desk.connection, POLICY_KEY, tenant="acme")
+    await desk.bundle.refresh()
+    return lambda: store.put("bundle.1", entry.value)
+
+
+async def lack_newer(desk: Desk) -> Callable[[], Awaitable[object]]:
+    """An event that a revision grants of which the team has not heard; returns what tells it."""
+    await desk.apply(changed(READS, READS.replace("crm.contact.>", "crm.contact.updated.v1"), ONE_ATTEMPT))
+    made = await desk.streams.hand_out(policies=ONE_ATTEMPT)
+    await until(lambda: desk.running.agent.state()["bundle_revision"] == made.revision)
+    await desk.publish("waited")
+    return desk.bundle.refresh
+
+
+async def lack_key(desk: Desk) -> Callable[[], Awaitable[object]]:
+    """An event whose certificate cannot be read; returns what puts it back."""
+    await desk.publish("waited")
+    signer = desk.running.agent.keys.signer
+    store = KeyValue(desk.connection, "mesh_trust")
+    await store.delete(f"cert.{signer.kid}")
+    return lambda: store.put(f"cert.{signer.kid}", signer.certificate)
+
+
+@pytest.mark.parametrize("lack", [lack_past, lack_newer, lack_key])
+async def test_an_event_that_only_waited_is_handled_and_not_buried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lack: Callable[[Desk], Awaitable[Callable[[], Awaitable[object]]]]
+) -> None:
+    """However often it had to wait for a bundle or a certificate: once that is there, a handler gets it."""
+    for name in ("PAST_RETRY_S", "BEHIND_RETRY_S", "UNKNOWN_KEY_RETRY_S"):
+        monkeypatch.setattr(f"mesh.feed.{name}", 0.05)
+    async with desk_of(tmp_path, ONE_ATTEMPT) as desk:
+        give = await lack(desk)
+
+        async def delivered_often() -> bool:
+            info = await manage.consumer_info(desk.connection, STREAM, DURABLE)
+            return int(info["delivered"]["consumer_seq"]) > LIMIT + 2
+
+        async with desk.subscription() as reading:
+            await until(delivered_often)
+            await give()
+            with anyio.fail_after(DEADLINE_S):
+                delivery = await reading.next()
+            assert delivery.event.attempt > LIMIT
+            delivery.ack()
+            await until(desk.settled)
+            assert len(reading.feed.waits) == 0
+        assert await desk.streams.stored("DLQ") == 0
+    assert delivery.event.id == "waited"
+
+
+async def test_an_event_that_ended_its_processes_is_buried(tmp_path: Path) -> None:
+    """Delivered too often to others who never settled it, it is a dead letter at its first delivery here."""
+    async with desk_of(tmp_path, ONE_ATTEMPT) as desk:
+        await desk.publish("deadly")
+        await desk.durable("service")
+        for _ in range(LIMIT + 1):
+            reply = await taken(desk)
+            await desk.connection.publish(reply, b"-NAK")
+        await desk.publish("harmless")
+        async with desk.subscription() as reading:
+            with anyio.fail_after(DEADLINE_S):
+                delivery = await reading.next()
+                if delivery.event.id == "deadly":
+                    pytest.fail("handed over once more")
+                delivery.ack()
+            await until(desk.settled)
+        assert await desk.streams.stored("DLQ") == 1
+
+
+async def taken(desk: Desk) -> str:
+    """Pull one event and keep it; returns its ack subject."""
+    got: list[str] = []
+    inbox = desk.connection.new_inbox()
+    listener = desk.connection.listen(inbox, lambda _subject, reply, *_: got.append(reply))
+    await desk.connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{DURABLE}", b'{"batch":1}', reply=inbox)
+    await until(lambda: got)
+    listener.close()
+    return got[0]
+
+
+# --- domains that come and go ----------------------------------------------------------------------------------------
+
+GITHUB = "EV_local_github"
+WIDER_READS = changed(READS, READS.replace('"crm.contact.>"', '"crm.contact.>", "github.>"'))
+WIDER = WIDER_READS.replace('types: ["crm.contact.>"]', 'types: ["crm.contact.>", "github.>"]')
+
+
+async def test_a_domain_comes_and_goes_while_the_subscription_runs(tmp_path: Path) -> None:
+    """A domain that a bundle adds is pulled at once; once one takes it away that ends; what is in hand is settled."""
+
+    async def push(desk: Desk, id_: str) -> None:
+        await desk.publish(id_, type="github.push.received.v1", source="/github/acme")
+
+    async with desk_of(tmp_path, WIDER_READS) as desk, desk.subscription() as reading:
+        await desk.durable("service", domain="github", types="github.>")
+        await push(desk, "1-github")
+        await desk.publish("2-crm")
+        got = []
+        with anyio.fail_after(DEADLINE_S):
+            got.append(await reading.next())
+            await desk.apply(WIDER)
+            got.append(await reading.next())
+            await desk.apply(WIDER_READS)
+            await until(lambda: len(reading.feed._pullers._pulling) == 1)
+            await push(desk, "3-github")
+            await desk.publish("4-crm")
+            got.append(await reading.next())
+        assert [delivery.event.id for delivery in got] == ["2-crm", "1-github", "4-crm"]
+        for delivery in got:
+            delivery.ack()
+        await until(desk.settled)
+
+        async def only_the_last_waits() -> bool:
+            info = await manage.consumer_info(desk.connection, GITHUB, DURABLE)
+            return (info["delivered"]["consumer_seq"], info["num_ack_pending"], info["num_pending"]) == (1, 0, 1)
+
+        await until(only_the_last_waits)

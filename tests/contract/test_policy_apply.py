@@ -11,9 +11,14 @@ import anyio
 import pytest
 
 from mesh.control import rollout
-from mesh.errors import BundleChain, MeshError, NotFound, PolicyErrors, PolicyTestsFailed
+from mesh.control.bundles import BundleStore
+from mesh.control.enforce import FOR_GOOD, PAUSE, Enforcer
+from mesh.errors import BundleChain, MeshError, NotFound, PolicyErrors, PolicyTestsFailed, Unavailable
+from mesh.jetstream import manage
+from mesh.jetstream.connection import Connection
+from mesh.policy.bundle import Bundle
 from mesh.policy.envelope import follows, open_bundle
-from tests.contract.policy_mesh import Instance, PolicyMesh, ack, policies, pull, reads, until
+from tests.contract.policy_mesh import CRM, DURABLE, Instance, PolicyMesh, ack, policies, pull, reads, until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +30,57 @@ kind: PolicyTest
 metadata: {name: t, tenant: acme, owner: security}
 spec: {invariants: [{only: {teams: [crm], subscribe: ["crm.>"]}}]}
 """
+
+TWO_SUBSCRIPTIONS = """
+---
+apiVersion: mesh/v1
+kind: Subscription
+metadata: {name: contacts, tenant: acme, team: support}
+spec: {types: ["%s"], start: all}
+---
+apiVersion: mesh/v1
+kind: Subscription
+metadata: {name: people, tenant: acme, team: support}
+spec: {types: ["crm.contact.>"], start: all}
+"""
+
+
+class Killed(BaseException):
+    """The control plane ends here: nothing is put right."""
+
+
+class Reader:
+    """Pulls one event after the other, and acks each."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.types: list[str] = []
+        self.pulls = 0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            pulled = await pull(self.connection, count=1, expires_s=0.1)
+            await ack(self.connection, pulled)
+            self.types += [subject.split(".", 4)[4] for subject, _ in pulled]
+            self.pulls += 1
+
+    async def twice(self) -> None:
+        """Return when it has pulled twice from now on, at least."""
+        goal = self.pulls + 3
+
+        async def pulled() -> bool:
+            return self.pulls >= goal
+
+        await until(pulled)
+
+    async def has(self, count: int) -> None:
+        """Return when it has got *count* events."""
+
+        async def enough() -> bool:
+            return len(self.types) >= count
+
+        await until(enough)
 
 
 @pytest.fixture
@@ -218,12 +274,25 @@ async def test_a_reader_without_a_grant_gets_nothing_even_from_an_open_pull(mesh
         await mesh.apply()
         await mesh.store_event("masked", CONTACT)
     assert got == []
-    assert await mesh.paused()
+    assert (await manage.consumer_info(mesh.control, CRM, DURABLE))["config"]["pause_until"] == FOR_GOOD
     with pytest.raises(MeshError):
         await support.request("$JS.API.CONSUMER.MSG.NEXT.EV_local_crm.support--contacts", b"1", timeout_s=1)
     await mesh.policies.rollback()
     assert not await mesh.paused()
     assert len(await pull(support, count=1)) == 1
+
+
+@pytest.mark.parametrize(("granted_first", "begins"), [(True, "all"), (False, "new")])
+async def test_a_new_grant_opens_no_history_to_a_plain_client(
+    mesh: PolicyMesh, granted_first: bool, begins: str
+) -> None:
+    """`start: all` means all since the team has the right: its durable begins there, for whoever pulls."""
+    others = "{id: analytics-reads, who: {teams: [analytics]}, subscribe: ['crm.>'], view: bare}"
+    before = (others, reads("bare")) if granted_first else (others,)
+    await mesh.policies.apply(policies(*before, more=""), {})
+    await mesh.policies.apply(policies(others, reads("bare")), {})
+    info = await manage.consumer_info(mesh.control, CRM, DURABLE)
+    assert info["config"]["deliver_policy"] == begins
 
 
 async def test_skip_backlog_begins_anew(mesh: PolicyMesh) -> None:
@@ -317,6 +386,134 @@ async def test_a_workload_that_is_gone_is_cut_off(mesh: PolicyMesh) -> None:
     assert [one["workload"] for one in back.behind] == []
 
 
+# --- killed or failed half way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["withdraw", "extend", "store"])
+@pytest.mark.parametrize("fault", [Killed, Unavailable])
+async def test_a_change_that_does_not_come_about_loses_no_event(
+    mesh: PolicyMesh, monkeypatch: pytest.MonkeyPatch, step: str, fault: type[BaseException]
+) -> None:
+    """Somebody pulls throughout: what was stored under the revision that stays in force arrives, each event once."""
+    await mesh.apply(reads("masked"), more=TWO_SUBSCRIPTIONS % "crm.>")
+    for _ in range(20):
+        for type_ in (CONTACT, DEAL):
+            await mesh.store_event("masked", type_)
+    reader = Reader(await mesh.team("support"))
+    owner, method = {
+        "withdraw": (Enforcer, "withdraw"), "extend": (Enforcer, "extend"), "store": (BundleStore, "put")
+    }[step]  # fmt: skip
+    real = getattr(owner, method)
+
+    async def then_fails(*arguments: object) -> None:
+        if method != "put":
+            await real(*arguments)
+        monkeypatch.setattr(owner, method, real)  # once
+        info = await manage.consumer_info(mesh.control, CRM, DURABLE)
+        left = datetime.fromisoformat(info["config"]["pause_until"]) - datetime.now(UTC)
+        assert timedelta(0) < left <= PAUSE
+        assert await mesh.filters() == {"masked crm.>"}
+        assert not await mesh.paused("support--people")
+        await mesh.store_event("masked", DEAL)
+        await reader.twice()
+        raise fault("here")
+
+    monkeypatch.setattr(owner, method, then_fails)
+    async with anyio.create_task_group() as group:
+        group.start_soon(reader.run)
+        await reader.has(3)
+        with pytest.raises(fault):
+            await mesh.apply(reads("masked", "crm.contact.>"), more=TWO_SUBSCRIPTIONS % "crm.contact.>")
+        if fault is Killed:
+            await mesh.control_plane()
+        assert mesh.policies.plans.bundle.revision == 1
+        await mesh.store_event("masked", DEAL)
+        await reader.has(42)
+        await reader.twice()
+        group.cancel_scope.cancel()
+    assert (reader.types.count(CONTACT), reader.types.count(DEAL)) == (20, 22)
+    assert not await mesh.paused()
+
+
+async def test_killed_after_the_bundle_a_change_is_completed(mesh: PolicyMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new revision is in force: the next control plane takes the filters away and lets the durable go on."""
+    await mesh.apply(reads("masked"), more=TWO_SUBSCRIPTIONS % "crm.>")
+    real = Enforcer.narrow
+
+    async def killed(*_: object) -> None:
+        monkeypatch.setattr(Enforcer, "narrow", real)
+        raise Killed
+
+    monkeypatch.setattr(Enforcer, "narrow", killed)
+    with pytest.raises(Killed):
+        await mesh.apply(reads("masked", "crm.contact.>"), more=TWO_SUBSCRIPTIONS % "crm.contact.>")
+    assert await mesh.paused()
+    for type_ in (DEAL, CONTACT):
+        await mesh.store_event("masked", type_)
+    support = await mesh.team("support")
+    assert await pull(support, count=1) == []
+    await mesh.control_plane()
+    assert mesh.policies.plans.bundle.revision == 2
+    assert await mesh.filters() == {"masked crm.contact.>"}
+    assert [subject.split(".", 4)[4] for subject, _ in await pull(support)] == [CONTACT]
+
+
+async def test_filters_that_cannot_be_taken_away_at_once_go_before_the_change_ends(
+    mesh: PolicyMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is in force by then: the durable stays paused until it is narrowed, and the apply does not fail."""
+    await mesh.apply(reads("masked"), more=TWO_SUBSCRIPTIONS % "crm.>")
+    real = Enforcer.narrow
+
+    async def failing(*_: object) -> None:
+        monkeypatch.setattr(Enforcer, "narrow", real)
+        raise Unavailable("here")
+
+    monkeypatch.setattr(Enforcer, "narrow", failing)
+    applied = await mesh.apply(reads("masked", "crm.contact.>"), more=TWO_SUBSCRIPTIONS % "crm.contact.>")
+    assert applied.revision == 2
+    assert await mesh.filters() == {"masked crm.contact.>"}
+    assert not await mesh.paused()
+
+
+async def test_a_bundle_that_is_stored_though_nobody_answers_is_in_force(
+    mesh: PolicyMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is asked before anything is given back."""
+    await mesh.apply(reads("masked"))
+    real = BundleStore.put
+
+    async def put(self: BundleStore, bundle: Bundle, expected: int) -> None:
+        await real(self, bundle, expected)
+        raise Unavailable("no answer")
+
+    monkeypatch.setattr(BundleStore, "put", put)
+    assert (await mesh.apply(reads("bare"))).revision == 2
+    assert mesh.policies.plans.bundle.revision == 2
+
+
+async def test_who_ended_during_an_apply_is_not_waited_for(mesh: PolicyMesh) -> None:
+    """Its reports are purged when it ends: it neither runs the new revision nor is it behind."""
+    await mesh.apply(reads("masked"))
+    agent = await Instance.start(mesh, "crm-adapter")
+    await agent.runs(1)
+    steps: list[str] = []
+    async with anyio.create_task_group() as group:
+        found = []
+
+        async def change() -> None:
+            found.append(await mesh.policies.apply(policies(reads("bare")), {}, progress=steps.append))
+
+        group.start_soon(change)
+
+        async def handed_out() -> bool:
+            return "agents" in steps
+
+        await until(handed_out)
+        await rollout.forget(mesh.control, "crm-adapter")
+    assert [applied.behind for applied in found] == [[]]
+
+
 # --- rollback and expiry ---------------------------------------------------------------------------------------------
 
 
@@ -363,6 +560,27 @@ async def test_an_expired_grant_leaves_nats(mesh: PolicyMesh) -> None:
             await support.request("$JS.API.CONSUMER.MSG.NEXT.EV_local_crm.support--contacts", b"1", timeout_s=1)
         assert await agent.publish("masked", CONTACT)
         assert mesh.policies.plans.bundle.revision == 1
+        group.cancel_scope.cancel()
+
+
+async def test_a_grant_that_ends_beside_others_narrows_its_durable(mesh: PolicyMesh) -> None:
+    """The filter is gone at its second, and the durable goes on with the rest."""
+    ends = datetime.now(UTC) + timedelta(seconds=1.5)
+    stamp = ends.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    deals = reads("masked", "crm.deal.>", expires=stamp, reason="INC-1").replace("support-reads", "support-deals")
+    async with anyio.create_task_group() as group:
+        await mesh.apply(reads("masked", "crm.contact.>"), deals, more=TWO_SUBSCRIPTIONS % "crm.>")
+        assert await mesh.filters() == {"masked crm.contact.>", "masked crm.deal.>"}
+        group.start_soon(mesh.policies.run)
+
+        async def ended() -> bool:
+            return await mesh.filters() == {"masked crm.contact.>"} and not await mesh.paused()
+
+        await until(ended)
+        assert datetime.now(UTC) >= ends
+        for type_ in (DEAL, CONTACT):
+            await mesh.store_event("masked", type_)
+        assert [subject.split(".", 4)[4] for subject, _ in await pull(await mesh.team("support"))] == [CONTACT]
         group.cancel_scope.cancel()
 
 

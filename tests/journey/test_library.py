@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from mesh.client import Mesh, PublishFailed
 from mesh.control.datadir import write_private
 from mesh.control.reconcile import now_ms
 from mesh.deadletters import DeadLetterRecord
+from mesh.errors import ConfigError
 from mesh.inbound import Admitted
 from mesh.jetstream.manage import consumer_info
 from mesh.signing import Received
@@ -417,3 +420,31 @@ async def test_events_that_wait_for_their_turn_are_not_redelivered(
     assert got == [(id_, 1) for id_ in ids]
     info = await consumer_info(operator.connection, STREAM, "support--queues")
     assert info["delivered"]["consumer_seq"] == len(ids)
+
+
+async def test_what_policies_add_reaches_who_is_connected(mesh: RunningMesh, support: Mesh) -> None:
+    """A running subscription gets events of a domain that an apply adds to it; one made active by it can be opened."""
+    policies = mesh.data.parent / "policies"
+    owners, more = policies / "access" / "owners.yaml", policies / "tests.yaml"
+    owners.write_text(
+        owners.read_text().replace(
+            '["crm.contact.>", "crm.deal.>"], sources', '["crm.contact.>", "crm.deal.>", "ops.>"], sources'
+        )
+    )
+    late = f"metadata: {{name: late, tenant: acme, team: support}}\nspec: {{types: [{type_of('late')}], start: all}}\n"
+    more.write_text(f"{more.read_text()}---\napiVersion: mesh/v1\nkind: Subscription\n{late}")
+    apply = [sys.executable, "-m", "mesh", "policy", "apply", "--policies", policies, "--context", mesh.data, "--json"]
+    with pytest.raises(ConfigError):
+        support.subscription("late")
+    with anyio.fail_after(2 * DEADLINE_S):
+        async with library.connect(mesh.data, team="security") as m, m.subscription("overview") as overview:
+            done = await anyio.run_process(list(map(str, apply)), stdin=subprocess.DEVNULL, check=False)
+            assert done.returncode == 0, (done.stdout + done.stderr).decode()
+            alarm = await support.publish("ops.alarm.raised.v1", {"level": 1}, source=SOURCE)
+            await publish(support, "late")
+            async for delivery in overview:
+                async with delivery as event:
+                    if event.id == alarm.id:
+                        break
+        async with support.subscription("late") as subscription, await subscription.next() as event:
+            assert event.type == type_of("late")

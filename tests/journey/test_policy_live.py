@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +16,9 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from mesh.cli.session import operator_session
 from mesh.client import connect
+from mesh.reports import read_reports
 from tests.journey.meshes import RunningMesh, contact, mesh_up, wait_ended
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +70,12 @@ class Live:
         """Publish one contact through the agent's door."""
         async with connect(self.mesh.data, agent="crm-adapter") as m:
             await m.publish(TYPE, contact(), source=SOURCE, id=id_)
+
+    async def reporting(self) -> list[tuple[str, str]]:
+        """The instances of agents that an apply would go by: name and instance."""
+        async with operator_session(str(self.mesh.data)) as session:
+            reports = await read_reports(session.connection)
+        return [(report.name, report.instance) for report in reports if report.kind == "agent"]
 
     async def read(self, *ids: str) -> dict[str, tuple[str, dict[str, Any]]]:
         """View and data of each of these contacts as support is handed them, by id."""
@@ -144,6 +154,28 @@ async def test_agents_come_and_go_with_the_policies(live: Live) -> None:
     assert live.mesh.stop() == 0
     live.mesh.start()
     assert set(live.mesh.file.tenants["acme"].agents) == set(agents)
+
+
+@pytest.mark.parametrize("victim", ["an agent", "mesh up"])
+async def test_nobody_waits_for_the_dead(live: Live, victim: str) -> None:
+    """After SIGKILL the successors alone count: one instance an agent, and an apply finds all of them current."""
+    agents = sorted(live.mesh.file.tenants["acme"].agents)
+    before = dict(await live.reporting())
+    if victim == "an agent":
+        os.kill(live.mesh.agent_pid("desk"), signal.SIGKILL)
+    else:
+        live.mesh.kill()
+        live.mesh.start()
+    with anyio.fail_after(DEADLINE_S):
+        while True:
+            there = await live.reporting()
+            if [name for name, _ in there] == agents and dict(there)["desk"] != before["desk"]:
+                break
+            await anyio.sleep(0.05)
+    live.edit("access/readers.yaml", SUPPORT_READS, SUPPORT_READS.replace("view: service", "view: minimal"))
+    assert live.apply()["behind"] == []
+    instances = live.asked("status")["instances"]
+    assert [(one["name"], one["state"]) for one in instances] == [(name, "current") for name in agents]
 
 
 async def test_what_does_not_hold_changes_nothing(live: Live) -> None:

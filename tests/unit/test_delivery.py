@@ -20,10 +20,14 @@ from mesh.delivery import (
     Reject,
     Retry,
     RetryLater,
+    Waits,
+    place,
     settle,
+    worn_out,
 )
 from mesh.errors import ConfigError
 from mesh.retry import MAX_DELAY_S, RetryPolicy
+from mesh.signing import Received
 
 POLICY = RetryPolicy(attempts=5, backoff_s=(1.0, 10.0), ack_wait_s=30.0)
 MIDDLE = 0.5  # the jitter that leaves a delay as it is
@@ -240,3 +244,50 @@ class Window(RuleBasedStateMachine):
 
 TestWindow = Window.TestCase
 TestWindow.__doc__ = "The duplicate window agrees with plain lists, whatever happens in whatever order."
+
+
+# --- deliveries that no handler saw ----------------------------------------------------------------------------------
+
+PLACE = ("EV_local_crm", 7)
+
+
+def test_only_deliveries_after_the_last_wait_count() -> None:
+    """Those up to the last time an event had to wait are left out, whoever had them; without a wait all count."""
+    waits = Waits()
+    assert waits.since(PLACE, 80) == 80
+    waits.add(PLACE, 3)
+    waits.add(PLACE, 70)
+    assert waits.since(PLACE, 71) == 1
+    assert waits.since(("EV_local_hr", 7), 71) == 71
+
+
+def test_a_settled_event_is_forgotten() -> None:
+    """What is settled takes no room, and the next event in that place begins anew."""
+    waits = Waits()
+    waits.add(PLACE, 3)
+    waits.forget(PLACE)
+    waits.forget(PLACE)
+    assert (len(waits), waits.since(PLACE, 4)) == (0, 4)
+
+
+def test_waits_are_bounded_and_drop_the_one_of_longest_ago() -> None:
+    """However many events wait, so many are remembered; one that waits again is young again."""
+    waits = Waits(2)
+    for sequence in (1, 2, 1, 3):
+        waits.add(("S", sequence), 10)
+    assert [waits.since(("S", sequence), 11) for sequence in (1, 2, 3)] == [1, 11, 1]
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize(
+    ("attempts", "deliveries", "ends"), [(1, 10, False), (1, 11, True), (5, 50, False), (5, 51, True)]
+)
+def test_an_event_that_ends_its_processes_is_worn_out(attempts: int, deliveries: int, *, ends: bool) -> None:
+    """Ten deliveries for each allowed attempt, and not one more."""
+    assert worn_out(deliveries, RetryPolicy(attempts=attempts)) is ends
+
+
+def test_an_event_is_where_its_stream_has_it() -> None:
+    """Stream and sequence name it, whichever delivery it is."""
+    received = Received("ev.x", b"{}", (), None, PLACE[0], PLACE[1], 0, 9, "reply")
+    assert place(received) == PLACE

@@ -255,11 +255,40 @@ def test_a_path_that_goes_opens_what_it_closed() -> None:
     assert compare(new, old, NOW_MS).widens is False
 
 
+def test_a_mask_that_changes_is_told_of_places_that_another_path_closes_elsewhere() -> None:
+    """With the same paths before and after, a changed mask line widens, or narrows, whatever place it shows at."""
+    fields = {"data.*.*": ["public"], "**.contact.email": ["pii.email"]}
+    crm = owned(document("Classification", "crm", {"types": ["crm.>"], "fields": fields}))
+    clear = document("View", "clear", {"otherwise": "clear"})
+
+    def made(action: str) -> Plans:
+        masked = view([{"tags": ["public"], "as": "clear"}, {"tags": ["pii.email"], "as": action}])
+        return plans(base=BASE | {"crm.yaml": crm, "views.yaml": owned(clear + "---\n" + masked)})
+
+    path = "**.contact.email + data.*.*"
+    widened, narrowed = (compare(made(was), made(now), NOW_MS) for was, now in (("drop", "clear"), ("clear", "drop")))
+    for one in (path, "**.contact.email"):  # the latter in items of an array
+        assert ("widened", "field", "analytics", one, "drop", "clear") in told(widened.changes)
+    assert widened.widens
+    assert ("narrowed", "field", "analytics", path, "clear", "drop") in told(narrowed.changes)
+    assert not narrowed.widens
+    assert narrowed.narrowed_teams == {"analytics"}
+
+
 def test_a_path_that_comes_closes_without_noise() -> None:
     """A scalar path that is added hides what other paths dropped or masked below it: nobody gets more by that."""
     floor = document("Classification", "floor", {"types": [">"], "fields": {"**.name": ["pii.name"]}})
     closing = document("Classification", "c", {"types": ["crm.>"], "fields": {"data.partner": ["pii.contact.email"]}})
     assert compare(plans(floor), plans(floor, closing), NOW_MS).changes == ()
+
+
+def test_who_loses_what_a_path_closes_counts_as_narrowed() -> None:
+    """What shows no longer because a container is now classified is not told, but its reader sees less."""
+    floor = document("Classification", "floor", {"types": [">"], "fields": {"**.country": ["public"]}})
+    closing = document("Classification", "c", {"types": ["crm.>"], "fields": {"data.partner": ["pii.contact.email"]}})
+    found = compare(plans(floor), plans(floor, closing), NOW_MS)
+    assert found.changes == ()
+    assert found.narrowed_teams == {"analytics"}
 
 
 def test_workloads_and_owners_are_changes_too() -> None:

@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mesh.errors import BadPattern
+from mesh.event import Limits, draft_from_structured
+from mesh.journey import outbound
+from mesh.jsontext import decode, encode
 from mesh.policy.atoms import Atom, atoms, in_words
 from mesh.policy.compile import Plans
+from mesh.policy.fields import TOO_MANY
+from mesh.policy.invariants import broken
 from mesh.policy.matrix import UNCLASSIFIED, Cell, Matrix
+from mesh.policy.model import Invariant, Never
+from mesh.policy.paths import Path
 from mesh.policy.seen import who_can_see
 from mesh.policy.trial import TRIAL_KEYS
 from mesh.subjects import Pattern, check_type
 from tests.unit.policy_world import BASE, access, document, event, plans
+from tests.unit.random_masks import DATAS, PATHS, TAGS, leaves, masks_of, meets
 
 NOW_MS = 1_000_000
 PUBLISHED = ["crm.>", "ops.a.*.v1", "ops.a.b", "ops.>", "fin.x.y.z.v2", "fin.x.*.z.v2", "fin.*.y.>"]
@@ -288,6 +296,99 @@ def test_a_routed_type_shows_its_sources_fields() -> None:
     made = plans(document("Route", "r", {"routes": [route]}), access(allow=[grant]))
     matrix = Matrix.of(made, NOW_MS)
     assert cells(who_can_see(made, matrix.only("audit.>"), "pii.name")) == {("support", "masked", "drop")}
+
+
+# --- every place that a path leads to --------------------------------------------------------------------------------
+
+HALF_WAY = {"data.*.*": ["public"], "**.contact.email": ["pii.email"]}  # the first closes the second, but not at once
+
+
+def shown(fields: dict[str, list[str]], mask: list[dict[str, Any]], *extra: str, otherwise: str = "redact") -> Plans:
+    """One classification, which analytics reads in one view."""
+    tags = {tag for mine in fields.values() for tag in mine}
+    lines = [line for line in mask if tags.intersection(line["tags"])]
+    views = document("View", "masked", {"mask": lines, "otherwise": otherwise})
+    views += "---\n" + document("View", "clear", {"otherwise": "clear"})
+    spec = {"types": ["crm.>"], "fields": fields}
+    return plans(*extra, base=BASE | {"crm.yaml": document("Classification", "crm", spec), "views.yaml": views})
+
+
+def clear(*tags: str) -> list[dict[str, Any]]:
+    """Mask lines that show *tags*."""
+    return [{"tags": [tag], "as": "clear"} for tag in tags]
+
+
+def test_a_place_that_stays_open_is_seen_where_others_are_closed() -> None:
+    """A path that another one closes half way down is still clear above, and who-can-see says so, with what meets."""
+    made = shown(HALF_WAY, clear("public", "pii.email"))
+    for field in ("pii.email", "**.contact.email", "data.contact.email"):
+        found = who_can_see(made, Matrix.of(made, NOW_MS), field, team="analytics")
+        assert cells(found) == {("analytics", "masked", "clear")}, field
+    paths = {cell.path for cell in who_can_see(made, Matrix.of(made, NOW_MS), "pii.email", team="analytics")}
+    assert paths == {"**.contact.email", "**.contact.email + data.*.*"}
+
+
+def test_an_invariant_sees_every_place() -> None:
+    """`never` fails for a value in clear at a place that the path reaches only before another one closes it."""
+    made = shown(HALF_WAY, clear("public", "pii.email"))
+    never = Invariant(never=Never(see=("pii.**",), actions=("clear",), exceptions=("crm",)))
+    assert {m.path for m in broken(never, Matrix.of(made, NOW_MS))} == {
+        "analytics reads **.contact.email of crm.>",
+        "analytics reads **.contact.email + data.*.* of crm.>",
+    }
+    hidden = shown(HALF_WAY, clear("public"))
+    assert not broken(never, Matrix.of(hidden, NOW_MS))
+
+
+def test_a_guess_is_found_at_every_place() -> None:
+    """Tokens that show only where no other path closes their place can be guessed too."""
+    lines = [*clear("public"), {"tags": ["pii.email"], "as": "pseudonym", "with": {"domain": "mail"}}]
+    (guess,) = Matrix.of(shown(HALF_WAY, lines, access(allow=[GUESSING])), NOW_MS).guesses
+    assert (guess.team, guess.domain) == ("analytics", "mail")
+
+
+def test_a_path_that_never_shows_is_told_with_what_closes_it() -> None:
+    """Below a classified scalar nothing shows, and the table has a line that says so."""
+    made = shown({"data.contact": ["public"], "data.contact.email": ["pii.email"]}, clear("public", "pii.email"))
+    assert cells(who_can_see(made, Matrix.of(made, NOW_MS), "pii.email", team="analytics")) == {
+        ("analytics", "masked", "redact")
+    }
+
+
+def test_more_places_than_are_looked_at_count_as_clear() -> None:
+    """Where the paths make too many places to look at all, each team that reads them may see everything in clear."""
+    deep = {f"**.a.{'*.' * 16}{name}": ["pii.email"] for name in ("b", "c")}
+    made = shown(deep, clear("public"))
+    found = who_can_see(made, Matrix.of(made, NOW_MS), "pii.email", team="analytics")
+    assert {cell.action for cell in found} == {"clear", "redact"}
+    assert {cell.path for cell in found} == {TOO_MANY}
+
+
+@example({"data.*.*": ["t0"], "**.a.b": ["t1"]}, clear("t0", "t1"), "redact", {"a": {"b": "<value 1 of this event>"}})
+@settings(max_examples=100)
+@given(
+    st.dictionaries(PATHS, st.lists(st.sampled_from(TAGS), min_size=1, max_size=2), min_size=1, max_size=5),
+    masks_of([{"as": "clear"}, {"as": "clear"}, {"as": "redact"}, {"as": "drop"}]),
+    st.sampled_from(["redact", "drop"]),
+    DATAS,
+)
+def test_what_leaves_in_clear_is_clear_in_the_matrix(
+    fields: dict[str, list[str]], mask: list[dict[str, Any]], otherwise: str, data: Any
+) -> None:
+    """Whatever the policies and the event: a value that a copy shows is clear in the cell of the paths that meet."""
+    made = shown(fields, mask, otherwise=otherwise)
+    found = {frozenset(c.paths) for c in Matrix.of(made, NOW_MS).cells if c.reading.team == "analytics" and not c.rank}
+    draft = draft_from_structured(encode(event(data)), now_ms=NOW_MS, limits=Limits())
+    made_copies = outbound(
+        draft, made.publisher("crm-adapter"), TRIAL_KEYS, site="local", tenant="acme", revision=1,
+        dedupe_key=bytes(32), now_ms=NOW_MS,
+    ).copies  # fmt: skip
+    (copy,) = (copy for copy in made_copies if copy.view == "masked")
+    left = dict(leaves(decode(copy.body).get("data")))
+    for at, value in leaves(data):
+        if value in left.values() and value not in ("", None):
+            meeting = frozenset(text for text in fields if meets(Path.parse(text), at))
+            assert meeting in found, (meeting, at)
 
 
 GUESSING = {"id": "lake-publishes", "who": {"teams": ["analytics"]}, "publish": ["crm.contact.imported.v1"]}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.control.rollout import LIVE_S, running
+import msgspec
+
+from mesh.control.rollout import LIVE_S, Waiting, running
 from mesh.reports import Refused, Report
 from tests.unit.policy_world import bundle
 
@@ -60,3 +62,31 @@ def test_an_agent_that_the_policies_no_longer_know_is_not_shown() -> None:
 def test_an_instance_that_ended_in_order_is_gone() -> None:
     """Its last report says so."""
     assert states(report(stopped=True)) == [("desk", "", "silent")]
+
+
+def waiting(*reports: Report) -> Waiting:
+    """An apply of revision 2 that has read these."""
+    made = Waiting(2, ["desk", "lake"])
+    made.read(reports)
+    return made
+
+
+def test_an_apply_waits_for_who_runs_less() -> None:
+    """Not for who runs it, has ended, has refused it, or is unknown to the policies; who refused it is late."""
+    refused = report("lake", instance="cccccccc", refused=Refused("bundle-signature", 2))
+    one = waiting(
+        report(), report(instance="bbbbbbbb", revision=2), report("lake", stopped=True), report("gone"), refused
+    )
+    assert set(one.missing) == {("desk", "aaaaaaaa")}
+    assert one.late == [report(), refused]
+    one.on_report("report.desk.aaaaaaaa", "", None, msgspec.json.encode(report(revision=2)))
+    assert (one.missing, one.late) == ({}, [refused])
+
+
+def test_an_apply_does_not_wait_for_the_dead() -> None:
+    """An instance that is no longer among the live ones has ended, unless it has said something since."""
+    one = waiting(report(), report(instance="bbbbbbbb"), report("lake"))
+    known = dict(one.missing)
+    one.on_report("report.lake.aaaaaaaa", "", None, msgspec.json.encode(report("lake")))
+    one.drop(known, [report(instance="bbbbbbbb")])
+    assert set(one.missing) == {("desk", "bbbbbbbb"), ("lake", "aaaaaaaa")}

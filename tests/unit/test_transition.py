@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.jetstream.transition import filters_of, remaining, still_allowed, takes_away
+from mesh.jetstream.transition import filters_of, remaining, still_allowed, takes_away, widened
 from mesh.policy.grants import PublishGrant
 from mesh.subjects import Pattern
 
@@ -41,6 +41,16 @@ def test_what_is_needed_is_never_missing(held: list[str], exact: list[str]) -> N
     assert remaining(then, exact) == then
     parsed = [(text.split(".")[2], Pattern.from_text(text.split(".", 4)[4])) for text in then]
     assert not [1 for v, a in parsed for w, b in parsed if v == w and a != b and a.covers(b)]
+
+
+@given(st.lists(st.sampled_from(FILTERS), max_size=4), st.lists(st.sampled_from(FILTERS), min_size=1, max_size=4))
+def test_before_a_change_is_certain_nothing_is_taken_away(held: list[str], exact: list[str]) -> None:
+    """All that was held and all that is needed; to narrow it later leads to the same filters as to narrow at once."""
+    then = widened(held, exact)
+    assert not takes_away(held, then)
+    assert not takes_away(exact, then)
+    assert not takes_away(then, {*held, *exact} | set(then))
+    assert remaining(then, exact) == remaining(held, exact)
 
 
 @pytest.mark.parametrize(
