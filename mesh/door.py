@@ -58,8 +58,11 @@ class AgentDoor:
             others = (await self._current_token(), self._accepted)
             for other in others:
                 if other not in {"", token}:
-                    token = other
-                    status, answer = await self._post(session, body, token)
+                    for candidate in (other, token):  # the agent may have looked at its file between two posts
+                        status, answer = await self._post(session, body, candidate)
+                        if status != UNAUTHORIZED:
+                            token = candidate
+                            break
                     break
         if status != UNAUTHORIZED:
             self._accepted = token

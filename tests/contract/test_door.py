@@ -36,6 +36,7 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         self.tokens = {"first"}
         self.asked: list[str] = []
+        self.looks_after = ""  # it reads its token's file right after it refused this one
         self.socket = directory / "door.sock"
         self.token_file = directory / "token"
         self.token_file.write_text("first\n")
@@ -56,7 +57,10 @@ class Agent:
     async def _answer(self, request: web.Request) -> web.Response:
         token = request.headers["Authorization"].removeprefix("Bearer ")
         self.asked.append(token)
-        return web.Response(status=202 if token in self.tokens else 401, text=request.host)
+        accepted = token in self.tokens
+        if token == self.looks_after:
+            self.tokens = {token}
+        return web.Response(status=202 if accepted else 401, text=request.host)
 
     def address(self, url: str = "") -> AgentAddress:
         """Where it listens."""
@@ -115,6 +119,16 @@ async def test_an_agent_that_still_wants_the_old_token_gets_it(agent: Agent, sta
     agent.rotate("second")
     assert (await door.post(b"{}"))[0] == 202
     agent.tokens = {"second"}
+    assert (await door.post(b"{}"))[0] == 202
+    assert agent.asked == ["first", "second", "first", "second"]
+
+
+async def test_an_agent_that_looks_between_two_posts_gets_the_new_token_again(agent: Agent, stack: Counting) -> None:
+    """The new token came too early and the old one too late: the new one fits now."""
+    door = AgentDoor(agent.address(), stack)
+    await door.post(b"{}")
+    agent.rotate("second")
+    agent.looks_after = "second"
     assert (await door.post(b"{}"))[0] == 202
     assert agent.asked == ["first", "second", "first", "second"]
 
