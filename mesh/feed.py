@@ -112,6 +112,7 @@ class Feed:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:
             self._pullers.start(self._tasks)
+            await anyio.sleep_forever()  # a bundle may take the last stream away, and the next one bring it back
 
     def follow(self, durables: Sequence[Place]) -> None:
         """From now on pull from exactly these *durables* (stream and name): begin with the new, leave the others."""
