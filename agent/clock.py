@@ -3,7 +3,7 @@
 A consumer refuses an event whose signature and stream time are far apart (V7), so a wrong clock loses all that was
 answered with 202. The agent sends its report (`mesh.reports`) and reads it back: the stamp on it was made between the
 two, on the server's clock. Where the report is not answered the last measurement stays in force. So measuring is also
-how an agent reports, and `wake` is for news that cannot wait a minute.
+how an agent reports, and `wake` is for news that cannot wait for the next one.
 """
 
 from __future__ import annotations

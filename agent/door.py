@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from agent import listener, metrics, requests
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from agent.settings import AgentSettings
 
 
-class Door:
+class Door(ABC):
     """A listener and what answers on it. A subclass sets `name` and answers in `route`."""
 
     name = "door"
@@ -50,13 +51,13 @@ class Door:
         """Where it listens."""
         return "" if self.listener is None else self.listener.url
 
+    @abstractmethod
     async def route(self, request: BaseRequest) -> Response:
         """Answer one request.
 
         Raises:
             MeshError: Its problem document is the answer.
         """
-        raise NotImplementedError
 
     async def handle(self, request: BaseRequest) -> Response:
         """Answer one request, whatever happens; only a lost connection raises."""

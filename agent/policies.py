@@ -122,10 +122,9 @@ class PolicySide:
         up = asyncio.Event()
         forget = self._connection.on_connect(up.set)
         try:
-            async with asyncio.timeout(timeout_s):
-                await up.wait()
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):  # then the last good bundle has to do
+                async with asyncio.timeout(timeout_s):
+                    await up.wait()
         finally:
             forget()
 

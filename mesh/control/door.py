@@ -118,8 +118,8 @@ class ControlDoor:
             answer = await self._handle(verb, data)
         except MeshError as error:
             answer = {"error": error.as_dict()}
-        except Exception as error:  # noqa: BLE001 - whoever asked learns that it failed; the log says how
-            log.error("request_failed", verb=verb, error=type(error).__name__)
+        except Exception as error:
+            log.exception("request_failed", error, verb=verb)  # noqa: PLE1205, TRY401 - ours takes the error
             answer = {"error": MeshError("the control plane failed", next="read its log").as_dict()}
         try:
             await self._connection.publish(reply, msgspec.json.encode(answer))

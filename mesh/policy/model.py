@@ -154,6 +154,17 @@ class _Document(
     kind: ClassVar[str]
 
 
+class _Owned(_Document, frozen=True):
+    """What some owner in a tenant wrote."""
+
+    metadata: Metadata
+
+    @property
+    def tenant(self) -> str:
+        """The tenant this document belongs to."""
+        return self.metadata.tenant
+
+
 class Tenant(_Document, tag="Tenant", frozen=True):
     """One tenant: teams, agents, identities, delivery defaults."""
 
@@ -177,17 +188,11 @@ class ClassificationSpec(Spec, frozen=True):
     fields: Annotated[dict[Text, Names], Meta(min_length=1, max_length=MAX_FIELDS)]
 
 
-class Classification(_Document, tag="Classification", frozen=True):
+class Classification(_Owned, tag="Classification", frozen=True):
     """What each field of a type is."""
 
-    metadata: Metadata
     spec: ClassificationSpec
     kind: ClassVar[str] = "Classification"
-
-    @property
-    def tenant(self) -> str:
-        """The tenant this document belongs to."""
-        return self.metadata.tenant
 
 
 class ViewSpec(Spec, frozen=True):
@@ -199,17 +204,11 @@ class ViewSpec(Spec, frozen=True):
     like: Text | None = None
 
 
-class View(_Document, tag="View", frozen=True):
+class View(_Owned, tag="View", frozen=True):
     """A row filter plus masks."""
 
-    metadata: Metadata
     spec: ViewSpec
     kind: ClassVar[str] = "View"
-
-    @property
-    def tenant(self) -> str:
-        """The tenant this document belongs to."""
-        return self.metadata.tenant
 
 
 class Who(Spec, frozen=True):
@@ -252,17 +251,11 @@ class AccessSpec(Spec, frozen=True):
     deny: Annotated[tuple[Deny, ...], Meta(max_length=MAX_LIST)] = ()
 
 
-class Access(_Document, tag="Access", frozen=True):
+class Access(_Owned, tag="Access", frozen=True):
     """Rights and refusals."""
 
-    metadata: Metadata
     spec: AccessSpec
     kind: ClassVar[str] = "Access"
-
-    @property
-    def tenant(self) -> str:
-        """The tenant this document belongs to."""
-        return self.metadata.tenant
 
 
 # --- Route -----------------------------------------------------------------------------------------------------------
@@ -292,17 +285,11 @@ class RouteSpec(Spec, frozen=True):
     routes: Annotated[tuple[RouteLine, ...], Meta(min_length=1, max_length=MAX_LIST)]
 
 
-class Route(_Document, tag="Route", frozen=True):
+class Route(_Owned, tag="Route", frozen=True):
     """Content-based copies and moves."""
 
-    metadata: Metadata
     spec: RouteSpec
     kind: ClassVar[str] = "Route"
-
-    @property
-    def tenant(self) -> str:
-        """The tenant this document belongs to."""
-        return self.metadata.tenant
 
 
 # --- Subscription ----------------------------------------------------------------------------------------------------
@@ -407,17 +394,11 @@ class PolicyTestSpec(Spec, frozen=True):
     invariants: Annotated[tuple[Invariant, ...], Meta(max_length=MAX_LIST)] = ()
 
 
-class PolicyTest(_Document, tag="PolicyTest", frozen=True):
+class PolicyTest(_Owned, tag="PolicyTest", frozen=True):
     """What the policies of a tenant have to come to."""
 
-    metadata: Metadata
     spec: PolicyTestSpec
     kind: ClassVar[str] = "PolicyTest"
-
-    @property
-    def tenant(self) -> str:
-        """The tenant this document belongs to."""
-        return self.metadata.tenant
 
 
 AnyDocument: TypeAlias = Tenant | Classification | View | Access | Route | Subscription | PolicyTest

@@ -116,8 +116,8 @@ async def test_a_question_is_answered_while_an_apply_waits(mesh: PolicyMesh) -> 
         group.cancel_scope.cancel()
 
 
-async def test_a_fault_of_ours_is_answered_too(mesh: PolicyMesh) -> None:
-    """Whoever asked learns that it failed, and nothing of what was in it."""
+async def test_a_fault_of_ours_is_answered_too(mesh: PolicyMesh, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asked learns that it failed, and nothing of what was in it; our log says where."""
 
     async def broken(_request: dict[str, Any]) -> dict[str, Any]:
         raise RuntimeError("ada@example.org")
@@ -130,3 +130,5 @@ async def test_a_fault_of_ours_is_answered_too(mesh: PolicyMesh) -> None:
         assert error["code"] == "mesh-error"
         assert b"ada" not in reply.data
         group.cancel_scope.cancel()
+    (told,) = [record for record in caplog.records if record.getMessage() == "request_failed"]
+    assert "test_policy_door.py" in str(vars(told)["mesh_fields"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mesh.cli.policy.options import now_ms
 from mesh.cli.session import Session, operator_session
 from mesh.control.backlog import Backlog, narrowed_backlog
 from mesh.control.recorded import recorded, refused
-from mesh.errors import MeshError, NotFound, RevisionNeeded
+from mesh.errors import BadBundle, NotFound, RevisionNeeded
 from mesh.policy.compile import Plans
 from mesh.policy.diff import Diff, compare
 from mesh.policy.model import AnyDocument, TeamMetadata
@@ -82,6 +83,7 @@ async def against_mesh(new: Plans, *, context: str | None, revision: int | None,
         ConfigError: No such mesh.
         NotFound: The mesh keeps no such revision.
         Disconnected: It does not run.
+        RequestFailed, Unavailable: It does not answer.
     """
     async with operator_session(context, tenant=new.bundle.tenant) as session:
         old = session.plans if revision is None else await _revision(session, revision)
@@ -132,13 +134,11 @@ async def _revision(session: Session, revision: int) -> Plans:
 
 
 async def _past(session: Session, revision: int) -> Plans | None:
-    """The plans of *revision*; None where the mesh has them no more."""
-    try:
+    """The plans of *revision*; None where the mesh has them no more. A mesh that does not answer is an error."""
+    with suppress(RevisionNeeded):
         return session.bundle.past(revision)
-    except RevisionNeeded:
-        pass
     try:
         await session.bundle.fetch_past(revision)
-        return session.bundle.past(revision)
-    except MeshError:
+    except BadBundle:
         return None
+    return session.bundle.past(revision)

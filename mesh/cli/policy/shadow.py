@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -10,6 +9,7 @@ import anyio
 import typer
 from rich.markup import escape
 
+from mesh.cli.author import author
 from mesh.cli.events import ContextOption, TenantOption
 from mesh.cli.operator import operator_connection
 from mesh.cli.output import NO, command, console, print_json, print_table
@@ -61,7 +61,7 @@ async def start(
     Exit 0 once it is handed out, 1 where no control plane answers, 2 where the policies do not load.
     """
     files = await anyio.to_thread.run_sync(read_policies, policies)
-    body = {"files": pack(files.yaml, {}), "sample": sample, "author": _author()}
+    body = {"files": pack(files.yaml, {}), "sample": sample, "author": author()}
     async with operator_connection(context, tenant=tenant) as (_, connection):
         said = await ask(connection, "shadow-start", body)
     if json_:
@@ -98,7 +98,7 @@ async def report(context: ContextOption = None, tenant: TenantOption = None, *, 
 async def stop(context: ContextOption = None, tenant: TenantOption = None, *, json_: JsonOption = False) -> None:
     """End the trial. Exit 0, also where nothing was being tried."""
     async with operator_connection(context, tenant=tenant) as (_, connection):
-        said = await ask(connection, "shadow-stop", {"author": _author()})
+        said = await ask(connection, "shadow-stop", {"author": author()})
     if json_:
         print_json(said)
     elif said["stopped"]:
@@ -145,11 +145,3 @@ def _row(found: dict[str, Any]) -> list[object]:
 
 def _percent(part: float) -> str:
     return f"{100 * part:g}%"
-
-
-def _author() -> str:
-    """The operating system's name of who asks."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return ""
