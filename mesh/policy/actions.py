@@ -38,7 +38,8 @@ Masker: TypeAlias = Callable[[Any], Any]  # of one scalar (or, for redact and dr
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _EMAIL_RE = re.compile(r"([^@\s])[^@\s]*@[^@\s]+\.([A-Za-z]{2,24})")
 _IBAN_RE = re.compile(r"([A-Z]{2})[0-9]{2}[A-Z0-9]{9,28}([A-Z0-9]{2})")
-_SEPARATORS = str.maketrans("", "", " -./()")
+_SEPARATORS: Final = b" -./()"
+_NO_SEPARATORS = str.maketrans("", "", _SEPARATORS.decode())
 _PHONE_DIGITS = (7, 15)  # E.164 has at most 15; below 7 the last two are too much of the whole
 _PAN_DIGITS = (13, 19)  # ISO/IEC 7812
 _PARTIAL_MARK = "***"
@@ -76,28 +77,31 @@ def _email(value: Any) -> Any:
     return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}@{_PARTIAL_MARK}.{match[2]}"
 
 
-def _phone(value: Any) -> Any:
-    digits = value.translate(_SEPARATORS).removeprefix("+") if type(value) is str else ""
-    low, high = _PHONE_DIGITS
-    if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
-        return redact(value)
-    return _PARTIAL_MARK + digits[-2:]
-
-
 def _iban(value: Any) -> Any:
-    match = _IBAN_RE.fullmatch(value.translate(_SEPARATORS)) if type(value) is str else None
+    match = _IBAN_RE.fullmatch(value.translate(_NO_SEPARATORS)) if type(value) is str else None
     return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}{match[2]}"
 
 
-def _pan(value: Any) -> Any:
-    digits = value.translate(_SEPARATORS) if type(value) is str else ""
-    low, high = _PAN_DIGITS
-    if not (low <= len(digits) <= high and digits.isascii() and digits.isdigit()):
+def _last_digits(keep: int, bounds: tuple[int, int], *, sign: bytes = b"") -> Masker:
+    """Of a number written with separators, the last *keep* digits."""
+    low, high = bounds
+
+    def mask(value: Any) -> Any:
+        if type(value) is str and value.isascii():
+            digits = value.encode().translate(None, _SEPARATORS).removeprefix(sign)
+            if low <= len(digits) <= high and digits.isdigit():
+                return _PARTIAL_MARK + digits[-keep:].decode()
         return redact(value)
-    return _PARTIAL_MARK + digits[-4:]
+
+    return mask
 
 
-_STYLES: dict[str, Masker] = {"email": _email, "phone": _phone, "iban": _iban, "pan": _pan}
+_STYLES: dict[str, Masker] = {
+    "email": _email,
+    "phone": _last_digits(2, _PHONE_DIGITS, sign=b"+"),
+    "iban": _iban,
+    "pan": _last_digits(4, _PAN_DIGITS),
+}
 
 
 def _ends(first: int, last: int) -> Masker:
@@ -129,7 +133,10 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     padding = -size % 3
     length = None if padding == 0 else -padding
     table = _URL_SAFE
-    fips = params.algorithm == "hmac-sha256"
+    keyed: Any = blake2b(digest_size=size, key=key)
+    if params.algorithm == "hmac-sha256":
+        keyed = hmac.new(key, digestmod="sha256")
+    begun = keyed.copy  # what the key costs is paid once
 
     def mask(value: Any) -> Any:
         kind = type(value)
@@ -142,8 +149,9 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
             data = msgspec.json.encode(value)
         else:
             return None
-        digest = hmac.digest(key, data, "sha256")[:size] if fips else blake2b(data, digest_size=size, key=key).digest()
-        return prefix + b2a_base64(digest, newline=False)[:length].translate(table).decode()
+        digest = begun()
+        digest.update(data)
+        return prefix + b2a_base64(digest.digest()[:size], newline=False)[:length].translate(table).decode()
 
     return mask
 
