@@ -388,6 +388,24 @@ class TrustRollback(IdentityError):
     code = "trust-rollback"
 
 
+class BadEnrolment(IdentityError):
+    """An enrolment request cannot be read, proves no key, or brings a key that was seen before."""
+
+    code = "bad-enrolment"
+
+
+class NotAttested(IdentityError):
+    """Whoever asks for a certificate is not the workload it asks for, or cannot show that it is."""
+
+    code = "not-attested"
+
+
+class WorkloadBarred(IdentityError):
+    """The workload was revoked: it gets no certificate and no connection until `mesh trust admit`."""
+
+    code = "workload-barred"
+
+
 class StaleTrust(IdentityError):
     """The trust statement is too old to rely on; a newer one may arrive."""
 
@@ -460,6 +478,18 @@ class SignerExpired(Unavailable):
     """Our own signing certificate has ended; what we seal nobody would believe. A renewed one helps."""
 
     code = "signer-expired"
+
+
+class NotEnrolled(Unavailable):
+    """The agent has no certificate yet, so nobody would believe what it seals."""
+
+    code = "not-enrolled"
+
+
+class StreamsMissing(Unavailable):
+    """The server lacks streams that the mesh has: another store, or the wrong encryption key. Nothing is made anew."""
+
+    code = "streams-missing"
 
 
 class NoDomainKey(Unavailable):
