@@ -7,6 +7,8 @@ connections; no decompression; problem documents instead of text and HTML; no ac
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import stat
 from pathlib import Path
 from secrets import token_hex
@@ -250,8 +252,7 @@ class Listener:
         self._http = _Server(self, self._handler)
         if self._path:
             remove_stale_socket(self._path)
-            self._server = await loop.create_unix_server(self._http, self._path, backlog=BACKLOG)
-            Path(self._path).chmod(SOCKET_MODE)  # noqa: ASYNC240 - once, at the start
+            self._server = await loop.create_unix_server(self._http, sock=bind_unix(self._path), backlog=BACKLOG)
             self.url = f"unix:{self._path}"
         else:
             host, port = self._address
@@ -269,6 +270,24 @@ class Listener:
             await self._http.shutdown(timeout_s)
         if self._path:
             remove_stale_socket(self._path)
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A Unix socket bound at *path* that is `SOCKET_MODE` from its first moment: a chmod would come after a caller.
+
+    Raises:
+        OSError: The path is taken, or not ours to write.
+    """
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o777 & ~SOCKET_MODE)  # of the whole process, for one system call, before anything else runs
+    try:
+        bound.bind(path)
+    except OSError:
+        bound.close()
+        raise
+    finally:
+        os.umask(before)
+    return bound
 
 
 def remove_stale_socket(path: str) -> None:
