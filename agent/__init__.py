@@ -2,7 +2,8 @@
 
 It accepts CloudEvents on loopback (`intake`) and signed webhooks (`webhooks`), from whoever holds the token or signs
 as the provider. It checks every event, asks the policies who may see what, makes one masked copy for each view that
-somebody may read, seals the copies in batches (`lanes`) and publishes them. 202 means that every copy is durable.
+somebody may read, seals the copies in batches (`lanes`) and publishes them. 202 means that every copy is durable. The
+key that it seals with is enrolled with the control plane (`enrolment`) and kept believed (`identity`).
 
 It holds an event from the moment it is accepted until its last copy is acknowledged, in memory and bounded in events
 and bytes; a caller who finds no room is slowed, then told so. It holds the policy bundle in force, its own keys, and of

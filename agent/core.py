@@ -15,24 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from agent import metrics
-from agent.keys import Keys, clock_ms, read
-from agent.outbound import Outbound, Room
-from agent.policies import PolicySide
+from agent.keys import clock_ms, read
+from agent.parts import Files
+from agent.room import Room
 from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs
-from mesh.bundles import policy_key
 from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, TooLarge
 from mesh.event import Draft, Limits, draft_from_fields
-from mesh.jetstream.connection import Connection
-from mesh.jetstream.publisher import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
 
+    from agent.identity import Identity
+    from agent.outbound import Outbound
+    from agent.policies import PolicySide
     from agent.receipts import Receipt
     from agent.settings import AgentSettings
+    from mesh.jetstream.connection import Connection
+    from mesh.jetstream.publisher import Publisher
     from mesh.policy.compile import Plans
 
 log = logs.get("agent")
@@ -52,7 +54,8 @@ class Agent:
     def __init__(self, settings: AgentSettings, base: str | os.PathLike[str] = ".") -> None:
         self.settings = settings
         self.base = Path(base)
-        self.keys = Keys(settings, self.base)
+        self._files = Files(settings, self.base)
+        self.keys = self._files.keys
         self.limits = Limits(
             max_event_bytes=settings.max_event_bytes,
             max_depth=settings.max_depth,
@@ -62,13 +65,12 @@ class Agent:
         )
         self.clock_ms = clock_ms
         self.outbound: Outbound | None = None
-        self._policy_key = policy_key(self.base / settings.trust_dir)
-        self._creds = read(self.base / settings.creds_file, "NATS credentials") if settings.creds_file else None
         self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self.webhook_bytes = Room(settings.max_webhook_bytes, wait_s=settings.admit_wait_s, unit="bytes")
         self._connection: Connection | None = None
         self._publisher: Publisher | None = None
         self._policies: PolicySide | None = None
+        self._identity: Identity | None = None
         self._tasks = Tasks()
         self._bundle_arrived = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
@@ -88,31 +90,18 @@ class Agent:
     # --- life ---
 
     async def start(self) -> None:
-        """Begin: connect, fetch the bundle, publish. Returns at once; until there is a bundle, all is refused.
+        """Begin: connect, get a key and the bundle, publish. Returns at once; until both are there, all is refused.
 
         Raises:
-            ConfigError: The creds file is none.
+            ConfigError: The files to connect with are missing or are not what they should be.
         """
-        s = self.settings
-        connection = await Connection.open(s.nats_url, name=s.name, creds=self._creds, wait=False)
-        publisher = Publisher(
-            connection,
-            seal=self.keys.seal,
-            message_id=self.keys.message_id,
-            clock_ms=clock_ms,
-            window=s.publish_window,
-            ack_deadline_s=s.ack_deadline_s,
-            give_up_s=s.give_up_s,
-        )
-        policies = PolicySide(
-            s, self.base, connection, policy_key=self._policy_key, clock_ms=self.clock_ms, adopt=self._adopt
-        )
-        outbound = Outbound(s, self.keys, publisher, audit=policies.audit, shadow=policies.shadow)
-        self._connection, self._publisher, self.outbound, self._policies = connection, publisher, outbound, policies
-        self._gauges = metrics.watch(outbound, lambda: not self.not_ready())
-        self._tasks.spawn("publisher", publisher.run())
-        self._tasks.spawn("audit", policies.audit.run())
-        self._tasks.spawn("bundle", policies.run(self._tasks))
+        parts = await self._files.assemble(self.clock_ms, self._adopt)
+        self._connection, self._publisher, self._policies, self._identity, self.outbound = parts
+        self._gauges = metrics.watch(parts.outbound, lambda: not self.not_ready(), parts.identity.left_s)
+        self._tasks.spawn("publisher", parts.publisher.run())
+        self._tasks.spawn("identity", parts.identity.run())
+        self._tasks.spawn("audit", parts.policies.audit.run())
+        self._tasks.spawn("bundle", parts.policies.run(self._tasks))
         self._tasks.spawn("keys", self._watch_keys())
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -120,11 +109,14 @@ class Agent:
 
         Raises:
             NoBundle: No valid bundle arrived in time.
+            NotEnrolled: The agent got no certificate in time.
             Disconnected: Not even NATS was reached.
         """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._bundle_arrived.wait()
+                if self._identity is not None:
+                    await self._identity.enrolled.wait()
         except TimeoutError:
             self.check_open()
             raise NoBundle("no valid policy bundle arrived in time") from None
@@ -265,7 +257,7 @@ class Agent:
             Disconnected: NATS is away and no bundle has arrived since the start.
             NoBundle: No valid bundle yet.
             ClockWrong: Our clock is far from the server's, and nobody would believe what we seal.
-            SignerExpired: Nobody would believe what we seal.
+            NotEnrolled, SignerExpired: Nobody would believe what we seal.
         """
         if self._draining:
             raise Draining(
@@ -287,8 +279,8 @@ class Agent:
             )
         if self._policies is not None and self._policies.clock.wrong:
             raise self._policies.clock.error()
-        if not self.keys.in_force(clock_ms()):
-            raise self.keys.expired()
+        if self._identity is not None:
+            self._identity.check(clock_ms())
 
     def not_alive(self) -> list[str]:
         """Why the process should be restarted; empty while it should not."""
@@ -315,6 +307,7 @@ class Agent:
             "bundle_revision": 0 if outbound is None else outbound.revision,
             "bundle_digest": "" if self._policies is None else self._policies.state.digest,
             "bundle_refused": None if refused is None else {"code": refused.code, "revision": refused.revision},
+            "identity": {} if self._identity is None else self._identity.state(),
             "waiting_events": 0 if outbound is None else outbound.room.used,
             "domains_lacking": [] if outbound is None else self.keys.masks.lacking(outbound.domains),
             "ciphers_lacking": [] if outbound is None else self.keys.masks.lacking_ciphers(outbound.ciphers),

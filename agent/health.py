@@ -2,9 +2,10 @@
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
 accepts and has room. That NATS is reachable is not asked, since taking the application out of service would help
-nobody; that there is a bundle is, since before it everything is refused; which one runs and what was refused since
-(`bundle_revision`, `bundle_refused`) is said and changes nothing. A pseudonym domain or a cipher without a key stops
-only the events masked with it, so it is named (`domains_lacking`, `ciphers_lacking`) and the rest goes on.
+nobody; that there are a bundle and an event key is, since before them everything is refused; which ones are in use and
+what was refused since (`bundle_revision`, `bundle_refused`, `identity`) is said and changes nothing. A pseudonym domain
+or a cipher without a key stops only the events masked with it, so it is named (`domains_lacking`, `ciphers_lacking`)
+and the rest goes on.
 """
 
 from __future__ import annotations

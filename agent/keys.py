@@ -1,7 +1,7 @@
-"""The files an agent holds: event key and certificate, the keys of its ids and pseudonyms, its token.
+"""What an agent holds: its event key, the keys of its ids and pseudonyms, its token.
 
-A file that is replaced while we run (a rotated certificate, a new token) is read again; one that cannot be read or does
-not check leaves the last good one in force, and the log says so.
+A file that is replaced while we run (a new token, the key of a new domain) is read again; one that cannot be read or
+does not check leaves the last good one in force, and the log says so. The event key comes from `agent.enrolment`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from mesh import logs
-from mesh.errors import ConfigError, MeshError, NoDomainKey, OutsideCertificate, SignerExpired
-from mesh.identity import Signer, SpiffeId, check_certificate, seed_from_pem
+from mesh.errors import ConfigError, NoDomainKey, NotEnrolled, OutsideCertificate, SignerExpired
 from mesh.policy.ciphers import CIPHER_KEY_BYTES
 from mesh.signing import message_id, seal
 from mesh.statements import SALT_BYTES
@@ -26,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from agent.settings import AgentSettings
+    from mesh.identity import Signer
     from mesh.jetstream.outgoing import Outgoing
 
 KEY_BYTES = 32
@@ -61,7 +58,7 @@ class Secrets:
         self._min_bytes = min_bytes
         self._check_s = check_s
         self._clock = clock
-        self._stamp = _stamp(self._paths)
+        self._stamp = stamp(self._paths)
         self._values = self._read()
         self._next = clock() + check_s
 
@@ -78,10 +75,10 @@ class Secrets:
         return any([hmac.compare_digest(value, given) for value in self.values()])  # noqa: C419 - a list: no early end
 
     def _refresh(self) -> None:
-        stamp = _stamp(self._paths)
-        if stamp == self._stamp:
+        now = stamp(self._paths)
+        if now == self._stamp:
             return
-        self._stamp = stamp
+        self._stamp = now
         try:
             self._values = self._read()
             log.info("secret_reloaded", files=[path.name for path in self._paths])
@@ -156,29 +153,47 @@ class Keys:
     """
 
     def __init__(self, settings: AgentSettings, base: Path) -> None:
-        self._settings = settings
-        self._base = base
-        self.dedupe = hex_key(self.path(settings.dedupe_key_file))
+        self._domains = base / settings.domains_dir
+        self._ciphers = base / settings.ciphers_dir
+        self._stamp = stamp([self._domains, self._ciphers])
+        self._signer: Signer | None = None
+        self.dedupe = hex_key(base / settings.dedupe_key_file)
         self.masks = self._masks()
-        self._stamp = self._signing_stamp()
-        self.signer = self._signer()
 
-    def in_force(self, now_ms: int) -> bool:
-        """Whether our certificate is in force, so that others believe what we seal."""
-        return self.signer.not_before_ms <= now_ms <= self.signer.not_after_ms
+    @property
+    def signer(self) -> Signer:
+        """What seals now.
 
-    def expired(self) -> SignerExpired:
-        """The error for an agent whose certificate is not in force."""
-        return SignerExpired(
-            "the event key's certificate is not in force, and nobody would believe what it seals",
-            expected="a certificate in force, and a clock that is right",
-            next=f"have the control plane renew {self._settings.event_cert_file}; it is read as soon as it is there",
-        )
+        Raises:
+            NotEnrolled: There is none yet.
+        """
+        if self._signer is None:
+            raise NotEnrolled(
+                "the agent has no event key yet, and nobody would believe what it publishes",
+                expected="a certificate from the control plane",
+                next="send the same again; the agent goes on asking for one, and its log says what is wrong",
+            )
+        return self._signer
+
+    def seal_with(self, signer: Signer) -> None:
+        """Seal with *signer* from the next batch on; a batch is sealed by one key."""
+        self._signer = signer
+
+    def check(self, now_ms: int) -> None:
+        """Raise unless others would believe what we seal now.
+
+        Raises:
+            NotEnrolled: There is no key yet.
+            SignerExpired: Its certificate is not in force.
+        """
+        if not self.signer.not_before_ms <= now_ms <= self.signer.not_after_ms:
+            raise _expired()
 
     def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
         """Sign a batch of (subject, message id, body) now, with fresh salts: `Mesh-Signature` for each.
 
         Raises:
+            NotEnrolled: There is no key yet.
             SignerExpired: Our certificate is not in force.
         """
         chance = os.urandom(SALT_BYTES * len(items))
@@ -186,68 +201,38 @@ class Keys:
         try:
             return seal(items, self.signer, signed_ms=clock_ms(), salts=salts)
         except OutsideCertificate:
-            raise self.expired() from None
+            raise _expired() from None
 
     def message_id(self, outgoing: Outgoing) -> str:
         """The `Nats-Msg-Id` of one copy: the same for the same event, whoever of our replicas sends it."""
         o = outgoing
         return message_id(self.dedupe, o.source, o.event_id, o.subject, o.generation)
 
-    def path(self, name: str) -> Path:
-        """A file of the settings."""
-        return self._base / name
-
     def refresh(self) -> None:
-        """Read a replaced event key or certificate, and new keys to mask with; keep the last good ones."""
-        stamp = self._signing_stamp()
-        if stamp == self._stamp:
+        """Read new keys to mask with; keep the last good ones."""
+        now = stamp([self._domains, self._ciphers])
+        if now == self._stamp:
             return
         try:
             self.masks = self._masks()
-            self.signer = self._signer()
-            self._stamp = stamp
-            log.info("keys_reloaded", kid=self.signer.kid)
-        except ConfigError as error:  # perhaps the key is replaced and the certificate not yet: look again next time
-            log.error("keys_not_reloaded", code=error.code, error=error.message)
-
-    def _signing_stamp(self) -> tuple[int, ...]:
-        settings = self._settings
-        names = (settings.event_key_file, settings.event_cert_file, settings.domains_dir, settings.ciphers_dir)
-        return _stamp([self.path(name) for name in names])
+            self._stamp = now
+            log.info("masking_keys_reloaded")
+        except ConfigError as error:
+            log.error("masking_keys_not_reloaded", code=error.code, error=error.message)
 
     def _masks(self) -> MaskingKeys:
-        domains, ciphers = self.path(self._settings.domains_dir), self.path(self._settings.ciphers_dir)
         return MaskingKeys(
-            {file.stem: hex_key(file) for file in sorted(domains.glob("*.key"))},
-            {file.stem: hex_key(file, CIPHER_KEY_BYTES) for file in sorted(ciphers.glob("*.key"))},
+            {file.stem: hex_key(file) for file in sorted(self._domains.glob("*.key"))},
+            {file.stem: hex_key(file, CIPHER_KEY_BYTES) for file in sorted(self._ciphers.glob("*.key"))},
         )
 
-    def _signer(self) -> Signer:
-        settings = self._settings
-        key, certificate = self.path(settings.event_key_file), self.path(settings.event_cert_file)
-        try:
-            der = x509.load_pem_x509_certificate(read(certificate, "a certificate")).public_bytes(Encoding.DER)
-            signer = Signer.from_seed(seed_from_pem(read(key, "an event key")), der)
-            root = self.path(settings.trust_dir) / "ca.crt"
-            if root.exists():
-                check_certificate(der, [root.read_bytes()])
-        except (ValueError, MeshError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(
-                f"{key.name} and {certificate.name} do not make an identity: {error}",
-                expected="an Ed25519 key and its certificate, issued by the CA in trust_dir",
-                next="have the control plane issue a certificate again",
-            ) from error
-        ours = settings.spiffe_id or str(SpiffeId.for_agent(settings.trust_domain, settings.tenant, settings.name))
-        if str(signer.spiffe_id) != ours:
-            raise ConfigError(
-                f"{certificate.name} is somebody else's",
-                expected=ours,
-                got=str(signer.spiffe_id),
-                next="compare name, tenant and trust_domain with the certificate",
-            )
-        return signer
+
+def _expired() -> SignerExpired:
+    return SignerExpired(
+        "the event key's certificate is not in force, and nobody would believe what it seals",
+        expected="a certificate in force, and a clock that is right",
+        next="is the control plane running? A certificate is taken into use as soon as it is there",
+    )
 
 
 def read(path: Path, what: str) -> bytes:
@@ -286,7 +271,7 @@ def hex_key(path: Path, length: int = KEY_BYTES) -> bytes:
     return key
 
 
-def _stamp(paths: Sequence[Path]) -> tuple[int, ...]:
+def stamp(paths: Sequence[Path]) -> tuple[int, ...]:
     """What changes when a file does: inode, size and time of each."""
     stamp: list[int] = []
     for path in paths:

@@ -37,6 +37,15 @@ IN_FLIGHT = gauge("mesh.agent.in_flight", "{event}", "accepted and not acked; at
 REVISION = gauge(
     "mesh.agent.policy.revision", "{revision}", "behind the control plane's: notices and polls do not arrive"
 )
+ENROLMENTS = counter(
+    "mesh.agent.enrolments", "{certificate}", "by code: another than ok again and again, and the key ends unrenewed"
+)
+LEFT = gauge(
+    "mesh.agent.certificate.left", "s", "below 2/5 of a certificate's 24 h: it is not renewed; 0: nothing is sent"
+)
+ANEW = counter(
+    "mesh.agent.key.anew", "{copy}", "in flight at the cut of our key, and sent anew: a revocation came without notice"
+)
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
@@ -69,10 +78,11 @@ def published(view: str) -> None:
     PUBLISHED.at(view=view).value += 1
 
 
-def watch(outbound: Outbound, ready: Callable[[], bool]) -> list[Callable[[], None]]:
+def watch(outbound: Outbound, ready: Callable[[], bool], left_s: Callable[[], float]) -> list[Callable[[], None]]:
     """Read these levels at each scrape; calling what is returned ends that."""
     return [
         IN_FLIGHT.read(lambda: outbound.room.used),
         REVISION.read(lambda: outbound.revision),
         READY.read(lambda: float(ready())),
+        LEFT.read(left_s),
     ]

@@ -61,6 +61,7 @@ class PolicySide:
         adopt: Callable[[Plans], None],
     ) -> None:
         self._connection = connection
+        self._clock_ms = clock_ms
         self._adopt = adopt
         self._adopted: Plans | None = None
         self._refused = PolicyState().refused
@@ -91,6 +92,10 @@ class PolicySide:
     def state(self) -> PolicyState:
         """Which bundle is in force, and what was refused since."""
         return self._bundle.state
+
+    def server_ms(self) -> int:
+        """The server's time, Unix milliseconds: our clock, less its offset where that has been measured."""
+        return self._clock_ms() - (self.clock.offset_ms or 0)
 
     async def run(self, tasks: Tasks) -> None:
         """Begin, then keep the bundle current until cancelled; what runs beside it is spawned among *tasks*."""

@@ -65,8 +65,14 @@ class AgentSettings:
         why="for the first bundle of an embedded agent; a process goes on trying",
     )
     creds_file: str = _setting("nats.creds", why="the agent's own NATS account; empty for a server without any")
-    event_key_file: str = _setting("event.key", why="Ed25519 key that seals events, PKCS 8 PEM")
-    event_cert_file: str = _setting("event.crt", why="its certificate; read again when the file changes")
+    nats_ca_file: str = _setting("", why="roots that the server's TLS certificate leads to; empty for a server without")
+    nats_cert_file: str = _setting("", why="our own TLS certificate and its issuers, PEM; read at each connect")
+    nats_key_file: str = _setting("", why="its private key; all three of these or none")
+    enrol_token_file: str = _setting("enrol.token", why="shows the control plane who we are; read at each enrolment")
+    event_key_file: str = _setting(
+        "", why="an Ed25519 key that somebody else manages; empty: made in memory, enrolled, renewed at half its life"
+    )
+    event_cert_file: str = _setting("", why="its certificate and its issuer, PEM; both files are read when they change")
     dedupe_key_file: str = _setting("dedupe.key", why="keys message ids and slots; the same for all replicas")
     domains_dir: str = _setting("domains", why="one <domain>.key for each pseudonym domain this agent masks in")
     ciphers_dir: str = _setting("ciphers", why="one <name>.key for each set of readers this agent encrypts for")
@@ -74,7 +80,7 @@ class AgentSettings:
         "bundle.last", why="the last good policy bundle, to start with while NATS is away; empty for nowhere"
     )
     trust_dir: str = _setting(
-        "../../trust", why="ca.crt, trust.pub and policy.pub: certificates and bundles are checked against them"
+        "../../trust", why="ca.crt, trust.pub, policy.pub, enrol.pub: what everything that comes is checked against"
     )
     token_file: str = _setting("token", why="bearer token of the HTTP door, 0600, read again when the file changes")
 
@@ -271,6 +277,8 @@ def _check(settings: AgentSettings) -> None:
             raise _wrong(name, "settings", "an IP address", "another text") from None
         if name == "http_host" and not address.is_loopback:
             raise _wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
+    _together(settings, "event_key_file", "event_cert_file")
+    _together(settings, "nats_ca_file", "nats_cert_file", "nats_key_file")
     if settings.log_level not in LOG_LEVELS:
         raise _wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
     if settings.max_webhook_bytes < settings.max_event_bytes:
@@ -281,6 +289,19 @@ def _check(settings: AgentSettings) -> None:
             expected="max_waiting_events >= max_batch_events and max_waiting_bytes >= max_batch_bytes",
             got=f"{settings.max_waiting_events} and {settings.max_waiting_bytes}",
             next="raise the former or lower the latter",
+        )
+
+
+def _together(settings: AgentSettings, *names: str) -> None:
+    """Files that make sense only with each other."""
+    given = [name for name in names if getattr(settings, name)]
+    missing = [name for name in names if name not in given]
+    if given and missing:
+        raise ConfigError(
+            f"settings name {' and '.join(given)} without {' and '.join(missing)}",
+            expected="all of them, or none",
+            got=f"only {', '.join(given)}",
+            next="they belong together: name the other files too",
         )
 
 

@@ -106,9 +106,9 @@ async def fleet(directory: Path, files: Mapping[str, str]) -> AsyncIterator[Flee
     given = Given(files, {}, checked(files, {}, None))
     data = DataDirectory.open(options.data)
     operator = Operator(NkeyFiles(data.keys))
-    authority = Authority(data.trust, data.policy_key, trust_domain=options.trust_domain, now_ms=now_ms())
+    authority = Authority(data.trust, data.admin, trust_domain=options.trust_domain, now_ms=now_ms())
     async with AsyncExitStack() as stack:
-        server = await _start_server(data, operator, 0)
+        server = await _start_server(data, operator, 0, None, None)
         stack.push_async_callback(server.stop)
         system = await Connection.open(server.url, name="control-system", creds=operator.control_creds(SYSTEM))
         stack.push_async_callback(system.close)
@@ -118,7 +118,6 @@ async def fleet(directory: Path, files: Mapping[str, str]) -> AsyncIterator[Flee
         write_private(data.mesh_file, msgspec.json.encode(file))
         group = await stack.enter_async_context(anyio.create_task_group())
         group.start_soon(tenant.policies.run)  # and nothing that would start agents here
-        group.start_soon(tenant._reissue)
         made = Fleet(data.root, tenant)
         try:
             yield made

@@ -13,6 +13,12 @@ only audit subject that NATS lets that workload publish: nobody writes in anothe
     policy-refused       revision, code, and the author where it was an apply
     shadow-started       revision, digest, sample, author
     shadow-stopped       revision, digest, author
+    trust-revoked        kids, from_ms (stream time of the cut), epoch, author, reason; workload where one was barred
+    trust-rotated        agents, late (of them), from_ms, credentials (workloads), ca (the new kid), author, reason;
+                         or store: the server's store has another key
+    trust-admitted       workload, author, reason
+    enrolled             workload, spiffe_id, kid, attested (by which attestor), and what that found: a pod, for one
+    enrolment-refused    workload, code
     audit-lost           lost: how many records before this one were dropped
 
 A flood of equal `denied` or `unmasked` records is folded (`audit_fold.py`): `count` says of how many events, `event` is
@@ -41,9 +47,15 @@ POLICY_ROLLED_BACK: Final = "policy-rolled-back"
 POLICY_REFUSED: Final = "policy-refused"
 SHADOW_STARTED: Final = "shadow-started"
 SHADOW_STOPPED: Final = "shadow-stopped"
+ENROLLED: Final = "enrolled"
+ENROLMENT_REFUSED: Final = "enrolment-refused"
+TRUST_REVOKED: Final = "trust-revoked"
+TRUST_ROTATED: Final = "trust-rotated"
+TRUST_ADMITTED: Final = "trust-admitted"
 LOST: Final = "audit-lost"
 KINDS: Final = (
-    DENIED, UNMASKED, POLICY_APPLIED, POLICY_ROLLED_BACK, POLICY_REFUSED, SHADOW_STARTED, SHADOW_STOPPED, LOST,
+    DENIED, UNMASKED, POLICY_APPLIED, POLICY_ROLLED_BACK, POLICY_REFUSED, SHADOW_STARTED, SHADOW_STOPPED,
+    ENROLLED, ENROLMENT_REFUSED, TRUST_REVOKED, TRUST_ROTATED, TRUST_ADMITTED, LOST,
 )  # fmt: skip
 
 MAX_TEXT = 300  # characters of a fact: a sentence fits, a payload does not

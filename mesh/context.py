@@ -7,23 +7,28 @@ read. A context is found in this order: the argument, `MESH_CONTEXT`, `.mesh/mes
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 
 from mesh.errors import ConfigError
+from mesh.jetstream.tls import TlsFiles
 
 DEFAULT_PATH = ".mesh/mesh.json"
 
 
-class AgentAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one agent listens, and the files its application may read."""
+class AgentAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where one agent listens, and the files its application may read; `tls_` where the mesh has TLS."""
 
     url: str
     webhooks_url: str
     health_url: str
     token_file: str
     creds_file: str
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
 
 
 class SubscriptionAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,11 +40,13 @@ class SubscriptionAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaul
     streams: tuple[str, ...] = ()
 
 
-class TeamAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """A team's credentials and what it subscribes to."""
+class TeamAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A team's credentials and what it subscribes to; `tls_` where the mesh has TLS."""
 
     creds_file: str
     subscriptions: dict[str, SubscriptionAddress]
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
 
 
 class TenantAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +56,21 @@ class TenantAddress(msgspec.Struct, frozen=True, kw_only=True):
     teams: dict[str, TeamAddress]
 
 
-class MeshFile(msgspec.Struct, frozen=True, kw_only=True):
-    """`mesh.json`."""
+class MeshFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`mesh.json`; `tls_ca_file` names the roots that NATS has to be known by, and is empty where there is no TLS."""
 
     nats_url: str
     data: str
     site: str
     tenants: dict[str, TenantAddress]
+    tls_ca_file: str = ""
+
+
+class TeamConnection(TypedDict):
+    """Keyword arguments of `Connection.open`."""
+
+    creds: Callable[[], bytes]
+    tls: TlsFiles | None
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +136,33 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
                 next="name it with --team, MESH_TEAM or connect(team=...)",
             )
         return teams[self.team]
+
+    def team_connection(self) -> TeamConnection:
+        """What `Connection.open` needs to connect as our team: `creds`, and `tls` where the mesh has it.
+
+        Raises:
+            ConfigError: As for `team_address`; or the mesh has TLS, and the team no certificate.
+        """
+        team = self.team_address()
+        return TeamConnection(
+            creds=Path(team.creds_file).read_bytes, tls=self.tls(team.tls_cert_file, team.tls_key_file)
+        )
+
+    def tls(self, cert_file: str, key_file: str) -> TlsFiles | None:
+        """The files to dial with; None where the mesh has no TLS.
+
+        Raises:
+            ConfigError: The mesh has TLS and the files have no names: nobody connects without.
+        """
+        if not self.mesh.tls_ca_file:
+            return None
+        if not (cert_file and key_file):
+            raise ConfigError(
+                f"{self.path} names no client certificate, and its NATS asks for one",
+                expected="tls_cert_file and tls_key_file",
+                next="run `mesh up --tls` again, or take the mesh.json that it wrote",
+            )
+        return TlsFiles(Path(self.mesh.tls_ca_file), Path(cert_file), Path(key_file))
 
     def agent_address(self) -> AgentAddress:
         """The door we publish at.

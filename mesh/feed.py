@@ -3,6 +3,9 @@
 One feed serves one subscription, which has one durable per stream (`pullers.py`). Verification runs where the bytes
 arrive, without a task or a queue per event; an event whose key we do not know yet, or that older policies have to
 judge, waits, and everything behind it waits too, so that fetching a certificate or an old bundle never reorders.
+
+What is ready and not taken yet is judged again when what it was judged by changes: the bundle, the revocations, and
+whether the trust statement is fresh enough to rely on.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import anyio
 
 from mesh import logs
 from mesh.delivery import Claim, DuplicateWindow, Waits, place
-from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, UnknownKey, VerificationError
+from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, StaleTrust, UnknownKey, VerificationError
 from mesh.event import decode
 from mesh.fetching import Fetcher
 from mesh.inbound import Admitted, Reading, Withheld
 from mesh.pullers import Pullers
+from mesh.reliance import Reliance
 from mesh.signing import Verifier
+from mesh.staleness import Ruling
 from mesh.telemetry import counter
 
 if TYPE_CHECKING:
@@ -34,13 +39,17 @@ if TYPE_CHECKING:
     from mesh.policy.compile import Plans
     from mesh.pullers import Place
     from mesh.signing import Received
-    from mesh.watch import BundleWatch, TrustWatch
+    from mesh.trust_watch import TrustWatch
+    from mesh.watch import BundleWatch
 
 UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag
 BEHIND_RETRY_S = 0.5  # our bundle is older than the event: a notice was lost, or is on its way
 PATIENCE_DELIVERIES = 60  # times that an event may come before "unknown key" or "not allowed" is the last word
 PAST_RETRY_S = 5.0  # the stored bundle of an older revision is missing or wrong: only the control plane can help
 NO_BUNDLE_RETRY_S = 1.0
+STALE_RETRY_S = 5.0  # longer each time, for what is delivered again and again while trust is stale: minutes, or hours
+STALE_RETRY_MAX_S = 30.0
+TRUST_CHECK_S = 1.0  # how late what waits here notices that trust has become stale; what arrives notices at once
 IN_FLIGHT_RETRY_S = 5.0  # gone by then, where the handler has succeeded: its ack ends this delivery too
 
 VERIFIED = counter("mesh.inbound.verified", unit="{event}", watch="flat while the stream grows: nothing is consumed")
@@ -48,12 +57,16 @@ _verified = VERIFIED.at()
 REJECTED = counter(
     "mesh.inbound.rejected",
     unit="{event}",
-    watch="rising with code=unknown_key: agents run an old bundle; else: an attack",
+    watch="with code=unknown-key: agents run an old bundle; stale-trust: no trust statements arrive; else: an attack",
 )
 WITHHELD = counter("mesh.inbound.withheld", unit="{event}", watch="rising after an apply: a grant was narrowed")
 DUPLICATES = counter("mesh.inbound.duplicates", unit="{event}", watch="rising: handlers are slower than ack_wait")
+STALE = counter(
+    "mesh.inbound.stale_trust", unit="{event}", watch="above 0: handled without knowing whose keys are revoked since"
+)
 
 _NEW = Claim.NEW
+_DELIVER, _PAUSE = Ruling.DELIVER, Ruling.PAUSE
 
 log = logs.get("feed")
 
@@ -92,6 +105,9 @@ class Feed:
         self._fetcher = Fetcher(bundle, trust)
         self.on_rejected: Callable[[Received, Puller, VerificationError], Awaitable[None]] = _hand_back
         self.on_unmask: Callable[[Admitted], None] = lambda _: None  # what a grant that expires hands over
+        self._keyring = trust.keyring
+        self._revision = trust.keyring.revision  # of the revocations that what is ready was judged by
+        self._reliance = Reliance(trust.keyring, self._trust_turned, team=team, subscription=subscription)
         self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
         self.window = DuplicateWindow(window_size)
         self.waits = Waits()
@@ -112,7 +128,7 @@ class Feed:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:
             self._pullers.start(self._tasks)
-            await anyio.sleep_forever()  # a bundle may take the last stream away, and the next one bring it back
+            await self._follow_trust()  # for ever: a bundle may take the last stream away, and the next bring it back
 
     def follow(self, durables: Sequence[Place]) -> None:
         """From now on pull from exactly these *durables* (stream and name): begin with the new, leave the others."""
@@ -161,10 +177,11 @@ class Feed:
         return pulled
 
     def _hand_over(self) -> Pulled | None:
-        """The next event that may be handled now: a bundle or an end that came since it was admitted counts."""
+        """The next event that may be handled now: what came since it was admitted counts."""
         while self._ready:
             reading = self._reading
-            if reading is not None and reading.plans is not self._bundle.plans:
+            moved = reading is not None and reading.plans is not self._bundle.plans
+            if moved or self._revision != self._keyring.revision:
                 self._judge_again()
                 continue
             pulled = self._ready.popleft()
@@ -178,8 +195,9 @@ class Feed:
         return None
 
     def _judge_again(self) -> None:
-        """What is ready was admitted by a bundle that is no longer in force: take it again, before what is parked."""
+        """What is ready was admitted by what holds no longer: take it again, before what is parked."""
         self._reading = None
+        self._revision = self._keyring.revision
         ready, self._ready = self._ready, deque()
         again = [(pulled.received, pulled.puller) for pulled in ready]
         for pulled in ready:
@@ -200,6 +218,19 @@ class Feed:
     def _wake(self) -> None:
         if self._waiting:
             self._waiting.popleft().set()
+
+    def _trust_turned(self) -> None:
+        """What is ready was ruled on otherwise."""
+        if self._ready:
+            self._revision = -1
+
+    async def _follow_trust(self) -> None:
+        """Ask anew as time goes by: events that wait for handlers while none arrives are ruled on too."""
+        while True:
+            plans = self._bundle.plans
+            if plans is not None:
+                self._reliance.ask(plans.staleness, _now_ms())
+            await anyio.sleep(TRUST_CHECK_S)
 
     def _may_publish(self, spiffe_id: str, type_: str, source: str) -> bool:
         plans = self._bundle.plans
@@ -229,9 +260,15 @@ class Feed:
                 self._on_event(received, puller)
                 return
             reading = self._read_by(plans)
+        now_ms = _now_ms()
+        reliance = self._reliance
+        ruling = _DELIVER if now_ms <= reliance.fresh_until_ms else reliance.ask(plans.staleness, now_ms)
+        if ruling is _PAUSE:
+            self._pause(received, puller)
+            return
         try:
             verified = self._verifier.verify(received)
-            outcome = reading.admit(verified, now_ms=_now_ms())
+            outcome = reading.admit(verified, now_ms=now_ms)
         except UnknownKey:
             self._parked.appendleft((received, puller))
             self._spawn(self._fetch_and_resume)
@@ -253,6 +290,9 @@ class Feed:
         key = outcome.key
         claim = self.window.claim(key)
         if claim is _NEW:
+            if ruling is not _DELIVER:
+                outcome.stale_trust = True
+                STALE.add(1)
             self._ready.append(Pulled(outcome, key, received, puller))
             if self._waiting:
                 self._wake()
@@ -267,6 +307,10 @@ class Feed:
         """Have it delivered again: something is lacking to judge it. No handler saw it, and `waits` remembers that."""
         self.waits.add(place(received), received.deliveries)
         puller.nak(received, delay_s)
+
+    def _pause(self, received: Received, puller: Puller) -> None:
+        REJECTED.add(1, code=StaleTrust.code)
+        self._later(received, puller, min(STALE_RETRY_S * received.deliveries, STALE_RETRY_MAX_S))
 
     def _done(self, received: Received, puller: Puller) -> None:
         self.waits.forget(place(received))

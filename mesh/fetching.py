@@ -17,7 +17,8 @@ from mesh.errors import BadBundle, IdentityError, MeshError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mesh.watch import BundleWatch, TrustWatch
+    from mesh.trust_watch import TrustWatch
+    from mesh.watch import BundleWatch
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between two tries to reach a bucket; the last one repeats
 

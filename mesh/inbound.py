@@ -40,6 +40,7 @@ class Admitted:
     """A verified event that a team may see: what a handler gets.
 
     `data` is the event's data, `fields` every attribute and the data; both are in the view the team reads.
+    `stale_trust` marks an event that came while no newer trust statement did: its key may have been revoked since.
     """
 
     fields: dict[str, Any]
@@ -50,6 +51,7 @@ class Admitted:
     stream_ms: int
     attempt: int
     rule: str | None
+    stale_trust: bool = False
 
     @property
     def id(self) -> str:

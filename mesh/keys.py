@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point
@@ -65,19 +65,30 @@ class SpiffeId(str):
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """A certificate that passed the profile. Times are Unix milliseconds; both ends belong to the validity."""
+    """A certificate that passed the profile. Times are Unix milliseconds; both ends belong to the validity.
+
+    `issuer_kid` names the key of the CA that signed it, `chain` holds all that was presented: the DER certificate and
+    the CA's after it. Two certificates are equal when they say the same, however they are encoded.
+    """
 
     kid: str
     spiffe_id: SpiffeId
     public_key: bytes
     not_before_ms: int
     not_after_ms: int
-    der: bytes
+    der: bytes = field(compare=False)
+    issuer_kid: str = ""
+    chain: bytes = field(default=b"", compare=False)
 
 
 def key_id(public_key: bytes) -> str:
-    """Name of an Ed25519 key: base64url of the first 16 bytes of SHA-256 over its DER SubjectPublicKeyInfo."""
-    return b64u(sha256(_SPKI_PREFIX + public_key).digest()[:16])
+    """Name of an Ed25519 key of 32 bytes; see `spki_id`."""
+    return spki_id(_SPKI_PREFIX + public_key)
+
+
+def spki_id(spki: bytes) -> str:
+    """Name of any key: base64url of the first 16 bytes of SHA-256 over its DER SubjectPublicKeyInfo."""
+    return b64u(sha256(spki).digest()[:16])
 
 
 def check_public_key(raw: bytes) -> bytes:

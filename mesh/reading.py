@@ -1,7 +1,8 @@
 """What a team needs to read: a connection, trust, the bundle in force, and somebody to tell what it runs and unmasks.
 
-Opened by `Mesh` once for all its subscriptions. The last good bundle is kept beside the team's credentials, where that
-directory can be written.
+Opened by `Mesh` once for all its subscriptions. The last good bundle, the last trust statement and the certificates in
+use are kept beside the team's credentials, where that directory can be written: so a reader begins, and verifies, with
+what it knew, and takes nothing older.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from mesh import audit, logs
+from mesh.anchors import open_keyring
 from mesh.audit_log import AuditLog
 from mesh.bundles import policy_key
 from mesh.context import SubscriptionAddress
 from mesh.errors import ConfigError, MeshError, NoBundle, NotFound, Unavailable
-from mesh.identity import Keyring
 from mesh.jetstream.connection import Connection
 from mesh.policy.ciphers import CIPHER_KEY_BYTES, decrypt_fields
 from mesh.pullers import places_of
 from mesh.reports import Reporter
-from mesh.watch import BundleWatch, TrustWatch
+from mesh.trust_watch import TrustWatch
+from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -47,7 +49,8 @@ class TeamReader:
         self._tenant = context.tenant
         self._ciphers = files / "ciphers"
         self.connection = connection
-        self.trust = TrustWatch(connection, open_keyring(trust))
+        keyring = open_keyring(trust, tenant=context.tenant)
+        self.trust = TrustWatch(connection, keyring, directory=files / "trust")
         self.reporter = Reporter(connection, team, kind="team", state=lambda: self.bundle.state)
         self.bundle = BundleWatch(
             connection,
@@ -93,12 +96,15 @@ class TeamReader:
         return decrypt_fields(fields, cipher_keys(self._ciphers), self._tenant)
 
     async def first_state(self) -> None:
-        """Begin with the last good bundle, if any; wait for a trust statement and, where there is none, a bundle.
+        """Begin with what is kept on disk; wait for a bundle and a trust statement where there is none.
+
+        Of both, newer ones are read where they can be. Without a trust statement in time subscriptions wait for one.
 
         Raises:
             NoBundle: None came in time, or none that holds up.
         """
         self.bundle.load()
+        self.trust.load()
         with anyio.move_on_after(FIRST_STATE_S):
             await first_state(self.bundle, self.trust)
         if self.bundle.plans is None:
@@ -130,8 +136,9 @@ async def open_team(context: Context) -> AsyncIterator[TeamReader]:
         NoBundle: No valid bundle came in time.
     """
     async with AsyncExitStack() as stack:
-        creds = await anyio.Path(context.team_address().creds_file).read_bytes()
-        connection = await Connection.open(context.mesh.nats_url, name=f"team-{context.team}", creds=creds)
+        connection = await Connection.open(
+            context.mesh.nats_url, name=f"team-{context.team}", **context.team_connection()
+        )
         stack.push_async_callback(connection.close)
         reader = TeamReader(context, connection)
         await reader.first_state()
@@ -157,32 +164,12 @@ async def _beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncItera
         raise raised
 
 
-def open_keyring(trust: Path) -> Keyring:
-    """A keyring with the roots and the trust key of a `trust/` directory.
-
-    Raises:
-        ConfigError: A file is missing or is not what it should be.
-    """
-    try:
-        root = (trust / "ca.crt").read_bytes()
-        key = bytes.fromhex((trust / "trust.pub").read_text().strip())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{trust} holds no trust anchors: {error.__class__.__name__}",
-            expected="ca.crt (PEM) and trust.pub (64 hexadecimal characters)",
-            next="copy them from the control plane",
-        ) from error
-    return Keyring([root], key)
-
-
 async def first_state(bundle: BundleWatch, trust: TrustWatch) -> None:
-    """Read until there is a bundle and a trust statement."""
+    """Read both until there is a bundle and a trust statement; what was kept of either counts."""
     while True:
-        try:
-            await trust.refresh()
-            await bundle.refresh()
-        except Unavailable:
-            pass  # the server or the control plane is still coming up; the caller's deadline bounds this
+        for read in (trust.look, bundle.refresh):
+            with suppress(Unavailable):  # the server or the control plane is still coming up
+                await read()
         if bundle.plans is not None and trust.keyring.statement is not None:
             return
         await anyio.sleep(0.1)

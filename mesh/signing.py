@@ -211,7 +211,7 @@ class Verifier:
         if len(received.msg_ids) != 1 or MESSAGE_ID.fullmatch(received.msg_ids[0]) is None:
             wanted, got = "one Nats-Msg-Id of 22 base64url characters", f"{len(received.msg_ids)} of them"
             raise BadMessageId(f"expected {wanted}, found {got}", expected=wanted, got=got, **_where(received))
-        self._check_times(received, parts)
+        self._check_times(received, parts, certificate)
         self._check_signature(received, parts, certificate)
         return Verified(received, fields, place, spiffe_id, kid)
 
@@ -249,7 +249,7 @@ class Verifier:
             raise _outside(parts.signed_ms, first, last, kid=parts.kid, **_where(received))
         return certificate
 
-    def _check_times(self, received: Received, parts: Header) -> None:
+    def _check_times(self, received: Received, parts: Header, certificate: Certificate) -> None:
         """V7 and V8: both by the stream's clock."""
         age_ms = received.stream_ms - parts.signed_ms
         if not -CLOCK_AHEAD_MS <= age_ms <= SIGNED_AGE_MS:
@@ -257,7 +257,7 @@ class Verifier:
             got = f"{age_ms / 1000:.3f} s"
             both = f"stored {got} after it was signed, allowed {expected}"
             raise NotFresh(both, expected=expected, got=got, **_where(received))
-        revoked_ms = self._keyring.revoked_from(parts.kid)
+        revoked_ms = self._keyring.refused_from(certificate)
         if revoked_ms is not None and received.stream_ms >= revoked_ms:
             both = f"key revoked from {revoked_ms} ms, event stored at {received.stream_ms} ms"
             raise KeyRevoked(both, kid=parts.kid, **_where(received))

@@ -4,6 +4,9 @@ At least once: an event is acked when its handling succeeded, retried with the s
 and dead-lettered when the handler raised `Reject` or the attempts are used up. Run more replicas to share the work.
 
 It pulls from the streams that the bundle in force has it read: one more where policies add a domain while it runs.
+
+While no newer trust statement reaches it, a revoked key could still be believed. Then events come with `stale_trust`,
+for as long as the tenant's policies allow, or not at all until a newer one does (`spec.trust` of the Tenant).
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
     from mesh.inbound import Admitted
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
-    from mesh.watch import BundleWatch, TrustWatch
+    from mesh.trust_watch import TrustWatch
+    from mesh.watch import BundleWatch
 
 PROGRESS_SHARE = 0.4  # of ack_wait between two "in progress" signals: one may be lost before the event comes again
 DEFAULT_CONCURRENCY = 16  # handlers at once; most wait for a database or an API

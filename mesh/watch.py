@@ -1,7 +1,7 @@
-"""What every process of the mesh keeps current: the policy bundle and the trust statement.
+"""What every process of the mesh keeps current, and the first of it: the policy bundle (`trust_watch` has the rest).
 
-Both live in KV buckets that only the control plane writes. A core notice on `ctl.notice` says "look again"; it is a
-hint and may be lost, so both are also read every `POLL_S`. What does not hold up is refused loudly and the last good
+It lives in KV buckets that only the control plane writes. A core notice on `ctl.notice` says "look again"; it is a hint
+and may be lost, so everything is also read every `POLL_S`. What does not hold up is refused loudly and the last good
 one stays in force; before the first there is none, and no bundle means nothing is allowed.
 """
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from mesh.identity import Certificate, Keyring
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
     from mesh.reports import PolicyState
@@ -195,38 +194,6 @@ class BundleWatch:
     def wake(self) -> None:
         """Look for a newer one soon."""
         self._watch.wake()
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        await self._watch.run()
-
-
-class TrustWatch:
-    """Keeps the trust statement in a keyring, and fetches certificates by key id when an event names one."""
-
-    def __init__(self, connection: Connection, keyring: Keyring) -> None:
-        self._store = KeyValue(connection, TRUST_BUCKET)
-        self._watch = Watch(connection, self.refresh, name="trust")
-        self.keyring = keyring
-
-    async def refresh(self) -> None:
-        """Read the trust statement once.
-
-        Raises:
-            MeshError: It cannot be read, is not signed by the trust key, or is older than the one we hold.
-        """
-        entry = await self._store.get(TRUST_KEY)
-        if entry is not None:
-            self.keyring.apply(entry.value)
-
-    async def certificate(self, kid: str) -> Certificate | None:
-        """Fetch the certificate of *kid* into the keyring; None where the mesh has none (yet).
-
-        Raises:
-            MeshError: It cannot be read, or a root we trust did not issue it.
-        """
-        entry = await self._store.get(f"cert.{kid}")
-        return None if entry is None else self.keyring.add(entry.value)
 
     async def run(self) -> None:
         """Run until cancelled."""

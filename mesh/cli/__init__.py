@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.cli import audit, events, policy, subscription
+from mesh.cli import audit, events, policy, subscription, trust
 from mesh.cli.demo import demo
 from mesh.cli.status import status
 from mesh.cli.up import up
@@ -29,6 +29,7 @@ app.add_typer(events.app, name="events")
 app.add_typer(subscription.app, name="subscription")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
+app.add_typer(trust.app, name="trust")
 
 
 def _version(value: bool) -> None:

@@ -6,15 +6,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from mesh.anchors import open_keyring
 from mesh.bundles import policy_key
 from mesh.cli.operator import operator_connection
 from mesh.context import Context
 from mesh.errors import NoBundle, RevisionNeeded, UnknownKey
 from mesh.inbound import Admitted, Reading, Withheld
 from mesh.jetstream.connection import Connection
-from mesh.reading import open_keyring
 from mesh.signing import Verifier
-from mesh.watch import BundleWatch, TrustWatch
+from mesh.trust_watch import TrustWatch
+from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -85,7 +86,7 @@ async def operator_session(
     async with operator_connection(path, tenant=tenant, team=team) as (context, connection):
         trust_dir = context.data / "trust"
         bundle = BundleWatch(connection, policy_key(trust_dir), tenant=context.tenant)
-        trust = TrustWatch(connection, open_keyring(trust_dir))
+        trust = TrustWatch(connection, open_keyring(trust_dir, tenant=context.tenant))
         await trust.refresh()
         await bundle.refresh()
         if bundle.plans is None:

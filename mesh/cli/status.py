@@ -12,6 +12,7 @@ from mesh.cli.events import ContextOption, JsonOption, TenantOption
 from mesh.cli.output import NO, command, console, print_json, print_table
 from mesh.cli.session import Session, operator_session
 from mesh.cli.subscription import describe
+from mesh.control.readiness import missing_streams
 from mesh.control.reconcile import now_ms
 from mesh.errors import StaleTrust
 from mesh.jetstream.manage import api
@@ -41,7 +42,9 @@ async def _report(session: Session) -> dict[str, Any]:
     subscriptions = await describe(session, team=None)
     dead = next((stream["messages"] for stream in streams if stream["stream"] == "DLQ"), 0)
     statement = session.trust.keyring.statement
-    problems = [f"agent {agent['agent']}: {agent['state']}" for agent in agents if agent["state"] != "ready"]
+    missing = await missing_streams(session.connection, session.plans)
+    problems = [f"stream {name} is missing: another store, or the wrong key" for name in missing]
+    problems += [f"agent {agent['agent']}: {agent['state']}" for agent in agents if agent["state"] != "ready"]
     problems += [
         f"subscription {fact['team']}/{fact['subscription']} is inactive: {fact['reason']}"
         for fact in subscriptions
@@ -53,6 +56,7 @@ async def _report(session: Session) -> dict[str, Any]:
         problems.append(str(error))
     return {
         "nats_url": session.context.mesh.nats_url,
+        **({"tls": True} if session.context.mesh.tls_ca_file else {}),
         "tenant": session.context.tenant,
         "revision": session.plans.bundle.revision,
         "trust": {"epoch": statement.epoch, "age_s": round((now_ms() - statement.issued_ms) / 1000, 1)}
@@ -84,7 +88,10 @@ async def _agents(session: Session) -> list[dict[str, str]]:
 def _print(report: dict[str, Any]) -> None:
     trust = report["trust"]
     age = f"trust epoch {trust['epoch']}, {trust['age_s']} s old" if trust else "no trust statement"
-    console.print(f"[bold]{report['tenant']}[/] on {report['nats_url']}, policy revision {report['revision']}, {age}\n")
+    tls = " over TLS" if "tls" in report else ""
+    console.print(
+        f"[bold]{report['tenant']}[/] on {report['nats_url']}{tls}, policy revision {report['revision']}, {age}\n"
+    )
     print_table("Agents", ("agent", "door", "state"), ((a["agent"], a["url"], a["state"]) for a in report["agents"]))
     console.print()
     print_table(

@@ -51,13 +51,19 @@ def policies_directory(given: Path | None) -> Path:
 
 
 @command
-async def up(
+async def up(  # noqa: PLR0917 - each an option
     data: DataOption = Path(".mesh"),
     policies: PoliciesOption = None,
     nats_port: Annotated[int, typer.Option("--nats-port", min=0, max=65535, help="0: a free one.")] = 0,
     base_port: Annotated[
         int, typer.Option("--base-port", min=0, max=65000, help="Agents take three each from here; 0: free ones.")
     ] = 0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="TLS 1.3 to NATS, both sides show a certificate. Remembered under --data.")
+    ] = False,
+    encrypt: Annotated[
+        bool, typer.Option("--encrypt", help="Encrypt what NATS stores. Remembered, and cannot be taken back.")
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print mesh.json on one line once ready, then stay up.")
     ] = False,
@@ -65,11 +71,19 @@ async def up(
     """Start a whole mesh on loopback and keep it up until Ctrl-C: nats-server, control plane, one agent per agent.
 
     Everything lies under --data; a second start there goes on with its keys, events and policies. Policies that are in
-    force are changed by `mesh policy apply`.
+    force are changed by `mesh policy apply`. With --tls every workload has a certificate of a day, renewed while the
+    mesh runs; with --encrypt the key is admin/store.key, and `mesh trust rotate --store` makes another.
     """
     # a person sees the progress and what needs a look; a machine gets every line
     logs.setup(service="mesh-up", level="warning" if sys.stderr.isatty() else "info")
-    options = Options(data=data, policies=policies_directory(policies), nats_port=nats_port, base_port=base_port)
+    options = Options(
+        data=data,
+        policies=policies_directory(policies),
+        nats_port=nats_port,
+        base_port=base_port,
+        tls=tls,
+        encrypt=encrypt,
+    )
     quiet = json_ or not sys.stderr.isatty()
     # before anything is started: a signal during the start still drains what runs
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

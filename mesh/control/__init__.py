@@ -7,8 +7,13 @@ Its rooms:
     enforce, accounts, drain, expiry    rights in NATS: taken away, added, settled; old views; grants that end
     rollout, door    who runs which revision; requests over NATS
     shadow, backlog, recorded, trail, reader    a candidate on live traffic; stored events and the audit trail read back
-    reconcile, trust    whom a mesh believes
-    up, tenant, local, agents, nats_server, datadir, nkeys, preflight    a whole mesh on one machine
+    trust, hierarchy    the root, the mesh CA and the keys that sign; enrol, attest*: who gets a certificate from them
+    truststore, stored_certificates, trust_copies    what everybody verifies by; standing: who lost the mesh's trust
+    trust_service, trust_requests, trust_listing, revocation, rotation, renewal    `mesh trust`, as requests
+    trust_audit, identities, live, cluster    what everybody can do on the live servers, against what was compiled
+    reconcile    what they share: the operator, the clock, the notices
+    up, shared, tenant, local, workload_files, agents, nats_*, datadir, nkeys, preflight    a mesh on one machine
+    tls_files, store_key, store_rotation, readiness    its certificates for NATS, its encrypted store, what it lacks
 
 Everything here runs beside the agents, never in them: `agent` imports nothing from this package.
 """

@@ -1,32 +1,62 @@
-"""Account JWTs to the servers: push, wait for every server, read back. Through a user of the system account.
+"""Account JWTs to the servers: compare with what each has, push, wait for every server, read back.
 
-A pushed import list is live within milliseconds and disconnects nobody.
+Through a user of the system account. A pushed import list is live within milliseconds and disconnects nobody. Servers
+take an older JWT over a newer one, and a restarted server takes the one with the later time from the others: so the
+time in an account's JWTs has to rise, and an older one is never pushed.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import msgspec
 
+from mesh.control.cluster import SILENT_S, ask_all, present
 from mesh.errors import MeshError, RequestFailed, Unavailable
 from mesh.jetstream.accounts import claims_of, grants_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from mesh.jetstream.connection import Connection
 
-PUSH_TIMEOUT_S = 5.0  # one push takes 0.6 ms
+PUSH_TIMEOUT_S = 5.0  # for the last server to confirm; a push takes 0.6 ms
 AT_ONCE = 32  # pushes under way; with accounts of 5 KB 160 KB
 
-_numbers = itertools.count()
+Resign = Callable[[str, int], str]
 
 
-async def push(connection: Connection, tokens: Iterable[str], *, servers: int = 1, again: bool = False) -> list[str]:
-    """Make the servers' accounts be as *tokens* say.
+class Pushed(NamedTuple):
+    """What became of a push: the accounts (public keys) that some server did not have so, and who confirmed (ids)."""
+
+    accounts: list[str]
+    servers: frozenset[str]
+
+
+async def push(connection: Connection, tokens: Iterable[str]) -> list[str]:
+    """Make every server's accounts be as *tokens* say: all servers that answer now.
+
+    Args:
+        connection: Of a user of the system account.
+        tokens: Account JWTs, one an account.
+
+    Returns:
+        The public keys of the accounts that were pushed; empty when all were already so on every server.
+
+    Raises:
+        RequestFailed: A server refused a JWT, has a newer one, or holds another one afterwards.
+        Unavailable: Too few servers confirmed in time.
+    """
+    tokens = list(tokens)
+    return (await push_to(connection, tokens, await present(connection))).accounts if tokens else []
+
+
+async def push_to(
+    connection: Connection, tokens: Iterable[str], servers: Collection[str], *, resign: Resign | None = None
+) -> Pushed:
+    """As `push`, to certain servers.
 
     Accounts that export go first: a running workload's import of an exporter that the server does not know yet gets no
     answers until it is pushed again (measured).
@@ -34,78 +64,137 @@ async def push(connection: Connection, tokens: Iterable[str], *, servers: int = 
     Args:
         connection: Of a user of the system account.
         tokens: Account JWTs, one an account.
-        servers: How many must confirm: all of the cluster.
-        again: Also push what the servers already have, for one that came back with old files.
-
-    Returns:
-        The public keys of the accounts that were pushed; empty when all were already so.
+        servers: Ids of those that must confirm. One that stops answering meanwhile is left out, and of the result too.
+        resign: Gives the JWT of an account (a public key) anew with at least this time, where a server has one that is
+            not older. Without it such a JWT is refused.
 
     Raises:
-        RequestFailed: A server refused a JWT, or holds another one afterwards.
-        Unavailable: Too few servers confirmed in time.
+        RequestFailed, Unavailable: As `push`.
     """
-    changed: list[str] = []
-    errors: list[MeshError] = []
-    gate = anyio.CapacityLimiter(AT_ONCE)
-
-    async def one(token: str) -> None:
-        async with gate:
-            try:
-                if again or not await _live(connection, token):
-                    await _push_one(connection, token, servers)
-                    changed.append(claims_of(token)["sub"])
-            except MeshError as error:
-                errors.append(error)
-
+    pushing = _Push(connection, frozenset(servers), resign)
     tokens = list(tokens)
     for exports in (True, False):
         async with anyio.create_task_group() as group:
             for token in tokens:
                 if ("exports" in claims_of(token)["nats"]) is exports:
-                    group.start_soon(one, token)
-        if errors:
-            raise errors[0]
-    return changed
+                    group.start_soon(pushing.one, token)
+        if pushing.errors:
+            raise pushing.errors[0]
+    return Pushed(pushing.changed, pushing.servers)
 
 
-async def lookup(connection: Connection, account: str) -> str | None:
-    """The JWT that a server holds for *account* (a public key); None where it knows none."""
-    reply = await connection.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", timeout_s=PUSH_TIMEOUT_S)
-    return reply.data.decode() or None
+async def lookup(connection: Connection, account: str, *, servers: int = 1) -> list[str]:
+    """The JWTs that so many *servers* hold for *account* (a public key).
+
+    A server that knows none adds nothing, and so does one that does not answer within `SILENT_S`.
+    """
+    return [answer.decode() for answer in await _looked_up(connection, account, servers) if answer]
 
 
-async def _live(connection: Connection, token: str) -> bool:
-    live = await lookup(connection, claims_of(token)["sub"])
-    return live is not None and grants_of(live) == grants_of(token)
+async def _looked_up(connection: Connection, account: str, servers: int) -> list[bytes]:
+    return await ask_all(
+        connection,
+        f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP",
+        b"",
+        enough=lambda found: len(found) >= servers,
+        timeout_s=SILENT_S,
+    )
 
 
-async def _push_one(connection: Connection, token: str, servers: int) -> None:
-    """Push and collect one answer a server: a request would end with the first."""
-    account = claims_of(token)["sub"]
-    answers: list[dict[str, Any]] = []
-    enough = anyio.Event()
+class _Push:
+    """Some accounts on their way to the servers."""
 
-    def collect(_subject: str, _reply: str, _headers: bytes | None, data: bytes) -> None:
-        answers.append(msgspec.json.decode(data) if data else {})
-        if len(answers) >= servers:
-            enough.set()
+    def __init__(self, connection: Connection, servers: frozenset[str], resign: Resign | None) -> None:
+        self._connection = connection
+        self._resign = resign
+        self._gate = anyio.CapacityLimiter(AT_ONCE)
+        self.servers = servers
+        self.changed: list[str] = []
+        self.errors: list[MeshError] = []
 
-    inbox = f"{connection.inbox}.claims.{next(_numbers)}"
-    listener = connection.listen(inbox, collect)
-    try:
-        await connection.publish("$SYS.REQ.CLAIMS.UPDATE", token.encode(), reply=inbox)
+    async def one(self, token: str) -> None:
+        """Push one account where a server has another; what fails is kept in `errors`, and ends what has not begun."""
+        async with self._gate:
+            if self.errors:
+                return
+            try:
+                account = claims_of(token)["sub"]
+                held = await self._held(account)
+                grants = grants_of(token)
+                if len(held) == len(self.servers) and all(grants_of(one) == grants for one in held):
+                    return
+                await self._send(account, self._newest(token, held))
+                self.changed.append(account)
+            except MeshError as error:
+                self.errors.append(error)
+
+    async def _held(self, account: str) -> list[str]:
+        """What each server holds; a server that does not say is asked whether it is there at all."""
+        asked = self.servers
+        answers = await _looked_up(self._connection, account, len(asked))
+        if len(answers) < len(asked):
+            await self._look()
+        return [answer.decode() for answer in answers if answer]
+
+    async def _look(self) -> None:
+        """Go on without the servers that do not answer any more: they are told when they are back."""
+        self.servers &= frozenset(await present(self._connection))
+
+    def _newest(self, token: str, held: list[str]) -> str:
+        """*token*, or one like it that is newer than all that are *held*.
+
+        Newer than the same one too: a server that lost its file takes no JWT that it remembers (measured).
+        """
+        claims = claims_of(token)
+        last = max((claims_of(one)["iat"] for one in held), default=0)
+        if self._resign is not None and last >= claims["iat"]:
+            return self._resign(claims["sub"], last + 1)
+        if last > claims["iat"]:
+            raise RequestFailed(
+                f"a server holds a newer JWT for the account {claims['sub']}",
+                err_code=0,
+                expected=f"one made at {last} or later",
+                got=f"one made at {claims['iat']}",
+                next="look whether another control plane runs, and at the clocks",
+            )
+        return token
+
+    async def _send(self, account: str, token: str) -> None:
+        """Push until all servers have confirmed, and hold it when they are asked."""
+        confirmed: set[str] = set()
         with anyio.move_on_after(PUSH_TIMEOUT_S):
-            await enough.wait()
-    finally:
-        listener.close()
-    for answer in answers:
-        if "data" not in answer:
-            reason = answer.get("error", {}).get("description", "no server in operator mode listens")
-            raise RequestFailed(f"the account {account} was refused: {reason}", err_code=0)
-    if len(answers) < servers:
+            while True:
+                confirmed = await self._update(account, token)
+                if not self.servers <= confirmed:
+                    await self._look()
+                    if not self.servers <= confirmed:
+                        continue
+                held = await self._held(account)
+                if any(one != token for one in held):
+                    raise RequestFailed(f"a server holds another JWT for {account} than the one pushed", err_code=0)
+                if len(held) >= len(self.servers):
+                    return
         raise Unavailable(
-            f"{len(answers)} of {servers} servers confirmed the account {account}",
-            next="push again when all servers run; the others already use it",
+            f"{len(self.servers & confirmed)} of {len(self.servers)} servers confirmed the account {account}",
+            next="push again; the others already use it",
         )
-    if await lookup(connection, account) != token:
-        raise RequestFailed(f"the server holds another JWT for {account} than the one pushed", err_code=0)
+
+    async def _update(self, account: str, token: str) -> set[str]:
+        """Push once; returns the ids of the servers that took it."""
+        answers = await ask_all(
+            self._connection,
+            "$SYS.REQ.CLAIMS.UPDATE",
+            token.encode(),
+            enough=lambda found: self.servers <= {_server(one) for one in found},
+            timeout_s=SILENT_S,
+        )
+        for answer in map(msgspec.json.decode, answers):
+            if "data" not in answer:
+                reason = answer.get("error", {}).get("description", "no reason given")
+                raise RequestFailed(f"the account {account} was refused: {reason}", err_code=0)
+        return {_server(one) for one in answers}
+
+
+def _server(answer: bytes) -> str:
+    found: dict[str, Any] = msgspec.json.decode(answer)
+    return str(found.get("server", {}).get("id", ""))

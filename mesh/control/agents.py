@@ -51,6 +51,7 @@ class AgentProcess:
         directory: With its `agent.toml` and keys.
         log_file: Where it writes.
         settings: Environment variables over the `agent.toml`.
+        ready: Called when it is ready at last, and nobody waits for it any more: a barred agent was admitted.
         ended: Called when a process of it has ended by itself, before the next one starts.
     """
 
@@ -61,12 +62,14 @@ class AgentProcess:
         *,
         log_file: Path,
         settings: Mapping[str, str],
+        ready: Callable[[], Awaitable[None]],
         ended: Callable[[], Awaitable[None]],
     ) -> None:
         self.name = name
         self.directory = directory
         self.settings = dict(settings)
         self._log_file = log_file
+        self._came = ready
         self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
@@ -81,6 +84,10 @@ class AgentProcess:
     def stopping(self) -> bool:
         """Whether `stop` was called: from then on nothing starts it again."""
         return self._stopping
+
+    def launch(self) -> None:
+        """Start it without waiting: for one that will not be ready for a while."""
+        self._spawn()
 
     async def start(self) -> None:
         """Start it and wait until it is ready.
@@ -101,8 +108,7 @@ class AgentProcess:
         crashes = 0
         while True:
             started = anyio.current_time()
-            while self._process is not None and self._process.poll() is None:  # noqa: ASYNC110 - no event to wait for
-                await anyio.sleep(_POLL_S)
+            await self._lived()
             if self.stopping():
                 return
             status = None if self._process is None else self._process.returncode
@@ -121,6 +127,13 @@ class AgentProcess:
                 log.error("agent_not_restarted", agent=self.name, code=error.code, error=str(error))
             else:
                 log.info("agent_restarted", agent=self.name, pid=self.pid)
+
+    async def _lived(self) -> None:
+        """Return once it has ended."""
+        while self._process is not None and self._process.poll() is None:
+            if self.ports is None and self._ready():
+                await self._came()
+            await anyio.sleep(_POLL_S)
 
     async def stop(self) -> None:
         """SIGTERM: it drains; SIGKILL where that takes too long."""

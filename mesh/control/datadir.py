@@ -118,7 +118,7 @@ class DataDirectory:
 
     @property
     def admin(self) -> Path:
-        """The control plane's own credentials."""
+        """The control plane's own keys, credentials and copies: nobody else reads them."""
         return self.root / "admin"
 
     @property
@@ -133,13 +133,8 @@ class DataDirectory:
 
     @property
     def trust(self) -> Path:
-        """The mesh CA and the trust key."""
+        """What everybody may read and has to trust: roots and public keys."""
         return self.root / "trust"
-
-    @property
-    def policy_key(self) -> Path:
-        """The seed of the key that signs policies."""
-        return self.admin / "policy.key"
 
     def bundle(self, tenant: str) -> Path:
         """The control plane's own copy of the bundle in force."""
@@ -149,6 +144,18 @@ class DataDirectory:
     def bundled(self) -> list[str]:
         """The tenants of which there is such a copy."""
         return sorted(path.stem for path in (self.admin / "bundles").glob("*.bundle"))
+
+    def statement(self, tenant: str) -> Path:
+        """The control plane's own copy of the trust statement in force."""
+        return self.admin / "trust" / f"{tenant}.statement"
+
+    def standing(self, tenant: str) -> Path:
+        """Which workloads are barred, and which NATS users are revoked."""
+        return self.admin / "standing" / f"{tenant}.json"
+
+    def enrolment(self, tenant: str) -> Path:
+        """Digests of the agents' enrolment tokens."""
+        return self.admin / "enrol" / tenant
 
     @property
     def log(self) -> Path:

@@ -2,8 +2,9 @@
 
     {"author": "ada", "files": "<packed>", ...}   ->   {"revision": 7, ...}   or   {"error": {"code": ..., ...}}
 
-No workload can reach it: its account imports no `ctl.` subject but the notices, so only the control plane's own
-credentials get an answer. Policies come packed (`pack`): zlib and base64 inside one message, unpacked within a bound.
+No workload can reach it: its account imports no `ctl.` subject but the notices and an agent's own enrolment
+(`enrol.py`), so only the control plane's own credentials get an answer. Policies come packed (`pack`): zlib and base64
+inside one message, unpacked within a bound.
 A request may name an inbox as `progress`: each step is told there as it begins.
 """
 
@@ -156,7 +157,7 @@ def policy_handlers(policies: Policies) -> dict[str, Handler]:
     async def apply(request: dict[str, Any]) -> dict[str, Any]:
         asked = _read(request)
         files, fixtures = unpack(asked.files)
-        told = _Told(policies.connection, asked.progress)
+        told = Told(policies.connection, asked.progress)
         applied = await policies.apply(
             files,
             fixtures,
@@ -170,7 +171,7 @@ def policy_handlers(policies: Policies) -> dict[str, Handler]:
 
     async def rollback(request: dict[str, Any]) -> dict[str, Any]:
         asked = _read(request)
-        told = _Told(policies.connection, asked.progress)
+        told = Told(policies.connection, asked.progress)
         applied = await policies.rollback(
             asked.revision, author=asked.author, reason=asked.reason, skip_backlog=asked.skip_backlog, progress=told
         )
@@ -188,7 +189,7 @@ def policy_handlers(policies: Policies) -> dict[str, Handler]:
     return {"apply": apply, "rollback": rollback, "status": status, "history": history}
 
 
-class _Told:
+class Told:
     """Sends each step to the inbox that a request names; only an inbox, so that nothing else can be written to."""
 
     def __init__(self, connection: Connection, inbox: str) -> None:
@@ -196,6 +197,7 @@ class _Told:
         self._inbox = inbox if inbox.startswith("_INBOX_") else ""
 
     def __call__(self, step: str) -> None:
+        """Say that *step* begins; who asked may have gone."""
         if self._inbox:
             try:
                 self._connection.write(publish_frame(self._inbox, step.encode()))

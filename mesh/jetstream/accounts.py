@@ -1,11 +1,11 @@
-"""NATS accounts as data: the JWTs of operator mode, and the imports that are the compiled grant.
+"""NATS accounts as data: the keys and JWTs of operator mode.
 
     operator ── signs ──┬─ system account    its user pushes account JWTs
                         ├─ tenant account    holds every stream, exports families; its only user is the control plane
                         └─ workload account  one per agent or team, no JetStream; imports exact subjects, nothing else
 
 An account boundary is the only thing that stops reply-subject deputies: inside one account, whoever may pull can have
-the server deliver to any subject as the reply. So a workload's account *is* its grant, and its users'
+the server deliver to any subject as the reply. So a workload's account *is* its grant (`imports.py`), and its users'
 permissions only keep its own inbox to itself.
 
 The same keys, names and times give the same bytes. Source: NATS JWT v2 (nats-io/jwt/v2), nkeys.
@@ -15,26 +15,51 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import nkeys
 
 from mesh.errors import IdentityError, TooLarge
-from mesh.jetstream.topology import durables
-from mesh.policy.grants import outermost
-from mesh.subjects import physical_pattern
+from mesh.jetstream.imports import (
+    NEXT_THRESHOLD_NS,
+    TENANT_EXPORTS,
+    Export,
+    Import,
+    publish_imports,
+    subscription_imports,
+    workload_imports,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from mesh.policy.grants import PublishGrant, SubscriptionGrant
-    from mesh.subjects import Pattern
+__all__ = [
+    "MAX_ACCOUNT_JWT_BYTES",
+    "NEXT_THRESHOLD_NS",
+    "TENANT_EXPORTS",
+    "Account",
+    "Export",
+    "Import",
+    "Nkey",
+    "account_jwt",
+    "claims_of",
+    "creds_file",
+    "grants_of",
+    "operator_jwt",
+    "publish_imports",
+    "subscription_imports",
+    "user_jwt",
+    "workload_imports",
+    "workload_subscribe",
+]
 
-MAX_ACCOUNT_JWT_BYTES = 1_048_576  # the server refuses a longer one ("token too large") at any max_payload, measured
-NEXT_THRESHOLD_NS = 600 * 10**9  # 10 min: a pull silent for longer loses its way back (server default 2 min, measured)
+# The server refuses a longer one than 1 MiB ("token too large") at any max_payload, measured; and the message that
+# pushes it, its subjects included, has to fit our max_payload of 1 MB.
+MAX_ACCOUNT_JWT_BYTES = 1_048_576 - 576
 
+_SIGNATURE_CHARS = 86  # 64 bytes of Ed25519 as base64url
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 _PREFIXES = {
     "operator": nkeys.PREFIX_BYTE_OPERATOR,
@@ -82,108 +107,6 @@ class Nkey:
         return f"Nkey({self.public})"  # never the seed
 
 
-# --- what an account shares and takes --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Export:
-    """A family of subjects that other accounts of the operator may import."""
-
-    subject: str
-    kind: Literal["service", "stream"] = "service"
-    many_answers: bool = False
-    threshold_ns: int = 0
-
-    def claims(self) -> dict[str, Any]:
-        """As it stands in an account JWT."""
-        claims: dict[str, Any] = {"name": self.subject, "subject": self.subject, "type": self.kind}
-        if self.many_answers:
-            claims["response_type"] = "Stream"
-        if self.threshold_ns:
-            claims["response_threshold"] = self.threshold_ns
-        return claims
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Import:
-    """One subject (wildcards allowed) of another account: for a service, the right to publish it there."""
-
-    account: str
-    subject: str
-    kind: Literal["service", "stream"] = "service"
-
-    def claims(self) -> dict[str, Any]:
-        """As it stands in an account JWT."""
-        return {"name": self.subject, "account": self.account, "subject": self.subject, "type": self.kind}
-
-
-# What every tenant account exports, once. Which workload takes which part is decided by the workload's imports, and an
-# import stands in a JWT that only the operator can sign.
-TENANT_EXPORTS = (
-    Export("ev.>"),
-    Export("$JS.API.CONSUMER.MSG.NEXT.>", many_answers=True, threshold_ns=NEXT_THRESHOLD_NS),
-    Export("$JS.ACK.>"),
-    Export("dlq.>"),
-    Export("audit.>"),
-    Export("report.>"),
-    Export("$JS.API.DIRECT.GET.>"),
-    Export("ctl.notice", kind="stream"),
-)
-
-
-def workload_imports(tenant: str, name: str) -> list[Import]:
-    """What every workload takes: its audit and report subjects, the tenant's bundles, the trust store, the notices.
-
-    Each of its instances (one a process) reports on a subject of its own. The bundle in force, each revision that is
-    still needed for older copies, and the candidate that is tried in the shadow have a key each.
-
-    Args:
-        tenant: Public key of the tenant account.
-        name: Of the workload.
-    """
-    services = (
-        f"audit.{name}",
-        f"report.{name}.*",
-        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle",
-        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle.*",
-        "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.shadow",
-        "$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.>",
-        f"$JS.API.DIRECT.GET.REPORTS.report.{name}.*",  # its time stamp is the server's clock
-    )
-    return [*(Import(tenant, subject) for subject in services), Import(tenant, "ctl.notice", kind="stream")]
-
-
-def publish_imports(tenant: str, site: str, grants: Iterable[PublishGrant]) -> list[Import]:
-    """The subjects that one agent's *grants* let it publish, contained ones dropped.
-
-    Of two patterns that merely overlap both stay: a subject in both arrives twice, is stored once by its message id,
-    and is answered twice, the second time with `duplicate` (measured).
-    """
-    by_view: dict[str, list[Pattern]] = {}
-    for grant in grants:
-        by_view.setdefault(grant.view, []).append(grant.pattern)
-    return [
-        Import(tenant, physical_pattern(site, view, pattern))
-        for view, patterns in sorted(by_view.items())
-        for pattern in outermost(patterns)
-    ]
-
-
-def subscription_imports(
-    tenant: str, site: str, domains: Iterable[str], grants: Iterable[SubscriptionGrant]
-) -> list[Import]:
-    """The pulls, acks and dead letters of *grants*, by exact durable: an ack subject is also a read right (`+NXT`)."""
-    domains, imports = tuple(domains), []
-    for grant in grants:
-        for durable in durables(site, domains, grant):
-            imports += [
-                Import(tenant, f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"),
-                Import(tenant, f"$JS.ACK.{durable.stream}.{durable.name}.>"),
-            ]
-        imports.append(Import(tenant, f"dlq.{grant.team}.{grant.name}"))
-    return imports
-
-
 # --- JWTs ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +123,59 @@ def operator_jwt(operator: Nkey, name: str, *, system_account: str, iat: int) ->
     return _sign(operator, operator.public, name, nats, iat)
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One account as it has to be.
+
+    Attributes:
+        public: Its public key.
+        name: Shown by tools and monitoring.
+        imports: None may contain another (the server refuses that).
+        exports: In any order.
+        jetstream: Whether it may hold streams; only a tenant account may.
+        closed: Nobody may connect, and who is connected is cut off: how a workload ends.
+        revocations: By public key of a user, the Unix second up to which JWTs made for it are refused; who is connected
+            with one is cut off.
+    """
+
+    public: str
+    name: str
+    imports: frozenset[Import] = frozenset()
+    exports: tuple[Export, ...] = ()
+    jetstream: bool = False
+    closed: bool = False
+    revocations: Mapping[str, int] = field(default_factory=dict)
+
+    def claims(self) -> dict[str, Any]:
+        """What its JWT says under `nats`."""
+        limits = _limits(jetstream=self.jetstream, closed=self.closed)
+        nats: dict[str, Any] = {"type": "account", "version": 2, "limits": limits}
+        if taken := [i.claims() for i in sorted(self.imports)]:
+            nats["imports"] = taken
+        if shared := [e.claims() for e in sorted(self.exports)]:
+            nats["exports"] = shared
+        if self.revocations:
+            nats["revocations"] = dict(self.revocations)
+        return nats
+
+    def token(self, operator: Nkey, *, iat: int) -> str:
+        """Its JWT.
+
+        Args:
+            operator: Signs it.
+            iat: Unix seconds. Servers accept an older one, so whoever pushes keeps the order.
+
+        Raises:
+            TooLarge: Over `MAX_ACCOUNT_JWT_BYTES`: give the workload fewer or wider patterns. Nothing was signed.
+        """
+        signed = _unsigned(operator, self.public, self.name, self.claims(), iat)
+        size = len(signed) + 1 + _SIGNATURE_CHARS
+        if size > MAX_ACCOUNT_JWT_BYTES:
+            message = f"the account JWT of {self.name} has {size} bytes, the server takes {MAX_ACCOUNT_JWT_BYTES}"
+            raise TooLarge(message, limit=MAX_ACCOUNT_JWT_BYTES, size=size, next="grant wider patterns, or fewer")
+        return _signed(operator, signed)
+
+
 def account_jwt(
     operator: Nkey,
     account: str,
@@ -209,33 +185,24 @@ def account_jwt(
     exports: Iterable[Export] = (),
     jetstream: bool = False,
     closed: bool = False,
+    revocations: Mapping[str, int] | None = None,
     iat: int,
 ) -> str:
-    """One account.
-
-    Args:
-        operator: Signs it.
-        account: Public key of the account.
-        name: Shown by tools and monitoring.
-        imports: In any order; none may contain another (the server refuses that).
-        exports: In any order.
-        jetstream: Whether it may hold streams; only a tenant account may.
-        closed: Nobody may connect, and who is connected is cut off: how a workload ends.
-        iat: Unix seconds. Servers accept an older one, so whoever pushes keeps the order.
+    """The JWT of one account: see `Account` and `Account.token`.
 
     Raises:
-        TooLarge: Over `MAX_ACCOUNT_JWT_BYTES`: give the workload fewer or wider patterns.
+        TooLarge: As `Account.token`.
     """
-    nats: dict[str, Any] = {"type": "account", "version": 2, "limits": _limits(jetstream=jetstream, closed=closed)}
-    if taken := [i.claims() for i in sorted(imports)]:
-        nats["imports"] = taken
-    if shared := [e.claims() for e in sorted(exports)]:
-        nats["exports"] = shared
-    token = _sign(operator, account, name, nats, iat)
-    if len(token) > MAX_ACCOUNT_JWT_BYTES:
-        message = f"the account JWT of {name} has {len(token)} bytes, the server takes {MAX_ACCOUNT_JWT_BYTES}"
-        raise TooLarge(message, limit=MAX_ACCOUNT_JWT_BYTES, size=len(token), next="grant wider patterns, or fewer")
-    return token
+    spec = Account(
+        account,
+        name,
+        imports=frozenset(imports),
+        exports=tuple(exports),
+        jetstream=jetstream,
+        closed=closed,
+        revocations=revocations or {},
+    )
+    return spec.token(operator, iat=iat)
 
 
 def user_jwt(account: Nkey, user: str, name: str, *, subscribe: Sequence[str] | None = None, iat: int) -> str:
@@ -278,8 +245,8 @@ def grants_of(token: str) -> Mapping[str, Any]:
 
 
 def _limits(*, jetstream: bool, closed: bool) -> dict[str, Any]:
-    unlimited = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
-    limits: dict[str, Any] = {**dict.fromkeys(unlimited, -1), "wildcards": True}
+    unlimited = ("subs", "data", "payload", "imports", "exports", "conn")
+    limits: dict[str, Any] = {**dict.fromkeys(unlimited, -1), "leaf": 0, "wildcards": True}
     if closed:
         limits["conn"] = 0
     if jetstream:  # files only: what is in memory does not survive
@@ -288,10 +255,17 @@ def _limits(*, jetstream: bool, closed: bool) -> dict[str, Any]:
 
 
 def _sign(issuer: Nkey, subject: str, name: str, nats: dict[str, Any], iat: int) -> str:
+    return _signed(issuer, _unsigned(issuer, subject, name, nats, iat))
+
+
+def _unsigned(issuer: Nkey, subject: str, name: str, nats: dict[str, Any], iat: int) -> str:
     claims = {"iat": iat, "iss": issuer.public, "sub": subject, "name": name, "nats": nats}
     jti = base64.b32encode(hashlib.sha256(_encode(claims)).digest()).decode().rstrip("=")
-    signed = f"{_b64(_encode(_HEADER))}.{_b64(_encode({**claims, 'jti': jti}))}"
-    return f"{signed}.{_b64(issuer.sign(signed.encode()))}"
+    return f"{_b64(_encode(_HEADER))}.{_b64(_encode({**claims, 'jti': jti}))}"
+
+
+def _signed(issuer: Nkey, unsigned: str) -> str:
+    return f"{unsigned}.{_b64(issuer.sign(unsigned.encode()))}"
 
 
 def _b64(data: bytes) -> str:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import Callable, Mapping
 
 from mesh import logs
 from mesh.errors import Closed, Disconnected, TooLarge, Unavailable
 from mesh.jetstream import wire
 from mesh.jetstream.keeper import Account, Keeper
-from mesh.jetstream.link import Credentials, Link
+from mesh.jetstream.link import Link
 from mesh.jetstream.listeners import Callback, Listener, Listeners, guarded
 from mesh.jetstream.requests import Reply, Requests
+from mesh.jetstream.tls import TlsFiles
 
 __all__ = ["Connection", "Listener", "Reply"]
 
 CONNECT_TIMEOUT_S = 10.0
 FLUSH_S = 2.0
+CANCEL_AGAIN_S = 0.2
 MAX_UNSENT_BYTES = 8 * 1024 * 1024  # `publish` waits above it: the server reads slower than we write
 
 log = logs.get("nats")
@@ -50,10 +51,10 @@ class Connection:
         url: str,
         *,
         name: str,
-        creds: bytes | None = None,
+        creds: bytes | Callable[[], bytes] | None = None,
         inbox_prefix: str | None = None,
         on_state: Callable[[bool], None] | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsFiles | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         wait: bool = True,
     ) -> Connection:
@@ -62,20 +63,22 @@ class Connection:
         Args:
             url: `nats://host:port`; several, separated by commas, for a cluster.
             name: Of this workload, as the server shows it; also names the inbox.
-            creds: Content of a creds file; None for a server without authentication.
+            creds: Content of a creds file, or what reads it: then it is read anew at each dial. None for a server
+                without authentication.
             inbox_prefix: What our rights allow us to hear, `_INBOX_<name>` unless given. A random token follows it.
             on_state: Called with True after each connect and with False after each loss.
-            tls: For a server that requires TLS with a CA of its own.
+            tls: Files for a server that requires TLS, read anew at each dial; None for one without.
             connect_timeout_s: For the first connect.
             wait: False returns at once; the first connect then happens behind, like every later one.
 
         Raises:
-            ConfigError: *creds* is no creds file.
+            ConfigError: *creds* is no creds file, or a file of *tls* is not what it should be.
             Disconnected: No connection in time; says what the server or the system said last.
         """
         servers = [part.strip() for part in url.split(",")]
-        credentials = None if creds is None else Credentials.parse(creds)
-        self = cls(Account(servers, name, credentials, tls), inbox_prefix=inbox_prefix or f"_INBOX_{name}")
+        account = Account(servers, name, creds, tls)
+        account.read()  # what is wrong with files is said at once, where somebody looks
+        self = cls(account, inbox_prefix=inbox_prefix or f"_INBOX_{name}")
         if on_state is not None:
             self.on_connect(lambda: on_state(True))  # noqa: FBT003 - the contract of the callback
             self.on_disconnect(lambda: on_state(False))  # noqa: FBT003
@@ -91,16 +94,22 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 await up.wait()
         except TimeoutError:
-            said = self._keeper.last_error
-            await self.close()
-            raise Disconnected(
-                f"no connection to NATS within {timeout_s:.0f} s", got=said, next="check URL and credentials"
-            ) from None
+            raise await self._given_up(timeout_s) from None
         except BaseException:
             await self.close()
             raise
         finally:
             forget()
+
+    async def _given_up(self, timeout_s: float) -> Disconnected:
+        said, failure = self._keeper.last_error, self._keeper.failure
+        await self.close()
+        return Disconnected(
+            f"no connection to NATS within {timeout_s:.0f} s",
+            got=said or "no answer yet",
+            next=(failure and failure.next) or "check URL and credentials",
+            **(failure.details if failure else {}),
+        )
 
     @property
     def connected(self) -> bool:
@@ -242,8 +251,9 @@ class Connection:
             except Unavailable:
                 log.warning("nats_closed_unflushed", unsent_bytes=self.unsent_bytes)
         if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+            while not self._running.done():  # nats-py loses a cancellation where a server refuses us as we dial
+                self._running.cancel()
+                await asyncio.wait([self._running], timeout=CANCEL_AGAIN_S)
         self._requests.fail(Closed("the connection was closed"))
         await self.rebuild()  # and nobody is left to make a new one
 

@@ -2,8 +2,9 @@
 
 An event that was given up may be stored later all the same, by a server that hung, under a signature too old to be
 believed; and a caller who posts it again would have that copy's `duplicate` for an ack (measured). So the age of the
-first signature outlives the event that carried it. An entry has no time to live, only the number of entries is bounded:
-a frozen server may store what is in its socket buffer at any time.
+first signature outlives the event that carried it, and so do the keys that sealed it, which may be revoked. An entry
+has no time to live, only the number of entries is bounded: a frozen server may store what is in its socket buffer at
+any time.
 
 What stays open until the spool keeps this on disk: a process that ends while the server is frozen does not tell its
 successor, who takes the `duplicate` of a copy over 100 s old for an ack. To distrust every `duplicate` after a restart
@@ -15,7 +16,7 @@ Pure: time comes in as Unix milliseconds.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from mesh.jetstream.outgoing import Outgoing
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 MAX_FORMER = 16_384  # of each kind: four views of the 4,096 events an agent holds; about 3 MB
+
+
+class _GivenUp(NamedTuple):
+    """The last generation of an event that was sent, and what is known of the signatures under it."""
+
+    generation: int
+    first_signed_ms: int
+    kids: tuple[str, ...]
 
 
 class Former:
@@ -34,7 +43,7 @@ class Former:
 
     def __init__(self, *, limit: int = MAX_FORMER) -> None:
         self._limit = limit
-        self._given_up: OrderedDict[str, tuple[int, int]] = OrderedDict()  # generation, first signature under it
+        self._given_up: OrderedDict[str, _GivenUp] = OrderedDict()
         self._stored: OrderedDict[str, int] = OrderedDict()  # the generation whose ack counted
 
     def resume(self, item: Outgoing) -> None:
@@ -43,7 +52,7 @@ class Former:
         if generation is not None:
             item.generation = generation
         elif item.base_id in self._given_up:
-            item.generation, item.first_signed_ms = self._given_up[item.base_id]
+            item.generation, item.first_signed_ms, item.kids = self._given_up[item.base_id]
 
     def stored(self, item: Outgoing) -> None:
         """The ack of *item* counted."""
@@ -55,11 +64,13 @@ class Former:
         """*item* ended without an ack; what was sent of it may be stored at any time."""
         if not item.first_signed_ms or item.base_id in self._stored:
             return
-        known = self._given_up.get(item.base_id, (0, item.first_signed_ms))
-        if known[0] > item.generation:
-            return
-        first_ms = min(known[1], item.first_signed_ms) if known[0] == item.generation else item.first_signed_ms
-        self._keep(self._given_up, item.base_id, (item.generation, first_ms))
+        first_ms, kids = item.first_signed_ms, item.kids
+        known = self._given_up.get(item.base_id)
+        if known is not None and known.generation >= item.generation:
+            if known.generation > item.generation:
+                return
+            first_ms, kids = min(known.first_signed_ms, first_ms), tuple({*known.kids, *kids})
+        self._keep(self._given_up, item.base_id, _GivenUp(item.generation, first_ms, kids))
 
     def _keep(self, entries: OrderedDict[str, _T], key: str, value: _T) -> None:
         entries.pop(key, None)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mesh import logs
-from mesh.errors import Disconnected, MeshError, Unavailable
+from mesh.errors import ConfigError, Disconnected, MeshError, Unavailable
 from mesh.jetstream.link import Credentials, Link
+from mesh.jetstream.tls import TlsFiles, client_context
 from mesh.jetstream.wire import Deliver
 from mesh.telemetry import counter, histogram
 
@@ -32,8 +33,26 @@ class Account(NamedTuple):
 
     servers: Sequence[str]
     name: str
-    credentials: Credentials | None
-    tls: ssl.SSLContext | None
+    creds: bytes | Callable[[], bytes] | None
+    tls: TlsFiles | None
+
+    def read(self) -> tuple[Credentials | None, ssl.SSLContext | None]:
+        """What to dial with, as the files say at this moment.
+
+        Raises:
+            ConfigError: A file is missing, or is not what it should be.
+        """
+        try:
+            content = self.creds() if callable(self.creds) else self.creds
+        except OSError as error:
+            raise ConfigError(
+                "the NATS credentials cannot be read",
+                expected="a creds file that we may read",
+                got=error.strerror or type(error).__name__,
+                next="have the control plane write it again",
+            ) from None
+        credentials = None if content is None else Credentials.parse(content)
+        return credentials, None if self.tls is None else client_context(self.tls)
 
 
 class Keeper:
@@ -57,6 +76,7 @@ class Keeper:
         self._links = 0
         self.link: Link | None = None
         self.last_error = ""
+        self.failure: MeshError | None = None  # of the last dial; None once there was a link
         self.rtt_s = 0.0
 
     async def run(self) -> None:
@@ -66,16 +86,12 @@ class Keeper:
             link = Link(self._deliver, self._gone)
             started = time.monotonic()
             try:
-                await link.dial(
-                    self._account.servers,
-                    name=self._account.name,
-                    credentials=self._account.credentials,
-                    tls=self._account.tls,
-                )
+                credentials, tls = self._account.read()
+                await link.dial(self._account.servers, name=self._account.name, credentials=credentials, tls=tls)
             except MeshError as error:
-                self.last_error = error.got or error.message
+                self.last_error, self.failure = error.got or error.message, error
                 if attempt & (attempt - 1) == 0:  # the 1st, 2nd, 3rd, 5th, 9th, ...
-                    log.warning("nats_unreachable", code=error.code, attempt=attempt + 1, error=self.last_error)
+                    _say(error, attempt + 1)
             else:
                 self._up(link)
                 await self._watch(link)
@@ -85,7 +101,7 @@ class Keeper:
             attempt += 1
 
     def _up(self, link: Link) -> None:
-        self.link = link
+        self.link, self.failure = link, None
         self._lost.clear()
         self._links += 1
         if self._links > 1:
@@ -143,6 +159,22 @@ class Keeper:
         """End the present link, if there is one."""
         if self.link is not None:
             await self.link.end()
+
+
+def _say(error: MeshError, attempt: int) -> None:
+    """Somebody who is not there comes back by itself; whoever refuses us, or a file of ours, waits for a person."""
+    if "reason" in error.details or isinstance(error, ConfigError):
+        reason = error.details.get("reason", "")
+        log.error(
+            "nats_refused",
+            code=error.code,
+            reason=reason,
+            attempt=attempt,
+            error=error.got or error.message,
+            next=error.next,
+        )
+    else:
+        log.warning("nats_unreachable", code=error.code, attempt=attempt, error=error.got or error.message)
 
 
 def _pause_s(attempt: int) -> float:

@@ -10,6 +10,8 @@ first). What is kept: dialling, TLS, the handshake, its pings. What is replaced,
 - reconnecting: `Connection` makes a new link instead. One way back serves a cut line, an expired JWT and a server that
   hangs, and none of the states in between can be half left.
 - closing: it drains into a socket nobody reads. Here the transport is aborted.
+- TLS: it turns a plain stream into a TLS one, which then has no flow control, and waits for ever for the end of one
+  whose handshake failed. Here a TLS stream is opened as such, and before the first byte.
 """
 
 from __future__ import annotations
@@ -17,16 +19,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import ParseResult
 
 import msgspec
 import nats.aio.client as nats_client
 import nats.errors
 import nkeys
+from nats.aio.transport import TcpTransport
 
 from mesh import logs
 from mesh.errors import ConfigError, Disconnected
+from mesh.jetstream.refusals import explain
 from mesh.jetstream.wire import Deliver, FrameReader, WireError
 from mesh.telemetry import counter
 
@@ -39,6 +46,10 @@ PERMISSION_ERRORS = counter(
 )
 
 log = logs.get("nats")
+
+
+class _Claims(msgspec.Struct):
+    exp: float = 0
 
 
 class Credentials(NamedTuple):
@@ -63,6 +74,16 @@ class Credentials(NamedTuple):
         except Exception:  # noqa: BLE001 - nkeys raises whatever its base32 does; and no cause, which would show the seed
             raise ConfigError("not a NATS creds file", expected="a user JWT and a user nkey seed") from None
 
+    @property
+    def expires_s(self) -> float | None:
+        """When the JWT ends, Unix seconds; None where it says nothing of it, or is not to be read."""
+        payload = self.jwt.split(".")[1:2]
+        try:
+            claims = msgspec.json.decode(base64.urlsafe_b64decode(payload[0] + "=="), type=_Claims)
+        except (IndexError, ValueError):
+            return None
+        return claims.exp or None
+
     def sign(self, nonce: str) -> bytes:
         """The server's nonce signed, in base64."""
         key = nkeys.from_seed(bytearray(self.seed))
@@ -70,6 +91,24 @@ class Credentials(NamedTuple):
             return base64.b64encode(key.sign(nonce.encode()))
         finally:
             key.wipe()
+
+
+class _TlsTransport(TcpTransport):
+    """TLS from the first byte: nothing is said in the clear, and nothing that came in the clear is believed."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # nats-py's
+        self._context = context
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: float) -> None:
+        """Connect, shake hands, and check the server's certificate against the name we were given for it."""
+        async with asyncio.timeout(connect_timeout):
+            self._io_reader, self._io_writer = await asyncio.open_connection(
+                uri.hostname, uri.port, ssl=self._context, limit=buffer_size
+            )
+
+    async def connect_tls(self, *_: object, **__: object) -> None:
+        """Asked for once more by nats-py after `connect`: it is done."""
 
 
 class Link(nats_client.Client):
@@ -87,7 +126,7 @@ class Link(nats_client.Client):
         self.reason = ""  # the last error of the server or the system; their words, so no secret is in it
 
     async def dial(
-        self, servers: Sequence[str], *, name: str, credentials: Credentials | None, tls: Any = None
+        self, servers: Sequence[str], *, name: str, credentials: Credentials | None, tls: ssl.SSLContext | None = None
     ) -> None:
         """Connect and shake hands, once.
 
@@ -102,7 +141,7 @@ class Link(nats_client.Client):
             "ping_interval": PING_INTERVAL_S,
         }
         if tls is not None:
-            options["tls"] = tls
+            options |= {"tls": tls, "tls_handshake_first": True}
         if credentials is not None:
             options |= {"user_jwt_cb": credentials.jwt.encode, "signature_cb": credentials.sign}
         try:
@@ -120,12 +159,24 @@ class Link(nats_client.Client):
         except Exception as error:  # noqa: BLE001 - nats-py lets anything out
             said = self.reason or _sentence(error)
             await self.end()
-            raise Disconnected("cannot connect to NATS", got=said) from None
+            expires_s = None if credentials is None else credentials.expires_s
+            refusal = explain(said, expires_s=expires_s, now_s=time.time())
+            if refusal is None:
+                raise Disconnected("cannot connect to NATS", got=said) from None
+            raise Disconnected("NATS will not have us", got=said, next=refusal.next, reason=refusal.reason) from None
         except BaseException:
             self._drop()
             raise
         if self._ended:
             raise Disconnected("NATS closed the connection at once")
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if "tls" not in self.options:
+            await super()._connect_to_server(s)
+            return
+        s.last_attempt = time.monotonic()
+        self._transport = _TlsTransport(self.options["tls"])
+        await self._transport.connect(s.uri, READ_BYTES, DIAL_TIMEOUT_S)
 
     # --- out ---------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ class Outgoing:
     """An event on its way into a stream, sealed each time it is sent anew after a while.
 
     `on_done` is called once, in the event loop, with the stream's ack or with why there is none. `generation` enters
-    the message id: it rises when an ack would come too late to prove that a fresh copy was stored.
+    the message id: it rises when an ack would no more prove that a copy was stored which consumers accept.
     """
 
     __slots__ = (
@@ -25,6 +25,7 @@ class Outgoing:
         "first_signed_ms",
         "generation",
         "give_up_at",
+        "kids",
         "msg_id",
         "on_done",
         "order",
@@ -61,6 +62,7 @@ class Outgoing:
         self.base_id = ""  # the msg_id of generation 0
         self.msg_id = ""
         self.first_signed_ms = 0  # the first signature under this msg_id; 0 before there is one
+        self.kids: tuple[str, ...] = ()  # the keys of all signatures under this msg_id
         self.signature = ""
         self.signed_ms = 0
         self.token = ""  # of its ack subject, one per generation

@@ -21,7 +21,7 @@ from mesh.jetstream.listeners import guarded
 from mesh.jetstream.outgoing import NEVER, Outgoing
 from mesh.jetstream.room import Room
 from mesh.jetstream.sealing import Seal, Sealer
-from mesh.jetstream.window import Lane, Rules, refusal
+from mesh.jetstream.window import NO_CONNECTION, Lane, Rules, refusal
 from mesh.telemetry import counter
 
 __all__ = ["Outgoing", "PubAck", "Publisher"]
@@ -56,6 +56,8 @@ class Publisher:
         window_bytes: Bytes of bodies in flight.
         ack_deadline_s: How long a stream may be silent before sending stops.
         give_up_s: From submit; after it the event is done with `StreamUnavailable`.
+        held: Why to send nothing until `release`, after each connect anew; empty to send as soon as there is one. For
+            whoever has to learn first whether its key is still believed.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Publisher:
         window_bytes: int = WINDOW_BYTES,
         ack_deadline_s: float = 1.0,
         give_up_s: float = 10.0,
+        held: str = "",
     ) -> None:
         self._connection = connection
+        self._held_at_connect = self._held = held
         self._clock_ms = clock_ms
         self._window = window
         self._window_bytes = window_bytes
@@ -146,6 +150,29 @@ class Publisher:
     def _fits(self, n: int) -> bool:
         return self.room >= n or not self._sealer.by_token
 
+    def hold(self, because: str) -> None:
+        """Send nothing until `release`; what is submitted meanwhile waits, and is sealed when it is sent."""
+        self._held = because
+        for lane in self._lanes.values():
+            lane.offline(self._blocked)
+
+    def release(self) -> None:
+        """End `hold`, until the next connect where the publisher was made to be held."""
+        if self._held:
+            self._held = ""
+            self._resume()
+
+    def distrust(self, kid: str) -> int:
+        """Believe no ack any more of copies sealed by *kid*, whose cut has come; how many events go out anew for it.
+
+        They go under the next generation of their ids, in order with all that waits behind them.
+        """
+        anew, now = self._sealer.distrust(kid), self._now()
+        for stream in {item.stream for item in anew}:
+            self._lanes[stream].interrupt(now)
+        self._wake_before(now)
+        return len(anew)
+
     async def drain(self, timeout_s: float) -> bool:
         """Wait until nothing is in flight, for at most *timeout_s*; whether that came true."""
         try:
@@ -205,7 +232,7 @@ class Publisher:
     def _lane(self, stream: str, now: float) -> Lane:
         lane = self._lanes.get(stream)
         if lane is None:
-            lane = self._lanes[stream] = Lane(stream, self._rules, online=self._connection.connected, now=now)
+            lane = self._lanes[stream] = Lane(stream, self._rules, offline=self._blocked, now=now)
             self._ack_prefixes[stream] = acks.ack_prefix(stream)
         return lane
 
@@ -306,7 +333,18 @@ class Publisher:
             self._sleeps_until = due
             self._wake.set()
 
+    @property
+    def _blocked(self) -> str:
+        """Why nothing can or may be sent; empty where it may."""
+        return self._held if self._connection.connected else NO_CONNECTION
+
     def _online(self) -> None:
+        self._held = self._held_at_connect or self._held
+        self._resume()
+
+    def _resume(self) -> None:
+        if self._blocked:
+            return
         now = self._now()
         for lane in self._lanes.values():
             lane.online(now)

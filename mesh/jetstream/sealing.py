@@ -5,6 +5,10 @@ first signature under its message id is young: a server that hung may have store
 answers the fresh one with `duplicate`; every consumer would refuse what it stored (measured). An event that waited
 longer goes out under the next generation of its id. The same event submitted again is no younger: `former.py`.
 
+The same holds for a key that is revoked: from the cut on nobody believes what it sealed, and an ack does not say
+whether a copy was stored before or after it. So an event with a copy under such a key goes out anew, by another key and
+under another id. Consumers, who know events by (source, id), see nothing twice.
+
 Pure: time comes in as Unix milliseconds.
 """
 
@@ -44,6 +48,7 @@ class Sealer:
         self._former = former
         self._subjects: dict[str, bytes] = {}
         self._last_token = 0
+        self._distrusted: set[str] = set()
         self.by_token: dict[str, Outgoing] = {}
         self.resealed = 0  # resends that needed a younger signature
         self.new_ids = 0  # ... and of these, the ones that went out under a new id
@@ -73,10 +78,13 @@ class Sealer:
             for start in range(0, len(view), MAX_BATCH):
                 batch = view[start : start + MAX_BATCH]
                 signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
+                kid = _kid(signatures[0])
                 for item, signature in zip(batch, signatures, strict=True):
                     item.signature = signature
                     item.signed_ms = now_ms
                     item.first_signed_ms = item.first_signed_ms or now_ms
+                    if kid not in item.kids:
+                        item.kids = (*item.kids, kid)
         inbox, subject, frame = self._inbox, self._subject, wire.event_frame
         return b"".join(
             [
@@ -94,13 +102,19 @@ class Sealer:
 
     def ack_counts(self, item: Outgoing, now_ms: int) -> bool:
         """Whether an ack now proves that a copy was stored which consumers accept."""
-        return now_ms - item.first_signed_ms <= ACK_COUNTS_MS
+        return now_ms - item.first_signed_ms <= ACK_COUNTS_MS and self._distrusted.isdisjoint(item.kids)
+
+    def distrust(self, kid: str) -> list[Outgoing]:
+        """From now on no ack proves anything about a copy that *kid* sealed; the events in flight that have one."""
+        self._distrusted.add(kid)
+        return [item for item in self.by_token.values() if kid in item.kids]
 
     def next_generation(self, item: Outgoing) -> None:
         """Give *item* a new id, under which nothing is stored yet; an ack of the former one means nothing."""
         self.forget(item)
         item.generation += 1
         item.first_signed_ms = 0
+        item.kids = ()
         self._identify(item)
         self.new_ids += 1
 
@@ -134,6 +148,11 @@ class Sealer:
                 self._subjects.clear()
             checked = self._subjects[subject] = wire.checked_subject(subject)
         return checked
+
+
+def _kid(signature: str) -> str:
+    """Which key made a `Mesh-Signature`: its second part."""
+    return signature.partition(".")[2].partition(".")[0]
 
 
 def _views(items: Iterable[Outgoing]) -> list[list[Outgoing]]:

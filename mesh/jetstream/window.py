@@ -10,6 +10,8 @@ stream answers on another subject of ours, after one 503 of the probe and before
 and its events leave the window instead of stopping all others. The witness is a publish that stores nothing (it expects
 a stream of another name), for a real event sent ahead of the probe would be stored ahead of it.
 
+A lane is offline while there is no connection, and while somebody holds it: then nothing is sent at all.
+
 Pure: time comes in as monotonic seconds, and what comes out is what to send and what has failed.
 """
 
@@ -32,6 +34,7 @@ class Rules(NamedTuple):
     refused_for_s: float = 2.0  # between two tries of a refused subject; a new import is live in milliseconds
 
 
+NO_CONNECTION = "no connection to NATS"
 WITNESS_AFTER = 3  # probes answered 503, about 0.2 s: a leader change is over by then, mostly
 KNOWN_SUBJECTS = 16  # that this stream acknowledged lately: candidates for a witness
 
@@ -48,14 +51,22 @@ NOTHING = Step([], [])
 
 
 class Lane:
-    """The window of one stream."""
+    """The window of one stream.
 
-    def __init__(self, stream: str, rules: Rules, *, online: bool, now: float) -> None:
+    Args:
+        stream: Its name.
+        rules: How long is too long.
+        offline: Why nothing may be sent yet; empty where it may.
+        now: Monotonic seconds.
+    """
+
+    def __init__(self, stream: str, rules: Rules, *, offline: str = "", now: float) -> None:
         self.stream = stream
         self._rules = rules
         self._queue: deque[Outgoing] = deque()
         self._order = 0
-        self._online = online
+        self._offline = offline
+        online = not offline
         self.flowing = online
         self._probe_wait_s = rules.probe_first_s
         self._probe_at = now if online else NEVER
@@ -143,14 +154,14 @@ class Lane:
         """Stop sending; the next probe is due at once."""
         self._stop(now)
 
-    def offline(self) -> None:
-        """The connection is lost: nothing can be sent, and what was sent may or may not be stored."""
-        self._online = False
+    def offline(self, because: str = NO_CONNECTION) -> None:
+        """Nothing can or may be sent, and what was sent may or may not be stored."""
+        self._offline = because
         self._stop(NEVER)
 
     def online(self, now: float) -> None:
-        """There is a connection again: the oldest event is sent first, and alone."""
-        self._online = True
+        """It can and may be sent again: the oldest event first, and alone."""
+        self._offline = ""
         self._refused.clear()
         self._stop(now)
 
@@ -212,7 +223,7 @@ class Lane:
     def _stop(self, probe_at: float) -> None:
         self.flowing = False
         self._probe = None
-        self._probe_at = probe_at if self._online else NEVER
+        self._probe_at = NEVER if self._offline else probe_at
         self._probe_wait_s = self._rules.probe_first_s
         self._rejections = 0
         self._witnessed = False
@@ -252,7 +263,7 @@ class Lane:
         return StreamUnavailable(
             "the stream did not acknowledge in time",
             expected=f"an ack within {self._rules.give_up_s:g} s",
-            got="no connection to NATS" if not self._online else "none",
+            got=self._offline or "none",
             next="send it again: the same message id makes that safe",
             stream=self.stream,
         )

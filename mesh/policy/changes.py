@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from mesh.policy.wider import Kind
 
-What: TypeAlias = Literal["read", "field", "closed", "rows", "grant", "publish", "route", "agent", "owner"]
+What: TypeAlias = Literal["read", "field", "closed", "rows", "grant", "publish", "route", "agent", "trust", "owner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class Change:
         what: `read`: whether a team reads types at all; `field`: how it sees a path; `closed`: how it sees what is in a
             container that is no longer looked into; `rows`: which events; `grant`: for how long, or from when on;
             `publish`: what an agent may publish; `route`: copies and moves; `agent`: which workload acts for which
-            team; `owner`: who agrees to changes of a document.
-        who: The team, the agent, the route, or the document.
+            team; `trust`: how long consumers rely on an old trust statement; `owner`: who agrees to changes of a
+            document.
+        who: The team, the agent, the route, the tenant, or the document.
         types: Patterns, as they are shown.
         path: Of a field.
         before, after: In words.

@@ -27,12 +27,14 @@ from mesh.policy.model import (
     Route,
     Subscription,
     Tenant,
+    Trust,
     View,
 )
 from mesh.policy.routes import ROOTS_ROUTE
 from mesh.policy.rules import ROOTS_PUBLISH, ROOTS_ROWS
 from mesh.policy.texts import instant_ms, is_rule_id, seconds
 from mesh.retry import MAX_DELAY_S
+from mesh.staleness import FRESH_S
 from mesh.subjects import Glob, Pattern, check_name, check_type, versioned
 
 RESERVED_SUBSCRIPTIONS = frozenset({"tail", "replay"})  # their durables are ours
@@ -122,6 +124,18 @@ class _Checker:
                 self._error(at, f"agent `{shown(ids[spiffe_id])}` has this identity already", "give each its own")
             ids[spiffe_id] = agent
         self._retry(spec.delivery.retry, ("spec", "delivery", "retry"))
+        self._trust(spec.trust)
+
+    def _trust(self, trust: Trust) -> None:
+        if trust.grace is None:
+            return
+        at: At = ("spec", "trust", "grace")
+        grace: float | None = self._try(seconds, trust.grace, at)
+        if trust.staleness == "strict":
+            self._error(at, "`strict` has no grace: delivery pauses at once", "remove `grace`, or `staleness: strict`")
+        elif grace is not None and not FRESH_S <= grace <= MAX_DELAY_S:
+            fix = "use 1m to 24h; to pause at once write `staleness: strict`"
+            self._error(at, f"`{shown(trust.grace)}` is no grace: trust is stale after a minute", fix)
 
     def _agent(self, text: str, at: At, tenant: str) -> None:
         owner, slash, name = text.rpartition("/")

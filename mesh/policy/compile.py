@@ -18,6 +18,8 @@ from mesh.policy.mask import Masking
 from mesh.policy.masktable import MaskTable
 from mesh.policy.paths import Path
 from mesh.policy.rules import Rule, Tenancy, spiffe_id
+from mesh.policy.texts import seconds
+from mesh.staleness import GRACE_S, Staleness
 
 MAX_ANSWERS = 8192  # in each of the caches by type; full means emptied, then filled again
 
@@ -43,6 +45,7 @@ class Plans:
     Attributes:
         bundle: What it was made from.
         tenancy: Its policies, parsed.
+        staleness: What consumers do while no newer trust statement comes.
 
     Raises:
         BadBundle: The bundle's policies do not parse.
@@ -52,6 +55,7 @@ class Plans:
         self.bundle = bundle
         self.tenancy: Tenancy = bundle.tenancy()
         tenancy = self.tenancy
+        self.staleness = _staleness(tenancy)
         self._maskings: dict[tuple[str, tuple[int, ...]], Masking] = {}
         self._classifying: dict[str, tuple[int, ...]] = {}
         self._views: dict[str, tuple[LastingView, ...]] = {}
@@ -245,3 +249,9 @@ class Plans:
             self._compilers = {at: kept for at, kept in self._compilers.items() if at is None}
             self._compilers[ended] = compiler
         return compiler
+
+
+def _staleness(tenancy: Tenancy) -> Staleness:
+    trust = tenancy.tenant.spec.trust
+    grace_s = GRACE_S if trust.grace is None else seconds(trust.grace)
+    return Staleness(strict=trust.staleness == "strict", grace_s=grace_s)

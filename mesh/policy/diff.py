@@ -17,7 +17,14 @@ from dataclasses import dataclass, replace
 from mesh.policy.atoms import Atom, atoms, in_words
 from mesh.policy.changes import Change, What, listed
 from mesh.policy.compile import Plans
-from mesh.policy.diff_rights import agent_changes, changed_conditions, owner_changes, publishing_changes, route_changes
+from mesh.policy.diff_rights import (
+    agent_changes,
+    changed_conditions,
+    owner_changes,
+    publishing_changes,
+    route_changes,
+    trust_changes,
+)
 from mesh.policy.fields import Fields
 from mesh.policy.joint import Place, TooManyPlaces, places
 from mesh.policy.judge import Judge
@@ -77,6 +84,7 @@ def compare(old: Plans, new: Plans, now_ms: int) -> Diff:
         *publishing_changes(old, new, kinds, now_ms),
         *route_changes(old, new),
         *agent_changes(old, new),
+        *trust_changes(old, new),
         *owner_changes(old, new),
     ]
     order = {"widened": 0, "changed": 1, "narrowed": 2}

@@ -1,4 +1,4 @@
-"""The parts of `diff` that are not about readers: what agents may publish, where routes lead, other conditions."""
+"""The parts of `diff` that are not about views: what agents may publish, where routes lead, how long trust lasts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mesh.policy.routes import RouteRule
 from mesh.policy.rules import Rule
 from mesh.policy.texts import instant_text
 from mesh.policy.wider import Kind, Saying, conjuncts, disjuncts, kind_of, normal_of
+from mesh.staleness import Staleness
 
 
 def publishing_changes(old: Plans, new: Plans, kinds: list[Atom], now_ms: int) -> Iterator[Change]:
@@ -98,8 +99,7 @@ def agent_changes(old: Plans, new: Plans) -> Iterator[Change]:
         was, now = _workload(old, agent), _workload(new, agent)
         if was != now:
             kind: Kind = "widened" if was == NONE else "narrowed" if now == NONE else "changed"
-            owners = {plans.tenancy.tenant.metadata.owner for plans in (old, new)} - {""}
-            yield Change(kind, "agent", agent, (), "", was, now, tuple(sorted(owners)))
+            yield Change(kind, "agent", agent, (), "", was, now, _owners_of_tenant(old, new))
 
 
 def _workload(plans: Plans, agent: str) -> str:
@@ -109,6 +109,25 @@ def _workload(plans: Plans, agent: str) -> str:
         return NONE
     identity = tenancy.tenant.spec.identities.get(agent)
     return f"team {tenancy.team_of[agent]}" + (f" as {identity}" if identity else "")
+
+
+def trust_changes(old: Plans, new: Plans) -> Iterator[Change]:
+    """How long consumers rely on a trust statement that nobody renews: longer is more, to whoever has a stolen key."""
+    was, now = old.staleness, new.staleness
+    if was.limit_s != now.limit_s:
+        kind: Kind = "widened" if was.limit_s < now.limit_s else "narrowed"
+        words = (_patience(was), _patience(now))
+        yield Change(kind, "trust", new.bundle.tenant, (), "", *words, _owners_of_tenant(old, new))
+
+
+def _patience(staleness: Staleness) -> str:
+    minutes = staleness.limit_s / 60
+    mode = "strict" if staleness.strict else "grace"
+    return f"{mode}: delivery pauses once trust statements are {minutes:g} min old"
+
+
+def _owners_of_tenant(old: Plans, new: Plans) -> tuple[str, ...]:
+    return tuple(sorted({plans.tenancy.tenant.metadata.owner for plans in (old, new)} - {""}))
 
 
 def owner_changes(old: Plans, new: Plans) -> Iterator[Change]:

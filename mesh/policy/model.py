@@ -1,6 +1,6 @@
 """The policy documents as types: one frozen Struct per kind, and the few words they share.
 
-    Tenant           teams, their agents, defaults of subscriptions
+    Tenant           teams, their agents, defaults of subscriptions, what consumers do while trust is stale
     Classification   what each field of a type is (tags), owned by the producing team
     View             what a reader sees: row filter, masks per tag, and `otherwise` for everything else
     Access           who may publish what, and who may read what in which view
@@ -139,12 +139,24 @@ class Team(Spec, frozen=True):
     contact: Text | None = None
 
 
+class Trust(Spec, frozen=True):
+    """What consumers do once their trust statement is older than 60 s: newer ones are withheld, or nobody issues any.
+
+    grace    go on, mark the events, raise an alarm; pause once the statement is `grace` old (1h; at most 24h)
+    strict   pause at once, until a new one arrives
+    """
+
+    staleness: Literal["grace", "strict"] = "grace"
+    grace: Text | None = None
+
+
 class TenantSpec(Spec, frozen=True):
-    """Who there is."""
+    """Who there is, and what holds for all of them."""
 
     teams: Annotated[dict[Text, Team], Meta(min_length=1, max_length=MAX_FIELDS)]
     identities: dict[Text, Text] = {}
     delivery: Delivery = Delivery()
+    trust: Trust = Trust()
 
 
 class _Document(
@@ -166,7 +178,7 @@ class _Owned(_Document, frozen=True):
 
 
 class Tenant(_Document, tag="Tenant", frozen=True):
-    """One tenant: teams, agents, identities, delivery defaults."""
+    """One tenant: teams, agents, identities, delivery defaults, what holds while trust is stale."""
 
     metadata: TenantMetadata
     spec: TenantSpec

@@ -15,20 +15,34 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate
+from nacl.public import PrivateKey
 
 from agent.lifecycle import Sidecar
 from agent.settings import load as load_settings
+from mesh.anchors import open_keyring
+from mesh.ca import MeshCA
+from mesh.certificates import split_chain
+from mesh.control.attest import FileAttestor
+from mesh.control.enrol import Enrolment
 from mesh.control.nats_server import NatsServer, plain_config
-from mesh.identity import MeshCA, SpiffeId, seed_to_pem
+from mesh.control.standing import Standing
+from mesh.control.trust import Authority
+from mesh.control.truststore import TrustStore
+from mesh.errors import MeshError
+from mesh.identity import SpiffeId, TrustStatement, seed_to_pem
 from mesh.jetstream import manage
 from mesh.jetstream.changes import plan
 from mesh.jetstream.connection import Connection
+from mesh.jetstream.puller import Puller
 from mesh.jetstream.store import KeyValue
 from mesh.jetstream.topology import Sizes, desired
 from mesh.policy.bundle import Bundle, compile_bundles
 from mesh.policy.envelope import open_bundle, seal_bundle
+from mesh.policy.grants import AgentGrants
 from mesh.policy.history import lineage, since
 from mesh.policy.load import load
+from mesh.signing import Received, Verified, Verifier
+from mesh.trust_watch import TrustWatch
 
 POLICIES = """
 apiVersion: mesh/v1
@@ -74,8 +88,12 @@ spec:
 """
 SMALL = Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=16 << 20)
 DOMAINS = ("crm", "github")
+STREAM = "EV_local_crm"
 POLICY_SEED = bytes(range(32))
 POLICY_KEY = Ed25519PrivateKey.from_private_bytes(POLICY_SEED).public_key().public_bytes_raw()
+TRUST_SEED = bytes(range(32, 64))
+TRUST_KEY = Ed25519PrivateKey.from_private_bytes(TRUST_SEED).public_key().public_bytes_raw()
+ENROL_KEY = bytes(range(64, 96))  # X25519, the private half
 SETTINGS = """
 name = "crm-adapter"
 tenant = "acme"
@@ -85,6 +103,8 @@ webhooks_port = 0
 health_port = 0
 trust_dir = "trust"
 creds_file = ""  # a server without authentication
+event_key_file = "event.key"  # managed; tests of enrolment set both to nothing
+event_cert_file = "event.crt"
 [webhooks.main]
 provider = "github"
 secret_files = ["hook.secret", "hook.next"]
@@ -110,7 +130,7 @@ def event(**changes: Any) -> dict[str, Any]:
 
 
 def write_directory(base: Path) -> Path:
-    """What an agent reads: keys, certificate, token, domain keys, webhook secrets."""
+    """What an agent reads: trust anchors, keys, certificate, tokens, domain keys, webhook secrets."""
     base.mkdir(parents=True, exist_ok=True)
     seed = secrets.token_bytes(32)
     public = Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
@@ -118,13 +138,16 @@ def write_directory(base: Path) -> Path:
     issued = ca.issue(SpiffeId.for_agent("mesh.local", "acme", "crm-adapter"), public, now_ms=now_ms(), lifetime_s=3600)
     for directory in ("trust", "domains"):
         (base / directory).mkdir(exist_ok=True)
-    (base / "trust" / "ca.crt").write_bytes(ca.cert_pem)
-    (base / "trust" / "policy.pub").write_text(POLICY_KEY.hex() + "\n")
+    (base / "trust" / "ca.crt").write_bytes(ca.root_pem)
+    enrol_key = bytes(PrivateKey(ENROL_KEY).public_key)
+    for name, key in (("policy", POLICY_KEY), ("trust", TRUST_KEY), ("enrol", enrol_key)):
+        (base / "trust" / f"{name}.pub").write_text(key.hex() + "\n")
     (base / "event.key").write_bytes(seed_to_pem(seed))
-    (base / "event.crt").write_bytes(load_der_x509_certificate(issued).public_bytes(Encoding.PEM))
+    chain = [load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in split_chain(issued)]
+    (base / "event.crt").write_bytes(b"".join(chain))
     for name in ("dedupe.key", "domains/customer.key"):
         (base / name).write_text(secrets.token_hex(32) + "\n")
-    for name in ("token", "hook.secret", "hook.next"):
+    for name in ("token", "enrol.token", "hook.secret", "hook.next"):
         (base / name).write_text(secrets.token_urlsafe(32) + "\n")
     (base / "agent.toml").write_text(SETTINGS)
     return base
@@ -136,23 +159,32 @@ class Streams:
 
     server: NatsServer
     connection: Connection
+    epoch: int = 0
 
     @classmethod
     @asynccontextmanager
     async def running(cls, directory: Path, *, bundle: bool = True) -> AsyncIterator[Streams]:
-        """A server with the streams, and the bundle unless the test hands it out later."""
+        """A server with the streams, a trust statement, and the bundle unless the test hands it out later."""
         server = await NatsServer.start(plain_config(directory / "store"), directory)
         connection = await Connection.open(server.url, name="control", creds=None)
         try:
             wanted = plan(desired("local", DOMAINS, (), SMALL), await manage.read_actual(connection))
             await manage.apply(connection, wanted)
             streams = cls(server, connection)
+            await streams.trust()
             if bundle:
                 await streams.hand_out()
             yield streams
         finally:
             await connection.close()
             await server.stop()
+
+    async def trust(self, revoked: Mapping[str, int] | None = None) -> None:
+        """Issue the next trust statement, as the control plane does, and tell everybody."""
+        self.epoch += 1
+        statement = TrustStatement(tenant="acme", epoch=self.epoch, issued_ms=now_ms(), revoked=dict(revoked or {}))
+        await KeyValue(self.connection, "mesh_trust").put("trust", statement.seal(TRUST_SEED))
+        await self.connection.publish("ctl.notice", b'{"kind": "trust"}')
 
     async def hand_out(self, *, policies: str = POLICIES) -> Bundle:
         """Put the next revision, as the control plane does, and tell the agents."""
@@ -204,6 +236,92 @@ class Streams:
         request = msgspec.json.encode({"seq": sequence})
         reply = await self.connection.request(f"$JS.API.DIRECT.GET.{stream}", request)
         return dict(msgspec.json.decode(reply.data))
+
+
+@dataclass
+class Control:
+    """What the control plane does for an agent's key: the real enrolment door and trust store, over `Streams`."""
+
+    authority: Authority
+    store: TrustStore
+    standing: Standing
+    attestor: FileAttestor
+    enrolment: Enrolment
+    told: list[dict[str, Any]]  # audited
+
+    @classmethod
+    async def of(cls, streams: Streams, base: Path, *, made_ms: int | None = None) -> Control:
+        """One whose anchors and token are those in an agent's directory; `answering` lets it take requests."""
+        admin = base / "admin"
+        admin.mkdir(exist_ok=True)
+        for name, key in (("policy", POLICY_SEED), ("trust", TRUST_SEED), ("enrol", ENROL_KEY)):
+            (admin / f"{name}.key").write_text(key.hex() + "\n")
+        (base / "trust" / "ca.crt").unlink()  # the authority makes its own
+        authority = Authority(base / "trust", admin, trust_domain="mesh.local", now_ms=made_ms or now_ms())
+        store = TrustStore(streams.connection, authority, "acme", admin / "trust" / "acme.statement")
+        await store.open()
+        standing, attestor = Standing(admin / "standing.json"), FileAttestor(admin / "tokens")
+        spiffe_id = str(SpiffeId.for_agent("mesh.local", "acme", "crm-adapter"))
+        attestor.hand_out("crm-adapter", spiffe_id, base / "enrol.token")
+        agents = {"crm-adapter": AgentGrants("crm-adapter", "crm", spiffe_id, (), (), ())}
+        told: list[dict[str, Any]] = []
+        enrolment = Enrolment(
+            streams.connection,
+            authority,
+            store,
+            standing,
+            attestor,
+            agents=lambda: agents,
+            told=lambda event, **facts: told.append({"event": event, **facts}),
+        )
+        return cls(authority, store, standing, attestor, enrolment, told)
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Take requests for the length of the block."""
+        running = asyncio.create_task(self.enrolment.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+async def judged(streams: Streams, base: Path, *, view: str = "clear", after: int = 0) -> list[Verified | MeshError]:
+    """Every copy of a view that was stored after a sequence, as a consumer's verifier judges it: in its order."""
+    name = f"judge{secrets.token_hex(4)}"
+    config: dict[str, Any] = {
+        "durable_name": name,
+        "ack_policy": "explicit",
+        "max_ack_pending": 50_000,
+        "filter_subject": f"ev.local.{view}.>",
+    }
+    config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
+    body = msgspec.json.encode({"stream_name": STREAM, "config": config})
+    await streams.connection.request(f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{name}", body)
+    reply = await streams.connection.request(f"$JS.API.CONSUMER.INFO.{STREAM}.{name}", b"")
+    count = int(msgspec.json.decode(reply.data)["num_pending"])
+    got: list[Received] = []
+    puller = Puller(streams.connection, stream=STREAM, durable=name, on_event=got.append, max_in_flight=50_000)
+    running = asyncio.create_task(puller.run())
+    try:
+        await until(lambda: len(got) >= count)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+    trust = TrustWatch(streams.connection, open_keyring(base / "trust", tenant="acme"))
+    await trust.refresh()
+    for kid in {received.signature.split(".")[1] for received in got if received.signature}:
+        await trust.certificate(kid)
+    verifier = Verifier(trust.keyring, lambda *_: True, tenant="acme")
+    return [_verdict(verifier, received) for received in got]
+
+
+def _verdict(verifier: Verifier, received: Received) -> Verified | MeshError:
+    try:
+        return verifier.verify(received)
+    except MeshError as error:
+        return error
 
 
 @asynccontextmanager

@@ -83,9 +83,7 @@ class PolicyMesh:
         self.server = server
         self.operator = operator
         self.system = system
-        self.authority = Authority(
-            directory / "trust", directory / "admin" / "policy.key", trust_domain="mesh.local", now_ms=now_ms()
-        )
+        self.authority = Authority(directory / "trust", directory / "admin", trust_domain="mesh.local", now_ms=now_ms())
         self.accounts = Accounts(system, operator, "acme")
         self.audited: list[tuple[str, dict[str, Any]]] = []
         self.connections: list[Connection] = [system]

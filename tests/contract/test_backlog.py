@@ -13,9 +13,9 @@ import anyio
 import pytest
 
 from agent.lifecycle import Sidecar
+from mesh.anchors import open_keyring
 from mesh.context import SubscriptionAddress
 from mesh.feed import REJECTED, WITHHELD
-from mesh.identity import Keyring
 from mesh.inbound import Admitted
 from mesh.jetstream import manage
 from mesh.jetstream.connection import Connection
@@ -23,8 +23,10 @@ from mesh.jetstream.store import KeyValue
 from mesh.policy.bundle import Bundle
 from mesh.subscription import Subscription
 from mesh.telemetry import Counter
-from mesh.watch import BundleWatch, TrustWatch
+from mesh.trust_watch import TrustWatch
+from mesh.watch import BundleWatch
 from tests.contract.agent_mesh import POLICIES, POLICY_KEY, Streams, event, now_ms, sidecar, until, write_directory
+from tests.contract.consumer_mesh import sealed_statement
 
 pytestmark = pytest.mark.anyio
 
@@ -143,8 +145,9 @@ async def desk_of(directory: Path, policies: str) -> AsyncIterator[Desk]:
             try:
                 bundle = BundleWatch(connection, POLICY_KEY, tenant="acme")
                 await bundle.refresh()
-                keyring = Keyring([(base / "trust" / "ca.crt").read_bytes()], None)
-                yield Desk(streams, running, connection, bundle, TrustWatch(connection, keyring))
+                trust = TrustWatch(connection, open_keyring(base / "trust", tenant="acme"))
+                await trust.refresh()
+                yield Desk(streams, running, connection, bundle, trust)
             finally:
                 await connection.close()
 
@@ -293,7 +296,9 @@ async def test_a_grant_that_ends_while_events_wait_hands_none_of_them_over(
         await desk.publish("e-1", "e-2")
         async with desk.subscription(on_unmask=told.append) as reading:
             await until(lambda: len(reading.feed._ready) == 2)
-            monkeypatch.setattr("mesh.feed._now_ms", lambda: now_ms() + 7_200_000)
+            ahead_ms = 7_200_000
+            desk.trust.keyring.apply(sealed_statement(100, now_ms() + ahead_ms))  # trust is as fresh as ever
+            monkeypatch.setattr("mesh.feed._now_ms", lambda: now_ms() + ahead_ms)
             assert reading.feed.take() is None
             await until(desk.settled)
     assert told == []

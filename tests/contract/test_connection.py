@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from mesh.control.nats_server import NatsServer
 from mesh.errors import BadSubject, Closed, ConfigError, Disconnected, MeshError, TooLarge, Unavailable
 from mesh.jetstream import keeper, listeners, wire
+from mesh.jetstream.accounts import Nkey, account_jwt, creds_file, user_jwt
 from mesh.jetstream.connection import Connection
+from tests.contract.operator_mode import OperatorMode, nkey
 from tests.contract.streams import DEADLINE_S, make_durable, make_stream, until, until_settled
 
 pytestmark = pytest.mark.anyio
@@ -395,6 +400,83 @@ async def test_a_link_that_is_cut_at_once_is_not_made_in_a_rush(monkeypatch: pyt
         await server.stop()
 
 
+async def logged(caplog: pytest.LogCaptureFixture, reason: str) -> logging.LogRecord:
+    """The record of a refusal for *reason*, once it is there."""
+
+    def found() -> list[logging.LogRecord]:
+        return [r for r in caplog.records if r.msg == "nats_refused" and fields(r)["reason"] == reason]
+
+    await until(found)
+    return found()[0]
+
+
+def fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says beside its name."""
+    return cast("dict[str, Any]", record.__dict__["mesh_fields"])
+
+
+async def test_a_revoked_user_says_why_and_comes_back_with_new_credentials(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut off, it goes on trying with the file as it is, and says what to do; a new file lets it in."""
+    mode = await OperatorMode.start(tmp_path)
+    file = tmp_path / "nats.creds"
+    try:
+        await mode.grant("desk", [])
+        account = mode.accounts["desk"]
+        user, next_user = nkey("user"), nkey("user")
+        file.write_bytes(creds_of(account, user))
+        connection = await Connection.open(mode.server.url, name="desk", creds=file.read_bytes)
+        mode.connections.append(connection)
+        ear = Ear()
+        connection.listen("_INBOX_desk.x", ear)
+        await mode.push(
+            [
+                account_jwt(
+                    mode.operator, account.public, "desk", revocations={user.public: 1_800_000_000}, iat=1_800_000_000
+                )
+            ]
+        )
+        refusal = await logged(caplog, "credentials-refused")
+        assert fields(refusal)["code"] == "nats-unreachable"
+        assert "write a new one" in fields(refusal)["next"]
+        assert not connection.connected
+        file.write_bytes(creds_of(account, next_user))
+        await until(lambda: connection.connected)
+        await connection.publish("_INBOX_desk.x", b"back")
+        await until(lambda: ear.heard)
+        await mode.push([account_jwt(mode.operator, account.public, "desk", closed=True, iat=1_800_000_001)])
+        refusal = await logged(caplog, "account-closed")
+        assert "mesh trust list" in fields(refusal)["next"]
+        file.unlink()
+        await until(lambda: "No such file" in connection.last_error)
+    finally:
+        await mode.stop()
+
+
+def creds_of(account: Nkey, user: Nkey) -> bytes:
+    """The creds file of a user of *account*."""
+    return creds_file(user_jwt(account, user.public, "desk", iat=1_700_000_000), user.seed)
+
+
+async def test_opening_for_a_server_that_refuses_says_what_to_do(tmp_path: Path) -> None:
+    """When time is up the error has the reason of the refusal and its next step."""
+    mode = await OperatorMode.start(tmp_path)
+    try:
+        await mode.grant("desk", [])
+        stranger = creds_of(mode.accounts["desk"], nkey("user"))
+        await mode.push(
+            [account_jwt(mode.operator, mode.accounts["desk"].public, "desk", closed=True, iat=1_800_000_000)]
+        )
+        with pytest.raises(Disconnected) as refused:
+            await Connection.open(mode.server.url, name="desk", creds=stranger, connect_timeout_s=0.5)
+        assert refused.value.details["reason"] == "account-closed"
+        assert "barred" in refused.value.next
+        assert b"SU" not in refused.value.got.encode()
+    finally:
+        await mode.stop()
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +575,12 @@ async def test_broken_credentials_are_refused_before_connecting(content: bytes) 
         await Connection.open("nats://127.0.0.1:1", name="test", creds=content)
     assert "SUAB" not in str(caught.value.as_dict())
     assert caught.value.__cause__ is None
+
+
+async def test_a_credentials_file_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
+    """What is wrong with a file of ours is said where the connection is opened, not ten tries later."""
+    with pytest.raises(ConfigError, match="cannot be read"):
+        await Connection.open("nats://127.0.0.1:1", name="test", creds=(tmp_path / "nats.creds").read_bytes)
 
 
 async def test_the_inbox_cannot_be_guessed(nats_server: NatsServer) -> None:

@@ -39,7 +39,16 @@ def test_the_optional_header_parser_is_not_installed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["_close", "_process_err", "_process_info", "_process_op_err", "_process_pong", "_read_loop", "_ping_interval"],
+    [
+        "_close",
+        "_connect_to_server",
+        "_process_err",
+        "_process_info",
+        "_process_op_err",
+        "_process_pong",
+        "_read_loop",
+        "_ping_interval",
+    ],
 )
 def test_the_methods_we_override_or_call_are_coroutines(name: str) -> None:
     """They exist and are awaited."""
@@ -117,3 +126,17 @@ def test_credentials_come_from_callbacks() -> None:
     source = _source(Client._connect_command)
     assert 'self._signature_cb(self._server_info["nonce"])' in source
     assert "self._user_jwt_cb()" in source
+
+
+def test_a_tls_transport_of_ours_is_used_as_it_is() -> None:
+    """One dial is one `_connect_to_server`; with `tls_handshake_first` TLS is asked for once more, before INFO is read.
+
+    So ours has shaken hands by then, and the second request does nothing.
+    """
+    assert "await self._connect_to_server(s)" in _source(Client._select_next_server)
+    source = _source(Client._process_connect_init)
+    first = source.index("if handshake_first:\n        await self._transport.connect_tls(")
+    assert first < source.index("self._transport.readline()")
+    assert source.index("if not handshake_first:") > first
+    assert 'self.options["tls"] = tls' in inspect.getsource(Client.connect)
+    assert {"_io_reader", "_io_writer"} <= vars(TcpTransport()).keys()  # type: ignore[no-untyped-call]

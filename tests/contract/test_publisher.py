@@ -33,6 +33,7 @@ class Desk:
     def __init__(self, connection: Connection, **options: Any) -> None:
         self.now_ms = START_MS
         self.batches = 0
+        self.kid = "k1"
         self.made = 0
         self.results: dict[Outgoing, PubAck | MeshError] = {}
         self.order: list[Outgoing] = []
@@ -46,7 +47,7 @@ class Desk:
 
     def _seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
         self.batches += 1
-        return [f"1.{self.now_ms}.{self.batches}.{i}" for i in range(len(items))]
+        return [f"1.{self.kid}.{self.now_ms}.{self.batches}.{i}" for i in range(len(items))]
 
     def event(self, subject: str = SUBJECT, event_id: str = "", **fields: Any) -> Outgoing:
         """The next event; its body is its number."""
@@ -121,7 +122,7 @@ async def test_events_are_stored_as_they_were_sealed(nats_server: NatsServer, co
     assert kept[0].headers == {
         "Content-Type": "application/cloudevents+json",
         "Nats-Msg-Id": "1.0",
-        "Mesh-Signature": f"1.{START_MS}.1.0",
+        "Mesh-Signature": f"1.k1.{START_MS}.1.0",
     }
     assert kept[1].headers["traceparent"] == trace
 
@@ -223,7 +224,7 @@ async def test_a_stale_copy_is_followed_by_a_fresh_one(nats_server: NatsServer, 
         [ack] = await desk.finished(item)
     kept = await stored(control)
     assert [each.headers["Nats-Msg-Id"] for each in kept] == ["1.0", "1.1"]
-    assert kept[1].headers["Mesh-Signature"].startswith(f"1.{START_MS + 100_001}.")
+    assert kept[1].headers["Mesh-Signature"].startswith(f"1.k1.{START_MS + 100_001}.")
     assert isinstance(ack, PubAck)
     assert (ack.sequence, ack.duplicate) == (2, False)
 
@@ -309,7 +310,7 @@ async def test_a_resend_after_thirty_seconds_is_sealed_anew(nats_server: NatsSer
     kept = await stored(control)
     assert [each.headers["Nats-Msg-Id"] for each in kept] == [f"{n}.0" for n in range(1, 7)]
     assert all(isinstance(ack, PubAck) for ack in acks)
-    assert {each.headers["Mesh-Signature"].split(".")[1] for each in kept[3:]} == {str(START_MS + 30_001)}
+    assert {each.headers["Mesh-Signature"].split(".")[2] for each in kept[3:]} == {str(START_MS + 30_001)}
 
 
 async def test_events_are_given_up_after_their_time(nats_server: NatsServer, control: Connection) -> None:
@@ -326,6 +327,64 @@ async def test_events_are_given_up_after_their_time(nats_server: NatsServer, con
         assert {type(result) for result in results} == {StreamUnavailable}
         assert desk.order[1:] == items
         assert desk.publisher.room == 10
+
+
+# --- held, and keys that are cut -------------------------------------------------------------------------------------
+
+
+async def test_held_nothing_is_sent_until_the_release(nats_server: NatsServer, control: Connection) -> None:
+    """Whoever made it so releases it after each connect; what waited is sealed and sent then, in order."""
+    async with desk_at(nats_server.url, held="not yet", give_up_s=60.0) as desk:
+        items = desk.submit(3)
+        await desk.publisher._connection.flush(DEADLINE_S)
+        assert (desk.batches, desk.publisher.in_flight) == (0, 3)
+        desk.publisher.release()
+        await desk.finished(*items)
+        sealed = desk.batches
+        nats_server.kill()
+        await until(lambda: not desk.publisher._connection.connected)
+        desk.publisher.release()  # there is no link to send over, and the next one is held anew
+        await nats_server.restart()
+        await until(lambda: desk.publisher._connection.connected)
+        items += desk.submit(3)
+        await desk.publisher._connection.flush(DEADLINE_S)
+        assert (desk.batches, desk.publisher.in_flight) == (sealed, 3)
+        desk.publisher.release()
+        await desk.finished(*items)
+    await until(lambda: control.connected)
+    assert [each.body for each in await stored(control)] == [item.body for item in items]
+
+
+async def test_a_hold_under_load_loses_nothing_and_keeps_order(nats_server: NatsServer, control: Connection) -> None:
+    """Held and released again and again: each event is stored once, in the order of submitting."""
+    async with desk_at(nats_server.url, window=1024, give_up_s=60.0) as desk:
+        stop = asyncio.Event()
+        load = asyncio.create_task(_under_load(desk, stop))
+        for n in range(5):
+            await _more_acks(desk, 500)
+            desk.publisher.hold(f"hold {n}")
+            await until(lambda: desk.publisher.room < 64)
+            desk.publisher.release()
+        stop.set()
+        items = await load
+        assert await desk.publisher.drain(DEADLINE_S)
+    assert [each.body for each in await stored(control)] == [item.body for item in items]
+
+
+async def test_at_a_cut_what_is_in_flight_goes_out_anew(nats_server: NatsServer, control: Connection) -> None:
+    """The late ack of a copy under a revoked key ends nothing: only that of the next generation does."""
+    async with desk_at(nats_server.url, ack_deadline_s=60.0, give_up_s=120.0) as desk:
+        await desk.finished(*desk.submit(2))
+        nats_server.pause()
+        items = desk.submit(2)
+        desk.kid = "k2"
+        items += desk.submit(1)
+        assert desk.publisher.distrust("k1") == 2
+        nats_server.resume()
+        acks = await desk.finished(*items)
+    kept = {each.headers["Nats-Msg-Id"]: each.headers["Mesh-Signature"].split(".")[1] for each in await stored(control)}
+    assert kept == {"1.0": "k1", "2.0": "k1", "3.0": "k1", "4.0": "k1", "5.0": "k2", "3.1": "k2", "4.1": "k2"}
+    assert {type(ack) for ack in acks} == {PubAck}
 
 
 # --- 503: no leader, no such stream, no right ------------------------------------------------------------------------

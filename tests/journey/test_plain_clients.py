@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from mesh.certificates import split_chain
 from mesh.cli.session import operator_session
 from tests.journey.meshes import RunningMesh, contact, stored, wait_settled
 
@@ -92,7 +93,7 @@ async def _for_node(client: Client, message: Msg) -> dict[str, Any]:
     headers = message.headers or {}
     signature = headers["Mesh-Signature"]
     entry = await client.request(f"$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.{signature.split('.')[1]}")
-    certificate = x509.load_der_x509_certificate(entry.data)
+    certificate = x509.load_der_x509_certificate(split_chain(entry.data)[0])  # the leaf; its issuer follows
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     (spiffe_id,) = names.get_values_for_type(x509.UniformResourceIdentifier)
     key = certificate.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

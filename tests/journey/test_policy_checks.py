@@ -164,13 +164,14 @@ def test_diff_of_two_directories(root: Path, example: Path) -> None:
             ("changed", "agent", "lake"),
         ),
         ("views/service.yaml", ("owner: security", "owner: support"), ("changed", "owner", "View service")),
+        ("tenants/acme.yaml", ("{staleness: grace}", "{grace: 24h}"), ("widened", "trust", "acme")),
     ],
-    ids=["agent", "identity", "owner"],
+    ids=["agent", "identity", "owner", "trust"],
 )
-def test_other_workloads_and_owners_exit_3(
+def test_other_workloads_owners_and_patience_exit_3(
     root: Path, example: Path, file: str, change: tuple[str, str], row: tuple[str, str, str]
 ) -> None:
-    """Whom a team's rights go to, and who is asked next time, is part of what changes."""
+    """Whom a team's rights go to, who is asked next time, how long old trust is relied on: part of what changes."""
     edit(example / file, *change)
     code, told = answer("diff", "--against", root / "policies", "--policies", example)
     assert (code, [(c["kind"], c["what"], c["who"]) for c in told["changes"]]) == (WIDENS, [row])

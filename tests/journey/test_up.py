@@ -76,10 +76,15 @@ def mesh_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def kept(data: Path) -> dict[str, bytes]:
-    """Every key, token and credential of a data directory; of credentials the seed, since a JWT may be renewed."""
+    """Every key, token and credential of a data directory; of credentials the seed, since a JWT may be renewed.
+
+    Not what is issued anew all the time: where agents listen, trust statements, the trust that readers keep.
+    """
     patterns = ("admin/**/*", "agents/**/*", "teams/**/*", "trust/**/*", "nats/keys/**/*")
     files = (file for pattern in patterns for file in data.glob(pattern) if file.is_file())
-    found = {str(file.relative_to(data)): file.read_bytes() for file in files if file.name != "ports.json"}
+    renewed = {data / "admin" / "trust", *data.glob("teams/*/trust"), *data.glob("agents/*/trust")}
+    lasting = (file for file in files if file.name != "ports.json" and not renewed & set(file.parents))
+    found = {str(file.relative_to(data)): file.read_bytes() for file in lasting}
     return {name: content.partition(b"BEGIN USER NKEY SEED")[2] or content for name, content in found.items()}
 
 
@@ -114,7 +119,7 @@ async def test_data_directory_is_private_and_complete(mesh: RunningMesh) -> None
     modes = {path: path.lstat().st_mode & 0o777 for path in [mesh.data, *mesh.data.rglob("*")]}
     assert {str(path): oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
     there = {str(path.relative_to(mesh.data)) for path in modes}
-    own = {"agent.toml", "nats.creds", "event.key", "event.crt", "dedupe.key", "token"}
+    own = {"agent.toml", "nats.creds", "enrol.token", "dedupe.key", "token"}
     assert {f"agents/{agent}/{name}" for agent in (AGENT, "desk") for name in own} <= there
     assert {
         "admin/nats.creds",
@@ -126,6 +131,10 @@ async def test_data_directory_is_private_and_complete(mesh: RunningMesh) -> None
         "trust",
         "log",
     } <= there
+    assert not [name for name in there if name.endswith(("event.key", "event.crt"))], "event keys stay in memory"
+    assert {name for name in there if name.startswith("trust/")} == {
+        f"trust/{name}" for name in ("ca.crt", "trust.pub", "policy.pub", "enrol.pub")
+    }
     masks_with = {path.name for path in (mesh.data / "agents" / AGENT / "domains").iterdir()}
     assert masks_with == {"customer.key", "customer-contact.key"}
     assert not list((mesh.data / "agents" / "desk" / "domains").iterdir())
@@ -263,3 +272,45 @@ async def test_killed_mesh_leaves_no_process(mesh: RunningMesh) -> None:
     await wait_ended(children)
     mesh.start()
     await take(mesh, id_)
+
+
+async def test_tls_and_encryption_hold_over_rotation_and_restart(tmp_path: Path, root: Path) -> None:
+    """Events flow over TLS while the store gets another key, none is lost, and the next start remembers both.
+
+    A start with a key that does not open the store ends, and names the streams; nothing is made in their place.
+    """
+    before, during, after = uuid4().hex, [uuid4().hex for _ in range(60)], uuid4().hex
+    with mesh_up(tmp_path, root / "policies", "--tls", "--encrypt") as mesh:
+        tenant, key = mesh.file.tenants["acme"], mesh.data / "admin" / "store.key"
+        assert Path(mesh.file.tls_ca_file) == mesh.data / "trust" / "ca.crt"
+        named = [(agent.tls_cert_file, agent.tls_key_file) for agent in tenant.agents.values()]
+        named += [(team.tls_cert_file, team.tls_key_file) for team in tenant.teams.values()]
+        assert all(Path(file).is_file() for files in named for file in files)
+        await post(mesh, before)
+        old = key.read_bytes()
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, rotate_store, mesh.data)
+            for id_ in during:
+                await post(mesh, id_)
+        assert key.read_bytes() != old
+        assert sorted(await take(mesh, before, *during)) == sorted([before, *during])
+    store = [file.read_bytes() for file in (mesh.data / "nats" / "store").rglob("*") if file.is_file()]
+    assert not [content for content in store if TYPE.encode() in content]
+    new = key.read_bytes()
+    key.write_bytes(old)
+    refused = mesh_command("up", "--data", mesh.data, "--policies", root / "policies", "--json")
+    error = json.loads(refused.stdout)["error"]
+    assert (refused.returncode, error["code"]) == (1, "streams-missing")
+    assert "EV_local_crm" in error["streams"]
+    key.write_bytes(new)
+    with mesh_up(tmp_path, root / "policies") as mesh:
+        await post(mesh, after)
+        assert await take(mesh, after) == [after]
+        status = json.loads(mesh_command("status", "--json", "--context", mesh.data).stdout)
+        assert (status["tls"], status["problems"]) == (True, [])
+
+
+def rotate_store(data: Path) -> None:
+    """`mesh trust rotate --store`, which succeeds."""
+    rotated = mesh_command("trust", "rotate", "--store", "--context", data)
+    assert rotated.returncode == 0, rotated.stdout + rotated.stderr

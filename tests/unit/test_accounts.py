@@ -85,15 +85,34 @@ def test_only_a_tenant_account_has_jetstream() -> None:
     assert "disk_storage" not in plain
     assert tenant["nats"]["limits"]["disk_storage"] == -1
     assert (plain["conn"], closed["nats"]["limits"]["conn"]) == (-1, 0)
+    assert (plain["leaf"], tenant["nats"]["limits"]["leaf"]) == (0, 0)  # nobody joins a server of his own
 
 
-def test_an_account_over_the_servers_limit_is_refused_before_it_is_pushed() -> None:
-    """Over 1 MiB the error names both sizes and what to do."""
+def test_revoked_users_stand_in_the_account() -> None:
+    """By public key, with the second up to which their JWTs are refused; an account without any has no such claim."""
+    plain = accounts.account_jwt(OPERATOR, TENANT.public, "desk", iat=IAT)
+    token = accounts.account_jwt(OPERATOR, TENANT.public, "desk", revocations={USER.public: IAT - 1}, iat=IAT)
+    assert accounts.claims_of(token)["nats"]["revocations"] == {USER.public: IAT - 1}
+    assert "revocations" not in accounts.claims_of(plain)["nats"]
+    assert accounts.grants_of(plain) != accounts.grants_of(token)
+
+
+def test_an_account_over_the_servers_limit_is_refused_before_it_is_signed() -> None:
+    """Over 1 MiB, less the frame that pushes it, the error names both sizes and what to do; nothing is signed."""
+
+    class Unused(Nkey):
+        def sign(self, message: bytes) -> bytes:
+            raise AssertionError(message[:20])
+
     imports = [Import(TENANT.public, f"ev.local.clear.*.crm.thing-{n}.{'x' * 60}.>") for n in range(4000)]
     with pytest.raises(TooLarge) as refusal:
-        accounts.account_jwt(OPERATOR, TENANT.public, "desk", imports=imports, iat=IAT)
-    assert refusal.value.details["limit"] == 1_048_576 < refusal.value.details["size"]
-    assert accounts.account_jwt(OPERATOR, TENANT.public, "desk", imports=imports[:2000], iat=IAT)
+        accounts.account_jwt(Unused(OPERATOR.seed), TENANT.public, "desk", imports=imports, iat=IAT)
+    assert refusal.value.details["limit"] == 1_048_000 < refusal.value.details["size"]
+    token = accounts.account_jwt(OPERATOR, TENANT.public, "desk", imports=imports[:2000], iat=IAT)
+    with pytest.raises(AssertionError):
+        accounts.account_jwt(Unused(OPERATOR.seed), TENANT.public, "desk", imports=imports[:2000], iat=IAT)
+    signed = token.rpartition(".")[0]
+    assert len(token) == len(signed) + 1 + 86  # the size that was checked is the size it has
 
 
 def test_a_creds_file_carries_token_and_seed() -> None:
@@ -114,7 +133,7 @@ def test_a_user_subscribes_to_what_is_named() -> None:
 
 
 def test_what_every_workload_imports() -> None:
-    """Its own audit, report and report read, the bundles, the trust store and the notices; no other subject."""
+    """Its own audit, report, report read and enrolment, the bundles, the trust store, the notices; nothing else."""
     imports = accounts.workload_imports("A", "desk")
     assert subjects(imports) == [
         "audit.desk",
@@ -124,9 +143,16 @@ def test_what_every_workload_imports() -> None:
         "$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.shadow",
         "$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.>",
         "$JS.API.DIRECT.GET.REPORTS.report.desk.*",
+        "ctl.enrol.desk",
         "ctl.notice",
     ]
-    assert [i.kind for i in imports] == ["service"] * 7 + ["stream"]
+    assert [i.kind for i in imports] == ["service"] * 8 + ["stream"]
+
+
+def test_a_teams_own_account_asks_for_no_certificate() -> None:
+    """It signs no event: it has what an agent has, but for the subject of enrolment."""
+    of_team, of_agent = (subjects(accounts.workload_imports("A", name)) for name in ("team-desk", "desk"))
+    assert [s.replace("team-desk", "desk") for s in of_team] == [s for s in of_agent if s != "ctl.enrol.desk"]
 
 
 def test_a_publishers_imports_are_its_grants() -> None:

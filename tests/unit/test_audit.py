@@ -312,3 +312,9 @@ def test_the_control_planes_name_is_nobody_elses() -> None:
 
     with pytest.raises(BadName):
         check_name(audit.CONTROL)
+
+
+@pytest.mark.parametrize("kind", audit.KINDS)
+def test_every_kind_says_what_its_facts_are(kind: str) -> None:
+    """Whoever reads the trail finds each kind in the module's table."""
+    assert f"\n    {kind} " in (audit.__doc__ or "")

@@ -82,3 +82,42 @@ def test_a_file_that_is_no_mesh_json_is_refused(tmp_path: Path, content: bytes |
     with pytest.raises(ConfigError) as caught:
         Context.load(file)
     assert "mesh up" in caught.value.expected + caught.value.next
+
+
+def secured(directory: Path, team: TeamAddress) -> Context:
+    """A context of a mesh with TLS."""
+    tenants = {"acme": TenantAddress(agents={"a": AGENT}, teams={"support": team})}
+    mesh = MeshFile(
+        nats_url="nats://n", data=str(directory), site="local", tenants=tenants, tls_ca_file=str(directory / "ca.crt")
+    )
+    (directory / "mesh.json").write_bytes(msgspec.json.encode(mesh))
+    return Context.load(directory, team="support")
+
+
+def test_a_team_connects_with_its_files(tmp_path: Path) -> None:
+    """Credentials are read when they are needed; TLS files where the mesh has TLS, and none where it has not."""
+    team = TeamAddress(creds_file=str(tmp_path / "nats.creds"), subscriptions={})
+    write(tmp_path, acme=TenantAddress(agents={"a": AGENT}, teams={"support": team}))
+    plain = Context.load(tmp_path, team="support").team_connection()
+    assert plain["tls"] is None
+    for content in (b"one", b"another"):
+        (tmp_path / "nats.creds").write_bytes(content)
+        assert plain["creds"]() == content
+    team = TeamAddress(creds_file="c", subscriptions={}, tls_cert_file="t.crt", tls_key_file="t.key")
+    assert secured(tmp_path, team).team_connection()["tls"] == (tmp_path / "ca.crt", Path("t.crt"), Path("t.key"))
+
+
+def test_nobody_connects_without_a_certificate_where_the_mesh_has_tls(tmp_path: Path) -> None:
+    """A context that names no certificate is no way around TLS."""
+    with pytest.raises(ConfigError, match="names no client certificate"):
+        secured(tmp_path, TEAM).team_connection()
+    with pytest.raises(ConfigError, match="needs a team"):
+        Context.load(write(tmp_path, acme=TenantAddress(agents={}, teams={"support": TEAM}))).team_connection()
+
+
+def test_a_mesh_without_tls_writes_the_members_it_always_had() -> None:
+    """What reads `mesh.json` today goes on reading it."""
+    mesh = MeshFile(
+        nats_url="n", data="d", site="s", tenants={"t": TenantAddress(agents={"a": AGENT}, teams={"support": TEAM})}
+    )
+    assert b"tls" not in msgspec.json.encode(mesh)

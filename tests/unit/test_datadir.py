@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.control.datadir import DataDirectory, hex_key, write_if_changed, write_private
-from mesh.control.trust import CERTIFICATE_LIFETIME_S, Authority
 from mesh.errors import ConfigError
-from mesh.identity import Keyring, check_certificate
-
-NOW_MS = 1_795_300_000_000
-SPIFFE = "spiffe://mesh.local/ns/acme/sa/crm-adapter"
 
 
 def mode(path: Path) -> int:
@@ -111,33 +106,3 @@ def test_parents_that_were_there_keep_their_mode(tmp_path: Path) -> None:
     data = DataDirectory.open(parent / "deep" / "data")
     write_private(parent / "beside", b"")
     assert [mode(path) for path in (parent, parent / "deep", data.root)] == [0o755, 0o700, 0o700]
-
-
-def test_an_identity_outlives_a_restart(tmp_path: Path) -> None:
-    """The same authority, key and certificate come back from the same files."""
-    make = [
-        Authority(tmp_path / "trust", tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
-        for _ in range(2)
-    ]
-    first, second = (authority.signer(tmp_path / "agent", SPIFFE, now_ms=NOW_MS) for authority in make)
-    assert (first.kid, first.certificate) == (second.kid, second.certificate)
-    assert make[0].trust_public == make[1].trust_public
-    assert str(check_certificate(first.certificate, [make[0].ca.cert_pem]).spiffe_id) == SPIFFE
-
-
-def test_a_renewed_certificate_has_a_new_key(tmp_path: Path) -> None:
-    """Past half its life, or for another name, key and certificate are replaced together: the backlog keeps its own."""
-    authority = Authority(tmp_path / "trust", tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
-    first = authority.signer(tmp_path / "agent", SPIFFE, now_ms=NOW_MS)
-    later_ms = NOW_MS + CERTIFICATE_LIFETIME_S * 500 + 120_000
-    kids = {first.kid, authority.signer(tmp_path / "agent", SPIFFE, now_ms=later_ms).kid}
-    kids.add(authority.signer(tmp_path / "agent", SPIFFE + "2", now_ms=later_ms).kid)
-    assert len(kids) == 3
-
-
-def test_statements_open_with_the_published_key(tmp_path: Path) -> None:
-    """A keyring made from the public files accepts what the authority signs, and no older epoch."""
-    authority = Authority(tmp_path, tmp_path / "policy.key", trust_domain="mesh.local", now_ms=NOW_MS)
-    keyring = Keyring([(tmp_path / "ca.crt").read_bytes()], bytes.fromhex((tmp_path / "trust.pub").read_text().strip()))
-    assert keyring.apply(authority.statement(epoch=3, now_ms=NOW_MS)).epoch == 3
-    keyring.check_fresh(NOW_MS)

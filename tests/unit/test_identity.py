@@ -1,26 +1,19 @@
-"""SPIFFE ids, keys, the certificate profile, trust statements and the keyring."""
+"""SPIFFE ids, keys, signers, trust statements and the keyring."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.bindings import crypto_core_ed25519_is_valid_point
 
-from mesh.certificates import BACKDATE_S
+from mesh.ca import MeshCA, RootCA
+from mesh.certificates import split_chain
 from mesh.errors import (
     BadCertificate,
     BadSpiffeId,
@@ -31,32 +24,31 @@ from mesh.errors import (
     WeakKey,
 )
 from mesh.identity import (
-    EVENT_SIGNING,
     Keyring,
-    MeshCA,
     Signer,
     SpiffeId,
     TrustStatement,
-    check_certificate,
+    check_chain,
     check_public_key,
     key_id,
-    read_certificate,
     seed_from_pem,
     seed_to_pem,
 )
+from mesh.keys import spki_id
 from mesh.signing import pae, verify_ed25519
 from tests.tables import make_signatures as reference
 
 NOW_MS = reference.SIGNED_MS
-NOW = datetime.fromtimestamp(NOW_MS / 1000, tz=UTC)
-DAY = timedelta(days=1)
+DAY_MS = 86_400_000
 ID = "spiffe://mesh.example/ns/acme/sa/crm-adapter"
 SEED = reference.SEED
 PUBLIC = reference.PUBLIC_KEY
+OTHER_PUBLIC = reference.OTHER_KEY.public_key().public_bytes_raw()
 TRUST_SEED = bytes(range(100, 132))
 TRUST_KEY = ed25519.Ed25519PrivateKey.from_private_bytes(TRUST_SEED).public_key().public_bytes_raw()
-CA = MeshCA.create("mesh.example", now_ms=NOW_MS)
-ROOTS = [CA.cert_pem]
+ROOT = RootCA.create("mesh.example", now_ms=NOW_MS)
+CA, NEXT_CA = (ROOT.issue_ca(now_ms=NOW_MS) for _ in range(2))
+ROOTS = [ROOT.cert_pem]
 
 # --- names and keys --------------------------------------------------------------------------------------------------
 
@@ -95,15 +87,14 @@ def test_the_id_of_an_agent() -> None:
 def test_the_kid_is_the_digest_of_the_public_key_info() -> None:
     """A kid is computed over the DER SubjectPublicKeyInfo that every library writes."""
     assert key_id(PUBLIC) == "oFCDfYUHBYLM9zlLCYiEfA"  # of seed 00..1f, computed with OpenSSL
+    assert spki_id(reference.SPKI + PUBLIC) == key_id(PUBLIC)
 
 
 @pytest.mark.parametrize("key", reference.small_order_keys(), ids=lambda key: str(key.hex()))
 def test_small_order_keys_are_refused(key: bytes) -> None:
-    """None of the 14 encodings of small order is a key, at the CA's door nor anywhere else."""
+    """None of the 14 encodings of small order is a key, of an event signer or of trust."""
     with pytest.raises(WeakKey):
         check_public_key(key)
-    with pytest.raises(WeakKey):
-        CA.issue(ID, key, now_ms=NOW_MS)
     with pytest.raises(WeakKey):
         Keyring(ROOTS, key)
 
@@ -126,309 +117,52 @@ def test_a_seed_survives_its_file() -> None:
     """The PEM of an event key gives the same seed back; another kind of key is refused."""
     assert seed_from_pem(seed_to_pem(SEED)) == SEED
     with pytest.raises(IdentityError):
-        seed_from_pem(CA.key_pem)
+        seed_from_pem(ROOT.key_pem)
     with pytest.raises(IdentityError):
         seed_from_pem(b"nothing")
-
-
-# --- certificates: security notes, table 4.1 -------------------------------------------------------------------------
-
-Edit = Callable[[x509.CertificateBuilder], x509.CertificateBuilder]
-
-
-def usage(**on: bool) -> x509.KeyUsage:
-    """A key usage with only these bits."""
-    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    rest = ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
-    return x509.KeyUsage(**{name: on.get(name, False) for name in (*names, *rest)})
-
-
-def san(*uris: str) -> x509.SubjectAlternativeName:
-    """Alternative names that are URIs."""
-    return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
-
-
-LEAF: dict[str, Any] = {
-    "san": (san(ID), True),
-    "eku": (x509.ExtendedKeyUsage([EVENT_SIGNING]), True),
-    "ku": (usage(digital_signature=True), True),
-}
-ROOT: dict[str, Any] = {
-    "san": (san("spiffe://mesh.example"), False),
-    "bc": (x509.BasicConstraints(ca=True, path_length=0), True),
-    "ku": (usage(key_cert_sign=True), True),
-}
-CA_NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a CA")])
-NO_NAME = x509.Name([])
-CA_KEY = ec.generate_private_key(ec.SECP256R1())
-
-
-def certify(
-    public: Any,
-    extensions: dict[str, Any],
-    *,
-    by: Any = CA_KEY,
-    subject: x509.Name = NO_NAME,
-    issuer: x509.Name = CA_NAME,
-    span: tuple[datetime, datetime] = (NOW, NOW + DAY),
-) -> bytes:
-    """Any certificate at all, DER."""
-    algorithm = None if isinstance(by, ed25519.Ed25519PrivateKey) else hashes.SHA256()
-    builder = x509.CertificateBuilder(issuer, subject, public, 7, *span)
-    for extension in filter(None, extensions.values()):
-        builder = builder.add_extension(*extension)
-    key_ids = (
-        (x509.SubjectKeyIdentifier.from_public_key(public),)
-        if "bc" in extensions and subject == CA_NAME
-        else (x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()),)
-    )
-    for key_identifier in key_ids:
-        builder = builder.add_extension(key_identifier, critical=False)
-    return builder.sign(by, algorithm).public_bytes(Encoding.DER)
-
-
-def certify_root(
-    key: Any = CA_KEY, span: tuple[datetime, datetime] = (NOW - DAY, NOW + 9 * DAY), **change: Any
-) -> bytes:
-    """A self-signed CA certificate with some extensions changed."""
-    return certify(key.public_key(), {**ROOT, **change}, by=key, subject=CA_NAME, span=span)
-
-
-def certify_leaf(key: Any = reference.KEY, **options: Any) -> bytes:
-    """A leaf under `CA_KEY` with some extensions changed."""
-    known = {name: options.pop(name) for name in ("by", "subject", "issuer", "span") if name in options}
-    return certify(key.public_key(), {**LEAF, **options}, **known)
-
-
-GOOD_ROOT = certify_root()
-MORE_USAGE = x509.ExtendedKeyUsage([EVENT_SIGNING, ExtendedKeyUsageOID.CLIENT_AUTH])
-CLIENT = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
-ANY_USAGE = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])
-UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.25.1"), b"\x05\x00")
-CONSTRAINT = x509.NameConstraints([x509.UniformResourceIdentifier("mesh.example")], None)
-DNS_CONSTRAINT = x509.NameConstraints([x509.DNSName("mesh.example")], None)
-WITH_DNS = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(ID), x509.DNSName("mesh.example")])
-ONLY_DNS = x509.SubjectAlternativeName([x509.DNSName("mesh.example")])
-OTHER_CA_KEY = ec.generate_private_key(ec.SECP256R1())
-AS_CA = {"bc": (x509.BasicConstraints(ca=True, path_length=None), True)}
-
-REFUSED_LEAVES: dict[str, Callable[[], bytes]] = {
-    "no EKU": lambda: certify_leaf(eku=None),
-    "wrong EKU": lambda: certify_leaf(eku=(CLIENT, True)),
-    "any EKU": lambda: certify_leaf(eku=(ANY_USAGE, True)),
-    "our EKU and another": lambda: certify_leaf(eku=(MORE_USAGE, True)),
-    "EKU not critical": lambda: certify_leaf(eku=(LEAF["eku"][0], False)),
-    "no key usage": lambda: certify_leaf(ku=None),
-    "key usage not critical": lambda: certify_leaf(ku=(LEAF["ku"][0], False)),
-    "key usage for certificates": lambda: certify_leaf(ku=(usage(digital_signature=True, key_cert_sign=True), True)),
-    "key usage for another thing": lambda: certify_leaf(ku=(usage(content_commitment=True), True)),
-    "no SAN": lambda: certify_leaf(san=None),
-    "SAN not critical": lambda: certify_leaf(san=(san(ID), False)),
-    "SAN not critical, with a subject": lambda: certify_leaf(
-        san=(san(ID), False), subject=x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "crm")])
-    ),
-    "two URIs": lambda: certify_leaf(san=(san(ID, ID + "2"), True)),
-    "the same URI twice": lambda: certify_leaf(san=(san(ID, ID), True)),
-    "http URI": lambda: certify_leaf(san=(san("http://mesh.example/ns/acme/sa/crm-adapter"), True)),
-    "URI of a trust domain": lambda: certify_leaf(san=(san("spiffe://mesh.example"), True)),
-    "URI of another trust domain": lambda: certify_leaf(san=(san("spiffe://other.example/ns/acme/sa/a"), True)),
-    "URI and DNS name": lambda: certify_leaf(san=(WITH_DNS, True)),
-    "DNS name": lambda: certify_leaf(san=(ONLY_DNS, True)),
-    "leaf is a CA": lambda: certify_leaf(bc=(x509.BasicConstraints(ca=True, path_length=None), True)),
-    "unknown critical extension": lambda: certify_leaf(x=(UNKNOWN, True)),
-    "name constraints in the leaf": lambda: certify_leaf(nc=(CONSTRAINT, False)),
-    "P-256 key": lambda: certify_leaf(OTHER_CA_KEY),
-    "RSA key": lambda: certify_leaf(rsa.generate_private_key(65537, 2048)),
-    "X25519-like key of small order": lambda: certify_leaf(WeakHolder(bytes(32))),
-    "outlives its issuer": lambda: certify_leaf(span=(NOW, NOW + 10 * DAY)),
-    "begins before its issuer": lambda: certify_leaf(span=(NOW - 2 * DAY, NOW + DAY)),
-    "begins after its issuer ended": lambda: certify_leaf(span=(NOW + 10 * DAY, NOW + 11 * DAY)),
-    "issued by a stranger of the same name": lambda: certify_leaf(by=OTHER_CA_KEY),
-    "issued by an unknown name": lambda: certify_leaf(issuer=NO_NAME),
-    "self-signed": lambda: certify_leaf(by=reference.KEY),
-    "not DER": lambda: b"-----BEGIN CERTIFICATE-----",
-    "cut off": lambda: certify_leaf()[:-1],
-    "one byte more": lambda: certify_leaf() + b"\0",
-    "empty": lambda: b"",
-}
-
-
-class WeakHolder:
-    """Stands where a private key stands, for a public key that no private key has."""
-
-    def __init__(self, public: bytes) -> None:
-        self._public = public
-
-    def public_key(self) -> ed25519.Ed25519PublicKey:
-        """The weak key; OpenSSL takes it."""
-        return ed25519.Ed25519PublicKey.from_public_bytes(self._public)
-
-
-def test_the_good_leaf_is_accepted() -> None:
-    """What the rows below change is accepted unchanged, from DER and from PEM roots, as first or second root."""
-    accepted = check_certificate(certify_leaf(), [*ROOTS, GOOD_ROOT])
-    pem = x509.load_der_x509_certificate(GOOD_ROOT).public_bytes(Encoding.PEM)
-    assert check_certificate(certify_leaf(), [pem]).kid == accepted.kid == reference.KID
-    assert (accepted.spiffe_id, accepted.public_key) == (ID, PUBLIC)
-    assert (accepted.not_before_ms, accepted.not_after_ms) == (NOW_MS, NOW_MS + 86_400_000)
-
-
-def test_a_leaf_may_last_exactly_as_long_as_its_issuer() -> None:
-    """Both ends of a validity belong to it."""
-    check_certificate(certify_leaf(span=(NOW - DAY, NOW + 9 * DAY)), [GOOD_ROOT])
-
-
-@pytest.mark.parametrize("name", REFUSED_LEAVES)
-def test_a_leaf_outside_the_profile_is_refused(name: str) -> None:
-    """Each certificate that differs from the profile in one thing is refused, also where stock verifiers take it."""
-    with pytest.raises((BadCertificate, WeakKey)):
-        check_certificate(REFUSED_LEAVES[name](), [GOOD_ROOT])
-
-
-@pytest.mark.parametrize("key", reference.small_order_keys(), ids=lambda key: str(key.hex()))
-def test_a_certified_weak_key_is_refused(key: bytes) -> None:
-    """A certificate over a small-order key is refused although its signature and profile are good."""
-    with pytest.raises(WeakKey):
-        Keyring([GOOD_ROOT], None).add(certify_leaf(WeakHolder(key)))
-
-
-OTHER_KINDS: dict[str, Any] = {
-    "Ed25519 CA": reference.OTHER_KEY,
-    "P-384 CA": ec.generate_private_key(ec.SECP384R1()),
-    "RSA CA": rsa.generate_private_key(65537, 2048),
-}
-REFUSED_ROOTS: dict[str, Callable[[], bytes]] = {
-    **{kind: partial(certify_root, key) for kind, key in OTHER_KINDS.items()},
-    "no CA": lambda: certify_root(bc=(x509.BasicConstraints(ca=False, path_length=None), True)),
-    "no basic constraints": lambda: certify_root(bc=None),
-    "may not sign certificates": lambda: certify_root(ku=(usage(crl_sign=True), True)),
-    "no trust domain": lambda: certify_root(san=None),
-    "two trust domains": lambda: certify_root(san=(san("spiffe://mesh.example", "spiffe://other.example"), False)),
-    "a workload's name": lambda: certify_root(san=(san(ID), False)),
-    "another trust domain": lambda: certify_root(san=(san("spiffe://other.example"), False)),
-    "http URI": lambda: certify_root(san=(san("http://mesh.example"), False)),
-    "URI name constraint": lambda: certify_root(nc=(CONSTRAINT, True)),
-    "unknown critical extension": lambda: certify_root(x=(UNKNOWN, True)),
-    "not yet valid": lambda: certify_root(span=(NOW + DAY, NOW + 9 * DAY)),
-    "expired": lambda: certify_root(span=(NOW - 9 * DAY, NOW - DAY)),
-    "no certificate": lambda: b"a root",
-    "no PEM certificate": lambda: b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED_ROOTS)
-def test_a_root_outside_the_profile_is_refused(name: str) -> None:
-    """A leaf is not accepted under a root that differs from the profile in one thing."""
-    key = OTHER_KINDS.get(name, CA_KEY)
-    with pytest.raises(BadCertificate):
-        check_certificate(certify_leaf(by=key), [REFUSED_ROOTS[name]()])
-
-
-def test_an_intermediate_is_not_followed() -> None:
-    """A leaf under a CA that the root certified is refused; where that CA is itself a root, it is accepted."""
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "between")])
-    middle = certify(OTHER_CA_KEY.public_key(), {**ROOT, **AS_CA}, subject=name)
-    leaf = certify_leaf(by=OTHER_CA_KEY, issuer=name)
-    with pytest.raises(BadCertificate):
-        check_certificate(leaf, [GOOD_ROOT])
-    check_certificate(leaf, [GOOD_ROOT, middle])
-
-
-def test_without_roots_nothing_is_believed() -> None:
-    """An empty list of roots accepts no certificate."""
-    with pytest.raises(BadCertificate):
-        check_certificate(certify_leaf(), [])
-
-
-# --- the mesh CA -----------------------------------------------------------------------------------------------------
-
-
-def test_what_the_ca_issues_is_of_the_profile() -> None:
-    """An issued certificate is accepted under the CA's root, for 24 hours, from a minute before its issue."""
-    issued = check_certificate(CA.issue(ID, PUBLIC, now_ms=NOW_MS), ROOTS)
-    assert (issued.spiffe_id, issued.public_key, issued.kid) == (ID, PUBLIC, reference.KID)
-    assert issued.not_before_ms == NOW_MS - BACKDATE_S * 1000
-    assert issued.not_after_ms == NOW_MS + 86_400_000
-
-
-def test_an_issued_certificate_holds_nothing_else() -> None:
-    """It has an empty subject and four extensions; names that a CSR might bring have no way in."""
-    made = x509.load_der_x509_certificate(CA.issue(ID, PUBLIC, now_ms=NOW_MS))
-    critical = {extension.oid._name: extension.critical for extension in made.extensions}
-    wanted = {"subjectAltName": True, "keyUsage": True, "extendedKeyUsage": True, "authorityKeyIdentifier": False}
-    assert (made.subject, critical) == (NO_NAME, wanted)
-
-
-def test_two_issues_have_two_serial_numbers() -> None:
-    """Key and time decide the serial number."""
-    ders = [CA.issue(ID, PUBLIC, now_ms=now_ms) for now_ms in (NOW_MS, NOW_MS + 1)]
-    assert len({x509.load_der_x509_certificate(der).serial_number for der in ders}) == 2
-
-
-def test_a_ca_survives_its_files() -> None:
-    """A CA read back from its two files issues under the same root."""
-    again = MeshCA.from_pem(CA.cert_pem, CA.key_pem)
-    assert again.trust_domain == "mesh.example"
-    assert check_certificate(again.issue(ID, PUBLIC, now_ms=NOW_MS), ROOTS).spiffe_id == ID
-
-
-def test_a_ca_is_not_read_from_files_that_do_not_belong_together() -> None:
-    """Another CA's key, an Ed25519 key and what is no key are refused."""
-    other = MeshCA.create("mesh.example", now_ms=NOW_MS)
-    locked = CA_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    for key in (other.key_pem, seed_to_pem(SEED), b"", locked):
-        with pytest.raises(BadCertificate):
-            MeshCA.from_pem(CA.cert_pem, key)
-    with pytest.raises(BadCertificate):
-        MeshCA.from_pem(b"", CA.key_pem)
-
-
-def test_a_ca_speaks_for_its_own_trust_domain() -> None:
-    """An id of another trust domain, or no id, is not certified; nor is a trust domain that is none."""
-    for wrong in ("spiffe://other.example/ns/acme/sa/a", "crm-adapter"):
-        with pytest.raises(BadSpiffeId):
-            CA.issue(wrong, PUBLIC, now_ms=NOW_MS)
-    with pytest.raises(BadSpiffeId):
-        MeshCA.create("mesh example", now_ms=NOW_MS)
-
-
-def test_a_certificate_never_outlives_its_ca() -> None:
-    """Towards its end a CA issues shorter certificates, and after it none."""
-    short = MeshCA.create("mesh.example", now_ms=NOW_MS, lifetime_s=3600)
-    issued = check_certificate(short.issue(ID, PUBLIC, now_ms=NOW_MS), [short.cert_pem])
-    assert issued.not_after_ms == NOW_MS + 3_600_000
-    with pytest.raises(BadCertificate):
-        short.issue(ID, PUBLIC, now_ms=NOW_MS + 3_600_000)
-    with pytest.raises(BadCertificate):
-        short.issue(ID, PUBLIC, now_ms=NOW_MS - 86_400_000)
 
 
 # --- signer ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_signer_signs_as_its_certificate_says() -> None:
-    """Signature, kid, id and validity are those of key and certificate, and no attribute shows the seed."""
-    der = CA.issue(ID, PUBLIC, now_ms=NOW_MS)
-    signer = Signer.from_seed(SEED, der)
+    """Signature, kid, id, issuer and validity are those of key and certificate, and no attribute shows the seed."""
+    chain = CA.issue(ID, PUBLIC, now_ms=NOW_MS)
+    signer = Signer.from_seed(SEED, chain)
     assert signer.sign(b"x") == reference.KEY.sign(b"x")
-    held = read_certificate(der)
-    assert (signer.kid, signer.spiffe_id, signer.certificate) == (held.kid, ID, der)
+    held = check_chain(chain, ROOTS)
+    assert (signer.kid, signer.spiffe_id, signer.issuer_kid) == (held.kid, ID, CA.kid)
+    assert (signer.certificate, held.chain) == (chain, chain)
     assert (signer.not_before_ms, signer.not_after_ms) == (held.not_before_ms, held.not_after_ms)
     assert SEED.hex() not in repr(signer)
 
 
-def test_a_signer_needs_its_own_certificate() -> None:
-    """A certificate of another key is refused before anything is signed with it."""
+def test_a_signer_under_a_root_names_no_issuer() -> None:
+    """A chain of one says nothing of who issued it; its bytes are the certificate's."""
+    leaf = split_chain(CA.issue(ID, PUBLIC, now_ms=NOW_MS))[0]
+    signer = Signer.from_seed(SEED, leaf)
+    assert (signer.issuer_kid, signer.certificate) == ("", leaf)
+
+
+@pytest.mark.parametrize("change", [b"", b"\0", b"\x30\x00"])
+def test_a_signer_needs_its_own_certificate(change: bytes) -> None:
+    """A certificate of another key, and a chain that is none, is refused before anything is signed with it."""
+    chain = CA.issue(ID, PUBLIC, now_ms=NOW_MS)
     with pytest.raises(BadCertificate):
-        Signer.from_seed(TRUST_SEED, CA.issue(ID, PUBLIC, now_ms=NOW_MS))
+        Signer.from_seed(SEED if change else TRUST_SEED, chain + change)
 
 
 # --- trust statements ------------------------------------------------------------------------------------------------
 
 
-def make_statement(epoch: int = 1, issued_ms: int = NOW_MS, **revoked: int) -> TrustStatement:
+def make_statement(epoch: int = 1, issued_ms: int = NOW_MS, tenant: str = "acme", **revoked: int) -> TrustStatement:
     """A trust statement."""
-    return TrustStatement(epoch=epoch, issued_ms=issued_ms, revoked=revoked)
+    return TrustStatement(tenant=tenant, epoch=epoch, issued_ms=issued_ms, revoked=revoked)
+
+
+def revoke(epoch: int, revoked: dict[str, int]) -> bytes:
+    """A sealed statement that revokes keys of any name."""
+    return TrustStatement(tenant="acme", epoch=epoch, issued_ms=NOW_MS, revoked=revoked).seal(TRUST_SEED)
 
 
 def envelope(payload: bytes, *, payload_type: str = "application/vnd.mesh.trust.v1", seed: bytes = TRUST_SEED) -> bytes:
@@ -443,7 +177,7 @@ def envelope(payload: bytes, *, payload_type: str = "application/vnd.mesh.trust.
 @settings(max_examples=30, deadline=None)
 def test_a_sealed_statement_opens_to_itself(epoch: int, issued_ms: int, when: int) -> None:
     """What was sealed is what is read."""
-    statement = TrustStatement(epoch=epoch, issued_ms=issued_ms, revoked={reference.KID: when})
+    statement = TrustStatement(tenant="acme", epoch=epoch, issued_ms=issued_ms, revoked={reference.KID: when})
     assert TrustStatement.open(statement.seal(TRUST_SEED), TRUST_KEY) == statement
 
 
@@ -451,13 +185,18 @@ def test_a_sealed_statement_is_a_dsse_envelope() -> None:
     """Any DSSE library reads it: payloadType, base64 payload, signatures over the pre-authentication encoding."""
     sealed = json.loads(make_statement(7).seal(TRUST_SEED))
     payload = base64.b64decode(sealed["payload"])
-    assert json.loads(payload) == {"epoch": 7, "issued_ms": NOW_MS, "revoked": {}}
+    assert json.loads(payload) == {"tenant": "acme", "epoch": 7, "issued_ms": NOW_MS, "revoked": {}}
     signature = base64.b64decode(sealed["signatures"][0]["sig"])
     assert verify_ed25519(TRUST_KEY, pae(sealed["payloadType"], payload), signature)
     assert sealed["signatures"][0]["keyid"] == key_id(TRUST_KEY)
 
 
-GOOD_PAYLOAD = b'{"epoch":1,"issued_ms":1,"revoked":{}}'
+GOOD_PAYLOAD = b'{"tenant":"acme","epoch":1,"issued_ms":1,"revoked":{}}'
+
+
+def test_the_payload_that_the_rows_change_is_good() -> None:
+    """A statement written by hand opens."""
+    assert TrustStatement.open(envelope(GOOD_PAYLOAD), TRUST_KEY) == make_statement(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -470,20 +209,24 @@ GOOD_PAYLOAD = b'{"epoch":1,"issued_ms":1,"revoked":{}}'
         envelope(GOOD_PAYLOAD).replace(b'"signatures": [{', b'"signatures": [], "x": [{'),
         envelope(GOOD_PAYLOAD).replace(b'"sig": "', b'"sig": "AAAA'),
         envelope(GOOD_PAYLOAD).replace(b'"payload": "', b'"payload": "!'),
-        envelope(b"not json"), envelope(b"[]"), envelope(b'{"epoch":1}'),
-        envelope(b'{"epoch":1,"issued_ms":1,"revoked":{},"floor":3}'),
-        envelope(b'{"epoch":-1,"issued_ms":1,"revoked":{}}'), envelope(b'{"epoch":true,"issued_ms":1,"revoked":{}}'),
-        envelope(b'{"epoch":1.5,"issued_ms":1,"revoked":{}}'), envelope(b'{"epoch":"1","issued_ms":1,"revoked":{}}'),
-        envelope(b'{"epoch":1,"issued_ms":1,"revoked":{"short":1}}'),
-        envelope(b'{"epoch":1,"issued_ms":1,"revoked":{"oFCDfYUHBYLM9zlLCYiEfA":-1}}'),
-        envelope(b'{"epoch":1,"issued_ms":1,"revoked":{"oFCDfYUHBYLM9zlLCYiEfB":1}}'),
+        envelope(b"not json"), envelope(b"[]"), envelope(b'{"tenant":"acme","epoch":1}'),
+        envelope(b'{"tenant":"acme","epoch":1,"issued_ms":1,"revoked":{},"floor":3}'),
+        envelope(GOOD_PAYLOAD.replace(b'"epoch":1', b'"epoch":-1')),
+        envelope(GOOD_PAYLOAD.replace(b'"epoch":1', b'"epoch":true')),
+        envelope(GOOD_PAYLOAD.replace(b'"epoch":1', b'"epoch":1.5')),
+        envelope(GOOD_PAYLOAD.replace(b'"epoch":1', b'"epoch":"1"')),
+        envelope(b'{"tenant":"acme","epoch":1,"issued_ms":1,"revoked":{"short":1}}'),
+        envelope(b'{"tenant":"acme","epoch":1,"issued_ms":1,"revoked":{"oFCDfYUHBYLM9zlLCYiEfA":-1}}'),
+        envelope(b'{"tenant":"acme","epoch":1,"issued_ms":1,"revoked":{"oFCDfYUHBYLM9zlLCYiEfB":1}}'),
+        envelope(GOOD_PAYLOAD.replace(b'"tenant":"acme",', b"")), envelope(GOOD_PAYLOAD.replace(b"acme", b"")),
+        envelope(GOOD_PAYLOAD.replace(b"acme", b"Acme")), envelope(GOOD_PAYLOAD.replace(b'"acme"', b"7")),
     ],
     ids=[
         "empty", "no fields", "array", "null", "not UTF-8", "deep", "large", "another key", "another type",
         "type changed",
         "no signature", "long signature", "no base64", "payload no JSON", "payload array", "payload incomplete",
         "unknown field", "negative epoch", "boolean epoch", "fractional epoch", "textual epoch", "short kid",
-        "negative time", "non-canonical kid",
+        "negative time", "non-canonical kid", "no tenant", "empty tenant", "no name of a tenant", "a number as tenant",
     ],
 )  # fmt: skip
 def test_what_is_no_trust_statement(data: bytes) -> None:
@@ -507,21 +250,41 @@ def test_a_flipped_bit_never_changes_a_statement(at: int, bit: int) -> None:
 
 
 def test_a_keyring_finds_what_was_added() -> None:
-    """An added certificate is found by its kid, once, however often it is added."""
-    keyring, der = Keyring(ROOTS, TRUST_KEY), CA.issue(ID, PUBLIC, now_ms=NOW_MS)
+    """An added certificate is found by its kid, once, however often it is added, with its chain."""
+    keyring, chain = Keyring(ROOTS, TRUST_KEY), CA.issue(ID, PUBLIC, now_ms=NOW_MS)
     assert keyring.find(reference.KID) is None
-    added = keyring.add(der)
-    assert keyring.add(der) == added == keyring.find(reference.KID) == keyring.find(reference.KID, 0)
-    assert len(keyring._certificates[reference.KID]) == 1
+    added = keyring.add(chain)
+    assert keyring.add(chain) == added == keyring.find(reference.KID) == keyring.find(reference.KID, 0)
+    assert keyring.certificates() == [added]
+    assert (added.chain, added.issuer_kid) == (chain, CA.kid)
+
+
+def test_a_certificate_signed_twice_is_kept_once() -> None:
+    """ECDSA has many signatures for one content: a stranger cannot fill the keyring with variants."""
+    keyring = Keyring(ROOTS, TRUST_KEY)
+    chains = {CA.issue(ID, PUBLIC, now_ms=NOW_MS) for _ in range(3)}
+    assert len(chains) == 3
+    for chain in chains:
+        keyring.add(chain)
+    assert len(keyring.certificates()) == 1
 
 
 def test_a_keyring_takes_only_what_its_roots_issued() -> None:
-    """A certificate of another CA stays out, one of the same name and trust domain too."""
+    """A certificate of another CA stays out, one of the same trust domain too."""
     other = MeshCA.create("mesh.example", now_ms=NOW_MS)
     keyring = Keyring(ROOTS, TRUST_KEY)
     with pytest.raises(BadCertificate):
         keyring.add(other.issue(ID, PUBLIC, now_ms=NOW_MS))
     assert keyring.find(reference.KID) is None
+
+
+def test_a_keyring_of_two_roots_takes_what_either_issued() -> None:
+    """While a root is replaced, the old one's certificates stand beside the new one's, from one PEM file."""
+    other = MeshCA.create("mesh.example", now_ms=NOW_MS)
+    keyring = Keyring([ROOT.cert_pem + other.root_pem], TRUST_KEY)
+    keyring.add(CA.issue(ID, PUBLIC, now_ms=NOW_MS))
+    keyring.add(other.issue(ID, OTHER_PUBLIC, now_ms=NOW_MS))
+    assert {certificate.kid for certificate in keyring.certificates()} == {reference.KID, key_id(OTHER_PUBLIC)}
 
 
 def test_one_key_belongs_to_one_workload() -> None:
@@ -536,13 +299,109 @@ def test_one_key_belongs_to_one_workload() -> None:
 @pytest.mark.parametrize("order", [1, -1], ids=["older first", "newer first"])
 def test_a_renewal_of_the_same_key_keeps_both_validities(order: int) -> None:
     """Where a key was certified twice, each time of signing finds the certificate that covered it."""
-    keyring, later_ms = Keyring(ROOTS, TRUST_KEY), NOW_MS + 10 * 86_400_000
+    keyring, later_ms = Keyring(ROOTS, TRUST_KEY), NOW_MS + 10 * DAY_MS
     older, newer = (CA.issue(ID, PUBLIC, now_ms=now_ms) for now_ms in (NOW_MS, later_ms))
-    for der in (older, newer)[::order]:
-        keyring.add(der)
-    found = {at: keyring.find(reference.KID, at) for at in (None, NOW_MS, later_ms, NOW_MS + 5 * 86_400_000)}
-    ders = {at: certificate.der for at, certificate in found.items() if certificate is not None}
-    assert ders == {None: newer, NOW_MS: older, later_ms: newer, NOW_MS + 5 * 86_400_000: newer}
+    for chain in (older, newer)[::order]:
+        keyring.add(chain)
+    found = {at: keyring.find(reference.KID, at) for at in (None, NOW_MS, later_ms, NOW_MS + 5 * DAY_MS)}
+    chains = {at: certificate.chain for at, certificate in found.items() if certificate is not None}
+    assert chains == {None: newer, NOW_MS: older, later_ms: newer, NOW_MS + 5 * DAY_MS: newer}
+
+
+def test_a_keyring_forgets_what_ended_long_ago() -> None:
+    """Certificates that ended before a time are dropped, the rest stays, also of the same key."""
+    keyring, later_ms = Keyring(ROOTS, TRUST_KEY), NOW_MS + 10 * DAY_MS
+    for key, now_ms in ((PUBLIC, NOW_MS), (PUBLIC, later_ms), (OTHER_PUBLIC, NOW_MS)):
+        keyring.add(CA.issue(ID, key, now_ms=now_ms))
+    keyring.forget(NOW_MS + DAY_MS)
+    assert len(keyring.certificates()) == 3
+    keyring.forget(NOW_MS + DAY_MS + 1)
+    assert [certificate.kid for certificate in keyring.certificates()] == [reference.KID]
+    assert keyring.find(key_id(OTHER_PUBLIC)) is None
+
+
+# --- revocation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("revoked", "from_ms"),
+    [
+        ({}, None),
+        ({reference.KID: 5}, 5),
+        ({CA.kid: 7}, 7),
+        ({reference.KID: 5, CA.kid: 7}, 5),
+        ({reference.KID: 9, CA.kid: 7}, 7),
+        ({reference.KID: 0}, 0),
+        ({reference.KID: 0, CA.kid: 7}, 0),
+        ({NEXT_CA.kid: 7, key_id(OTHER_PUBLIC): 5, ROOT.kid: 1}, None),
+    ],
+    ids=["nobody", "key", "issuer", "key first", "issuer first", "from the beginning", "both", "others"],
+)
+def test_a_key_is_revoked_by_its_name_or_its_issuers(revoked: dict[str, int], from_ms: int | None) -> None:
+    """The earlier of both times counts; keys of others and other CAs change nothing."""
+    keyring = Keyring(ROOTS, TRUST_KEY)
+    certificate = keyring.add(CA.issue(ID, PUBLIC, now_ms=NOW_MS))
+    keyring.apply(revoke(1, revoked))
+    assert keyring.revoked_from(reference.KID) == from_ms
+    assert keyring.refused_from(certificate) == from_ms
+
+
+def test_a_key_that_nobody_knows_can_be_revoked() -> None:
+    """A kid is revoked by its name before its certificate arrives."""
+    keyring = Keyring(ROOTS, TRUST_KEY)
+    keyring.apply(revoke(1, {reference.KID: 5}))
+    assert (keyring.revoked_from(reference.KID), keyring.revoked_from(key_id(OTHER_PUBLIC))) == (5, None)
+
+
+def test_a_root_that_issued_a_leaf_itself_is_its_issuer() -> None:
+    """Where the anchor signed the certificate, the anchor's kid revokes it."""
+    keyring = Keyring([CA.cert_pem], TRUST_KEY)
+    keyring.add(split_chain(CA.issue(ID, PUBLIC, now_ms=NOW_MS))[0])
+    keyring.apply(revoke(1, {CA.kid: 7}))
+    assert keyring.revoked_from(reference.KID) == 7
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_issuers_the_one_in_force_counts(order: int) -> None:
+    """A key that a good CA certified too does not fall with the revoked one."""
+    keyring = Keyring(ROOTS, TRUST_KEY)
+    chains = [ca.issue(ID, PUBLIC, now_ms=NOW_MS + late) for ca, late in ((CA, 60_000), (NEXT_CA, 0))]
+    for chain in chains[::order]:
+        keyring.add(chain)
+    for epoch, revoked, issuer, from_ms in (
+        (1, {CA.kid: 7}, NEXT_CA, None),
+        (2, {NEXT_CA.kid: 7}, CA, None),
+        (3, {CA.kid: 7, NEXT_CA.kid: 9}, NEXT_CA, 9),
+        (4, {CA.kid: 7, reference.KID: 3}, NEXT_CA, 3),
+    ):
+        keyring.apply(revoke(epoch, revoked))
+        assert getattr(keyring.find(reference.KID, NOW_MS), "issuer_kid", None) == issuer.kid
+        assert keyring.revoked_from(reference.KID) == from_ms
+
+
+def test_the_revision_rises_with_other_revocations_alone() -> None:
+    """A statement that revokes the same, from the same times, is no news; more, fewer and other times are."""
+    keyring = Keyring(ROOTS, TRUST_KEY)
+    seen = []
+    for epoch, revoked in enumerate(
+        [{}, {}, {reference.KID: 5}, {reference.KID: 5}, {reference.KID: 6}, {reference.KID: 6, CA.kid: 6}, {}]
+    ):
+        keyring.apply(revoke(epoch + 1, revoked))
+        seen.append(keyring.revision)
+    assert seen == [0, 0, 1, 1, 2, 3, 4]
+    with pytest.raises(TrustRollback):
+        keyring.apply(revoke(1, {CA.kid: 1}))
+    assert keyring.revision == 4
+
+
+def test_a_statement_of_another_tenant_is_refused() -> None:
+    """What the trust key said for one tenant does not pass in another, however new it is."""
+    keyring = Keyring(ROOTS, TRUST_KEY, tenant="acme")
+    applied = keyring.apply(make_statement(1).seal(TRUST_SEED))
+    with pytest.raises(BadTrustStatement):
+        keyring.apply(make_statement(2, tenant="umbrella", oFCDfYUHBYLM9zlLCYiEfA=5).seal(TRUST_SEED))
+    assert (keyring.statement, keyring.revoked_from(reference.KID)) == (applied, None)
+    Keyring(ROOTS, TRUST_KEY).apply(make_statement(2, tenant="umbrella").seal(TRUST_SEED))
 
 
 def test_an_epoch_must_rise() -> None:

@@ -310,6 +310,37 @@ def test_workloads_and_owners_are_changes_too() -> None:
     ]
 
 
+STRICT = "{staleness: strict}"
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "expected"),
+    [
+        (STRICT, "{}", ("widened", "strict: 1 min", "grace: 60 min")),
+        ("{}", "{grace: 24h}", ("widened", "grace: 60 min", "grace: 1440 min")),
+        ("{grace: 2h}", "{grace: 1h}", ("narrowed", "grace: 120 min", "grace: 60 min")),
+        ("{}", STRICT, ("narrowed", "grace: 60 min", "strict: 1 min")),
+        ("{}", "{staleness: grace, grace: 60m}", None),
+    ],
+)
+def test_how_long_old_trust_is_relied_on_is_a_change(was: str, now: str, expected: tuple[str, str, str] | None) -> None:
+    """Longer is wider, whichever key says it; the Tenant's owner must agree, and nobody reads anything else."""
+
+    def short(text: str) -> str:
+        return text.replace("delivery pauses once trust statements are ", "").removesuffix(" old")
+
+    old, new = (plans(base=BASE | {"tenant.yaml": BASE["tenant.yaml"] + f"  trust: {text}\n"}) for text in (was, now))
+    found = compare(old, new, NOW_MS)
+    told_now = [(c.kind, c.what, c.who, short(c.before), short(c.after), c.owners) for c in found.changes]
+    if expected is None:
+        assert told_now == []
+    else:
+        kind, before, after = expected
+        assert told_now == [(kind, "trust", "acme", before, after, ("security",))]
+        assert found.widens == (kind == "widened")
+    assert found.narrowed_teams == frozenset()
+
+
 def test_an_agent_that_moves_reads_as_another_team() -> None:
     """Nobody's rights are other rights, and yet a workload reads what it did not."""
     tenant = BASE["tenant.yaml"]

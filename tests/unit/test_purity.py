@@ -16,13 +16,16 @@ from tests.conftest import ROOT
 # of these imports has to stand here too.
 PURE = {
     "mesh.audit", "mesh.audit_check", "mesh.audit_fold",
+    "mesh.authorities", "mesh.ca", "mesh.enrolment", "mesh.trust_statement",
     "mesh.attributes", "mesh.certificates", "mesh.content", "mesh.deadletters", "mesh.delivery", "mesh.errors",
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.inbound", "mesh.journey", "mesh.jsontext",
     "mesh.keys",
-    "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.statements", "mesh.subjects",
+    "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.staleness", "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
-    "mesh.jetstream.sealing", "mesh.jetstream.transition", "mesh.jetstream.window", "mesh.jetstream.wire",
+    "mesh.jetstream.refusals", "mesh.jetstream.sealing",
+    "mesh.jetstream.transition", "mesh.jetstream.window", "mesh.jetstream.wire",
+    "mesh.jetstream.excess", "mesh.jetstream.imports", "mesh.jetstream.rights",
     "mesh.policy",  # and everything below it
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",

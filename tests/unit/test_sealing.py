@@ -31,6 +31,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[str, str, bytes]]] = []
+        self.kid = ""
         self.former = Former()
         self.sealer = Sealer(
             self.seal,
@@ -40,9 +41,10 @@ class Bench:
         )
 
     def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
-        """`<batch>:<index>` for each."""
+        """`<batch>:<index>` for each; behind `1.<kid>.` where it matters which key seals."""
         self.batches.append(list(items))
-        return [f"{len(self.batches)}:{i}" for i in range(len(items))]
+        start = f"1.{self.kid}." if self.kid else ""
+        return [f"{start}{len(self.batches)}:{i}" for i in range(len(items))]
 
     def sent(self, items: list[Outgoing], now_ms: int) -> list[tuple[str, str, str | None]]:
         """Reply, id and signature of each frame that `frames` makes."""
@@ -145,6 +147,79 @@ def test_admitting_is_all_or_nothing(fault: str) -> None:
 
 def _fail(_: Sequence[tuple[str, str, bytes]]) -> list[str]:
     raise UnknownKey("no key")
+
+
+# --- a key that is revoked -------------------------------------------------------------------------------------------
+
+
+def test_what_a_revoked_key_sealed_goes_out_anew() -> None:
+    """From the cut on no ack of such a copy counts: the next generation, sealed by the next key. Others stay."""
+    bench = Bench()
+    old, young = item(name="old"), item(name="young")
+    bench.kid = "k1"
+    bench.sealer.admit([old], [old], START_MS)
+    bench.kid = "k2"
+    bench.sealer.admit([young], [young], START_MS)
+    assert bench.sealer.distrust("k1") == [old]
+    assert [bench.sealer.ack_counts(each, START_MS) for each in (old, young)] == [False, True]
+    sent = bench.sent([old, young], START_MS + 1)
+    assert [each[1:] for each in sent] == [("old.1", "1.k2.3:0"), ("young.0", "1.k2.2:0")]
+    assert bench.sealer.ack_counts(old, START_MS + 1)
+    assert (bench.sealer.new_ids, old.kids) == (1, ("k2",))
+
+
+@pytest.mark.parametrize("revoked", ["k1", "k2"])
+def test_every_key_that_sealed_under_an_id_counts(revoked: str) -> None:
+    """Sealed anew by the next key under the same id: the stream may hold either copy, so each key can spoil it."""
+    bench = Bench()
+    only = item()
+    bench.kid = "k1"
+    bench.sealer.admit([only], [only], START_MS)
+    bench.kid = "k2"
+    later_ms = START_MS + RESIGN_AFTER_MS + 1
+    assert bench.sent([only], later_ms)[0][1:] == ("1.0", "1.k2.2:0")
+    bench.sealer.distrust(revoked)
+    assert not bench.sealer.ack_counts(only, later_ms)
+
+
+def test_an_event_that_was_not_sent_is_under_no_key() -> None:
+    """It was never sealed, so there is nothing to send anew, and its first signature is the next key's."""
+    bench = Bench()
+    waits = item()
+    bench.kid = "k1"
+    bench.sealer.admit([waits], [], START_MS)
+    assert bench.sealer.distrust("k1") == []
+    bench.kid = "k2"
+    assert bench.sent([waits], START_MS)[0][1:] == ("1.0", "1.k2.1:0")
+
+
+@pytest.mark.parametrize("revoked", ["k1", "k2"])
+def test_of_two_submissions_at_once_each_ones_key_is_remembered(revoked: str) -> None:
+    """Both were in flight when they were given up: the stream may hold either copy."""
+    bench = Bench()
+    both = [item(), item()]
+    for each, bench.kid in zip(both, ("k1", "k2"), strict=True):
+        bench.sealer.admit([each], [each], START_MS)
+    for each in both:
+        bench.former.given_up(each)
+    bench.sealer.distrust(revoked)
+    again = item()
+    assert read(bench.sealer.admit([again], [again], START_MS))[0][1] == "1.1"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_revoked_key_is_remembered_of_an_event_that_was_given_up(times: int) -> None:
+    """The caller who posts it again gets no `duplicate` of a copy that may have been stored after the cut."""
+    bench = Bench()
+    for bench.kid in ("k1", "k2")[:times]:
+        first = item()
+        bench.sealer.admit([first], [first], START_MS)
+        bench.former.given_up(first)
+        bench.sealer.forget(first)
+    bench.sealer.distrust("k1")
+    bench.kid = "k3"
+    again = item()
+    assert read(bench.sealer.admit([again], [again], START_MS + 1))[0][1] == "1.1"
 
 
 # --- the same event, submitted again ---------------------------------------------------------------------------------

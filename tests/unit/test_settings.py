@@ -49,6 +49,13 @@ def test_everything_can_come_from_the_environment() -> None:
         (NAMED + "http_host = '0.0.0.0'", {}, "loopback"),
         (NAMED + "http_host = 'localhost'", {}, "IP address"),
         (NAMED + "log_level = 'loud'", {}, "one of debug"),
+        (NAMED + "event_key_file = 'event.key'", {}, "event_key_file without event_cert_file"),
+        (NAMED, {"MESH_AGENT_EVENT_CERT_FILE": "event.crt"}, "event_cert_file without event_key_file"),
+        (
+            NAMED + "nats_ca_file = 'ca'\nnats_key_file = 'key'",
+            {},
+            "nats_ca_file and nats_key_file without nats_cert_file",
+        ),
         (NAMED + "max_batch_events = 9000", {}, "never be admitted"),
         (NAMED + "[webhooks.github]\nprovider = 'gitlab'\nsecret_files = ['s']", {}, "one of github"),
         (NAMED + "[webhooks.github]\nprovider = 'github'\nsecret_files = []", {}, "one file, or two"),

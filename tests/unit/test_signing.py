@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mesh.signing
+from mesh.ca import RootCA
 from mesh.errors import (
     BadEnvelope,
     BadSignature,
@@ -22,7 +23,7 @@ from mesh.errors import (
     PublisherNotAllowed,
     VerificationError,
 )
-from mesh.identity import Certificate, Keyring, MeshCA, Signer, TrustStatement, key_id
+from mesh.identity import Certificate, Keyring, Signer, TrustStatement, key_id
 from mesh.keys import SpiffeId
 from mesh.merkle import Climber
 from mesh.signing import (
@@ -45,7 +46,8 @@ BAD = json.loads((reference.HERE / "bad_signatures.json").read_text())
 BASE: dict[str, Any] = BAD["base"]
 TRUST_SEED = bytes(reversed(range(100, 132)))
 TRUST_KEY = Ed25519PrivateKey.from_private_bytes(TRUST_SEED).public_key().public_bytes_raw()
-CA = MeshCA.create("mesh.example", now_ms=reference.NOT_BEFORE_MS - 86_400_000)
+ROOT = RootCA.create("mesh.example", now_ms=reference.NOT_BEFORE_MS - 86_400_000)
+CA = ROOT.issue_ca(now_ms=reference.NOT_BEFORE_MS - 86_400_000)
 
 
 def issue(row: dict[str, Any]) -> bytes:
@@ -57,14 +59,14 @@ def issue(row: dict[str, Any]) -> bytes:
 
 def keyring_for(row: dict[str, Any]) -> Keyring:
     """A keyring that trusts what a row says; a key that no CA certifies is not in it."""
-    keyring = Keyring([CA.cert_pem], TRUST_KEY)
+    keyring = Keyring([ROOT.cert_pem], TRUST_KEY)
     try:
         certificate = keyring.add(issue(row))
     except mesh.errors.WeakKey:
         return keyring
     assert (certificate.not_before_ms, certificate.not_after_ms) == (row["notBeforeMs"], row["notAfterMs"])
     revoked = {} if row["revokedFromMs"] is None else {certificate.kid: row["revokedFromMs"]}
-    keyring.apply(TrustStatement(epoch=1, issued_ms=0, revoked=revoked).seal(TRUST_SEED))
+    keyring.apply(TrustStatement(tenant="acme", epoch=1, issued_ms=0, revoked=revoked).seal(TRUST_SEED))
     return keyring
 
 
@@ -432,12 +434,23 @@ def test_a_revocation_reaches_cached_roots() -> None:
     keyring = keyring_for(BASE)
     verifier = Verifier(keyring, lambda *_: True)
     verifier.verify(received(BASE))
-    newer = TrustStatement(epoch=2, issued_ms=0, revoked={reference.KID: reference.STREAM_MS})
+    newer = TrustStatement(tenant="acme", epoch=2, issued_ms=0, revoked={reference.KID: reference.STREAM_MS})
     keyring.apply(newer.seal(TRUST_SEED))
     with pytest.raises(KeyRevoked):
         verifier.verify(received(BASE))
     earlier = {**BASE, "streamMs": reference.STREAM_MS - 1}
     verifier.verify(received(earlier))
+
+
+def test_revoking_the_mesh_ca_refuses_what_it_certified() -> None:
+    """V8 asks for the issuer's kid too: from the cut on, no event under a certificate of that CA is accepted."""
+    keyring = keyring_for(BASE)
+    newer = TrustStatement(tenant="acme", epoch=2, issued_ms=0, revoked={CA.kid: reference.STREAM_MS})
+    keyring.apply(newer.seal(TRUST_SEED))
+    verifier = Verifier(keyring, lambda *_: True)
+    with pytest.raises(KeyRevoked):
+        verifier.verify(received(BASE))
+    verifier.verify(received({**BASE, "streamMs": reference.STREAM_MS - 1}))
 
 
 def test_without_a_tenant_any_is_taken() -> None:
@@ -449,7 +462,7 @@ def test_without_a_tenant_any_is_taken() -> None:
 @pytest.mark.parametrize("key", reference.small_order_keys(), ids=lambda key: str(key.hex()))
 def test_a_weak_key_verifies_nothing_even_if_trusted(key: bytes) -> None:
     """Were a small-order key in the trust store, its fixed signature would still not be accepted."""
-    keyring, kid = Keyring([CA.cert_pem], TRUST_KEY), key_id(key)
+    keyring, kid = Keyring([ROOT.cert_pem], TRUST_KEY), key_id(key)
     first, last = reference.NOT_BEFORE_MS, reference.NOT_AFTER_MS
     keyring._certificates[kid] = (Certificate(kid, SpiffeId(reference.SPIFFE_ID), key, first, last, b""),)
     weak = next(row for row in BAD["rows"] if row["name"] == f"weak key: {key.hex()}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
 from mesh.jetstream.outgoing import NEVER, Outgoing
-from mesh.jetstream.window import WITNESS_AFTER, Lane, Rules
+from mesh.jetstream.window import NO_CONNECTION, WITNESS_AFTER, Lane, Rules
 
 RULES = Rules()
 A, B = "ev.local.clear.s00.crm.a.v1", "ev.local.clear.s00.crm.b.v1"
@@ -29,7 +30,7 @@ class Bench:
 
     def __init__(self, *, online: bool = True) -> None:
         self.now = 100.0
-        self.lane = Lane("EV", RULES, online=online, now=self.now)
+        self.lane = Lane("EV", RULES, offline="" if online else NO_CONNECTION, now=self.now)
         self.sent: list[Outgoing] = []
         self.failed: list[tuple[Outgoing, MeshError]] = []
         self.witnesses: list[str] = []
@@ -172,6 +173,17 @@ def test_a_lost_connection_stops_everything_until_the_next() -> None:
     bench.lane.online(bench.now)
     assert bench.pass_time(0.0) == [items[0]]
     assert bench.ack(items[0]) == [items[1], items[2], waiting]
+
+
+@pytest.mark.parametrize("because", [NO_CONNECTION, "trust was not read since the connect"])
+def test_what_is_given_up_offline_says_why(because: str) -> None:
+    """A lane that is held says so; one without a connection says that."""
+    bench = Bench()
+    bench.lane.offline(because)
+    bench.submit(item())
+    assert bench.pass_time(RULES.give_up_s) == []
+    [(_, error)] = bench.failed
+    assert error.got == because
 
 
 def test_a_lane_born_offline_waits() -> None:

@@ -6,7 +6,6 @@ Exit codes: 0 yes; 1 no (the policies' own tests fail, somebody does not run wha
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +16,10 @@ from rich.markup import escape
 from mesh.cli.author import author
 from mesh.cli.events import ContextOption, TenantOption
 from mesh.cli.operator import operator_connection
-from mesh.cli.output import NO, command, console, errors, fail, print_json, print_table
+from mesh.cli.output import NO, command, console, fail, print_json, print_table
 from mesh.cli.policy.diffing import diff_as_dict, print_diff
 from mesh.cli.policy.options import DEFAULT_POLICIES, JsonOption, PoliciesOption, PolicyCommand, now_ms, tenant_of
-from mesh.cli.policy.request import ask
+from mesh.cli.policy.request import ask, progress
 from mesh.cli.session import operator_session
 from mesh.control.door import pack
 from mesh.errors import MeshError, PolicyTestsFailed
@@ -30,8 +29,6 @@ from mesh.policy.trial import plans_of
 from mesh.policy_files import PolicyFiles, read_policies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mesh.jetstream.connection import Connection
     from mesh.policy.diff import Diff
 
@@ -180,25 +177,8 @@ def _only(tenants: tuple[str, ...]) -> str | None:
 
 
 async def _ask(connection: Connection, verb: str, body: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    with _progress(connection, quiet=quiet) as inbox:
+    with progress(connection, _STEPS, quiet=quiet) as inbox:
         return await ask(connection, verb, {**body, "progress": inbox}, timeout_s=APPLY_S)
-
-
-@contextmanager
-def _progress(connection: Connection, *, quiet: bool) -> Iterator[str]:
-    """An inbox whose messages are steps; each is said as it begins."""
-    inbox = connection.new_inbox()
-
-    def said(_subject: str, _reply: str, _headers: bytes | None, data: bytes) -> None:
-        step = data.decode(errors="replace")
-        if not quiet:
-            errors.print(f"[dim]  {escape(_STEPS.get(step, step))}[/]")
-
-    listener = connection.listen(inbox, said)
-    try:
-        yield inbox
-    finally:
-        listener.close()
 
 
 # --- printing --------------------------------------------------------------------------------------------------------

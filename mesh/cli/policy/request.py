@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from rich.markup import escape
 
+from mesh.cli.output import errors
 from mesh.errors import MeshError, Unavailable, catalogue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from mesh.jetstream.connection import Connection
 
 ANSWER_S = 30.0  # for what the control plane does while somebody waits at a terminal
@@ -18,14 +23,15 @@ _SAID = ("code", "message", "expected", "got", "next")
 
 
 async def ask(
-    connection: Connection, verb: str, body: dict[str, Any], *, timeout_s: float = ANSWER_S
+    connection: Connection, verb: str, body: dict[str, Any], *, noun: str = "policy", timeout_s: float = ANSWER_S
 ) -> dict[str, Any]:
-    """Send `ctl.policy.<verb>` and return the answer.
+    """Send `ctl.<noun>.<verb>` and return the answer.
 
     Args:
         connection: With the control plane's credentials in the tenant's account.
         verb: Of the door, such as `status`.
         body: Sent as JSON.
+        noun: Which of the control plane's doors.
         timeout_s: For the answer.
 
     Raises:
@@ -33,7 +39,7 @@ async def ask(
         Unavailable: No control plane runs, or it did not answer in time.
     """
     try:
-        reply = await connection.request(f"ctl.policy.{verb}", msgspec.json.encode(body), timeout_s=timeout_s)
+        reply = await connection.request(f"ctl.{noun}.{verb}", msgspec.json.encode(body), timeout_s=timeout_s)
     except Unavailable as error:
         if error.details.get("reason") != "no-responders":
             raise
@@ -46,6 +52,29 @@ async def ask(
     if problem := answer.get("error"):
         raise problem_error(problem)
     return answer
+
+
+@contextmanager
+def progress(connection: Connection, steps: Mapping[str, str], *, quiet: bool) -> Iterator[str]:
+    """An inbox whose messages are names of steps; each is said on standard error as it begins, in the words of *steps*.
+
+    Args:
+        connection: That the request goes out on.
+        steps: What to say, by name.
+        quiet: Say nothing.
+    """
+    inbox = connection.new_inbox()
+
+    def said(_subject: str, _reply: str, _headers: bytes | None, data: bytes) -> None:
+        step = data.decode(errors="replace")
+        if not quiet:
+            errors.print(f"[dim]  {escape(steps.get(step, step))}[/]")
+
+    listener = connection.listen(inbox, said)
+    try:
+        yield inbox
+    finally:
+        listener.close()
 
 
 def problem_error(problem: dict[str, Any]) -> MeshError:

@@ -1,0 +1,104 @@
+"""Who lost the mesh's trust as a workload or as a NATS user, of one tenant: a file of the control plane's own.
+
+Keys of events are revoked in the trust statement. This is the other half: a workload that is barred gets no certificate
+and no connection, and a NATS user that was replaced or stolen connects no more, whatever the server's store says.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mesh.control.datadir import write_private
+from mesh.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    barred: tuple[str, ...] = ()
+    users: dict[str, dict[str, int]] = {}
+
+
+class Standing:
+    """The barred workloads and the revoked NATS users of one tenant. Saved whole at each change.
+
+    Args:
+        file: Where; it need not be there yet.
+
+    Raises:
+        ConfigError: The file cannot be read. Nobody barred is not a guess to make.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        state = _read(file)
+        self._barred = frozenset(state.barred)
+        self._users = {workload: dict(users) for workload, users in state.users.items()}
+
+    @property
+    def barred(self) -> frozenset[str]:
+        """Workloads (an agent's name, or `team-<team>`) that get no certificate and no connection."""
+        return self._barred
+
+    @property
+    def users(self) -> Mapping[str, Mapping[str, int]]:
+        """By workload: public keys of NATS users, each with the Unix second up to which its credentials are refused."""
+        return MappingProxyType(self._users)
+
+    def bar(self, workload: str) -> None:
+        """Refuse *workload* from here on.
+
+        Raises:
+            ConfigError: It cannot be saved; then nothing changed.
+        """
+        self._save(self._barred | {workload}, self._users)
+
+    def admit(self, workload: str) -> None:
+        """Take *workload* back; its revoked users stay revoked.
+
+        Raises:
+            ConfigError: As for `bar`.
+        """
+        self._save(self._barred - {workload}, self._users)
+
+    def revoke_user(self, workload: str, public: str, at_s: int) -> None:
+        """Refuse a NATS user of *workload* with credentials made at *at_s* (Unix seconds) or before.
+
+        Raises:
+            ConfigError: As for `bar`.
+        """
+        users = {name: dict(held) for name, held in self._users.items()}
+        of_workload = users.setdefault(workload, {})
+        of_workload[public] = max(at_s, of_workload.get(public, 0))
+        self._save(self._barred, users)
+
+    def _save(self, barred: frozenset[str], users: dict[str, dict[str, int]]) -> None:
+        state = _State(tuple(sorted(barred)), users)
+        try:
+            write_private(self._file, msgspec.json.format(msgspec.json.encode(state, order="sorted"), indent=2) + b"\n")
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file} cannot be written: {error.strerror}",
+                expected="room and the right to write it",
+                next="make room, then ask again; nothing was changed",
+            ) from error
+        self._barred, self._users = barred, users
+
+
+def _read(file: Path) -> _State:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_State)
+    except FileNotFoundError:
+        return _State()
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file} does not say who is barred",
+            expected="the file as the control plane wrote it",
+            got=type(error).__name__,
+            next="restore it from a backup; without it every revoked workload would be back",
+        ) from error

@@ -1,0 +1,290 @@
+"""What everybody in one tenant verifies by: certificates, and the signed statement of whose keys are revoked.
+
+    cert.<kid>   a certificate followed by its issuer, DER
+    trust        the statement: tenant, epoch, when, and from which stream time on each revoked key is refused
+
+They lie in the KV bucket `mesh_trust`. A copy of our own lies beside the control plane's keys: the statement, and every
+certificate that has not ended. So a store that was lost, altered or restored from an old backup neither takes a
+revocation back nor hides a key from whoever revokes what a workload holds; it is put right at the next start.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import anyio
+
+from mesh import logs
+from mesh.certificates import check_chain
+from mesh.control import trust_upkeep
+from mesh.control.reconcile import notice, now_ms
+from mesh.control.stored_certificates import StoredCertificates, taken
+from mesh.control.trust_copies import TrustCopies
+from mesh.errors import BadCertificate, BadTrustStatement, ConfigError, RequestFailed, TooLarge
+from mesh.identity import MAX_TRUST_BYTES
+from mesh.jetstream.store import KeyValue
+from mesh.watch import TRUST_BUCKET, TRUST_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mesh.control.trust import Authority
+    from mesh.identity import TrustStatement
+    from mesh.jetstream.connection import Connection
+    from mesh.keys import Certificate
+
+DAY_MS = 86_400_000
+KEEP_MS = 31 * DAY_MS  # after a certificate's end: dead letters live 30 days, events 7
+UNKNOWN_MS = 2 * 366 * DAY_MS  # after the time a key is revoked from, without its certificate: a CA lives for a year
+
+log = logs.get("control")
+
+
+class TrustStore:
+    """The trust store of one tenant. No workload can write it; this object is its only writer.
+
+    Args:
+        connection: The control plane's, in the tenant account.
+        authority: Signs statements, and has the roots that certificates are checked against.
+        tenant: Whose; a statement of another tenant is none here.
+        file: Our own copy of the statement in force; those of the certificates go into a directory beside it.
+    """
+
+    def __init__(self, connection: Connection, authority: Authority, tenant: str, file: Path) -> None:
+        self.tenant = tenant
+        self._connection = connection
+        self._store = KeyValue(connection, TRUST_BUCKET)
+        self._stored = StoredCertificates(connection, authority, tenant)
+        self._authority = authority
+        self._copies = TrustCopies(file, authority, tenant)
+        self._epoch = 0
+        self._issued_ms = 0
+        self._revoked: dict[str, int] = {}
+        self._present: dict[str, Certificate] = {}
+        self._lock = anyio.Lock()
+
+    @property
+    def epoch(self) -> int:
+        """Of the last statement; 0 before the first."""
+        return self._epoch
+
+    @property
+    def issued_ms(self) -> int:
+        """When it was issued, Unix milliseconds; 0 before the first of this process."""
+        return self._issued_ms
+
+    @property
+    def revoked(self) -> Mapping[str, int]:
+        """By key id: the stream time (Unix ms) from which on its events are refused."""
+        return MappingProxyType(self._revoked)
+
+    def present(self, at_ms: int) -> list[Certificate]:
+        """Every certificate that has not ended at *at_ms*, whatever the broker shows; those being published too."""
+        return [held for held in self._present.values() if held.not_after_ms > at_ms]
+
+    # --- start -------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Take up what is in force, put the store right from our own copy, and issue the first statement.
+
+        The bucket has to be there: see `Enforcer.foundation`.
+
+        Raises:
+            BadTrustStatement: Our own copy is not what we wrote.
+            ConfigError: A copy cannot be read or written.
+            RequestFailed, Unavailable: The store refused or does not answer.
+        """
+        ours = await self._copies.statement()
+        entry = await self._store.get(TRUST_KEY)
+        theirs = None if entry is None else self._opened(entry.value)
+        for statement in (ours, theirs):
+            if statement is not None:
+                self._epoch = max(self._epoch, statement.epoch)
+                self._revoked = earliest(self._revoked, statement.revoked)
+        if ours is not None and (theirs is None or earliest(theirs.revoked, ours.revoked) != theirs.revoked):
+            stored = 0 if theirs is None else theirs.epoch
+            log.error("trust_statement_put_back", tenant=self.tenant, epoch=ours.epoch, stored_epoch=stored)
+        await self._open_certificates()
+        await self.statement()
+
+    def _opened(self, data: bytes) -> TrustStatement | None:
+        try:
+            return self._copies.opened(data)
+        except BadTrustStatement as error:  # ours is the only trust key: what is there is not ours
+            log.error("trust_statement_replaced", tenant=self.tenant, code=error.code, error=error.message)
+            return None
+
+    async def _open_certificates(self) -> None:
+        stored = await self._stored.kids()
+        if await self._copies.make_room():  # the first start, or that of a mesh which kept no copies yet
+            for kid in stored:
+                held = await self.certificate(kid)
+                if held is not None and held.not_after_ms > now_ms():
+                    await self._copies.keep_certificate(held)
+        self._present.update({held.kid: held for held in await self._copies.certificates(now_ms())})
+        missing = [held for held in self._present.values() if held.kid not in stored]
+        for held in missing:
+            await self._stored.put(held)
+        if missing:
+            log.error("certificates_put_back", tenant=self.tenant, count=len(missing))
+
+    # --- certificates ------------------------------------------------------------------------------------------------
+
+    async def publish(self, chain: bytes) -> str:
+        """Hand out a certificate; returns its key id. The same one again changes nothing.
+
+        It is `present` before anything is awaited: whoever makes sure that a workload is not barred and calls this next
+        leaves no gap for a revocation to slip through.
+
+        Args:
+            chain: The certificate followed by its issuer, DER.
+
+        Raises:
+            BadCertificate: None of our roots stands behind it, or the key has another certificate already.
+            WeakKey: See `check_public_key`.
+            ConfigError: Our own copy cannot be written; then it was not handed out.
+            RequestFailed, Unavailable: The store refused or does not answer; in the second case it may have it.
+        """
+        certificate = check_chain(chain, self._authority.roots)
+        kid = certificate.kid
+        held = self._present.get(kid)
+        if held is not None:
+            if held.chain != certificate.chain:
+                raise taken(kid)
+            await self._stored.put(held)
+            return kid
+        self._present[kid] = certificate
+        try:
+            await self._copies.keep_certificate(certificate)
+        except ConfigError:
+            del self._present[kid]
+            raise
+        try:
+            await self._stored.put(certificate)
+        except (BadCertificate, RequestFailed):
+            del self._present[kid]
+            self._copies.forget_certificate(kid)
+            raise
+        return kid
+
+    async def known(self, kid: str) -> bool:
+        """Whether this key was seen before: it has a certificate, or is revoked.
+
+        Raises:
+            RequestFailed, Unavailable: The store refused or does not answer.
+        """
+        return kid in self._present or kid in self._revoked or await self._stored.has(kid)
+
+    async def certificate(self, kid: str) -> Certificate | None:
+        """The certificate of a key, ended ones too; None where there is none that holds up.
+
+        Raises:
+            BadSubject: *kid* cannot be a key id.
+            RequestFailed, Unavailable: The store refused or does not answer.
+        """
+        return self._present.get(kid) or await self._stored.get(kid)
+
+    async def certificates(self) -> list[Certificate]:
+        """Every certificate that the store holds, ended ones too, and those that it should.
+
+        Raises:
+            RequestFailed, Unavailable: The store refused or does not answer.
+        """
+        kids = sorted({*self._present, *await self._stored.kids()})
+        return [found for kid in kids if (found := await self.certificate(kid)) is not None]
+
+    # --- the statement -----------------------------------------------------------------------------------------------
+
+    async def revoke(self, kids: Mapping[str, int]) -> None:
+        """Refuse what is stored under these keys from then on; of two times for one key the earlier counts.
+
+        Args:
+            kids: Key ids of certificates or of intermediates, and from which stream time (Unix ms).
+
+        Raises:
+            TooLarge: No statement has room for so many.
+            BadTrustStatement: Something among them is no key id, or no time.
+            ConfigError: Our own copy cannot be written; the statement is out all the same.
+            RequestFailed, Unavailable: The store refused or does not answer; it goes out with the next statement.
+        """
+        async with self._lock:
+            revoked = earliest(self._revoked, kids)
+            if revoked != self._revoked:
+                await self._issue(revoked)
+
+    async def statement(self) -> None:
+        """Issue the statement again, with the next epoch.
+
+        Raises:
+            ConfigError, RequestFailed, Unavailable: As `revoke`.
+        """
+        async with self._lock:
+            await self._issue(self._revoked)
+
+    async def _issue(self, revoked: dict[str, int]) -> None:
+        epoch, at_ms = self._epoch + 1, now_ms()
+        sealed = self._authority.statement(tenant=self.tenant, epoch=epoch, now_ms=at_ms, revoked=revoked)
+        if len(sealed) > MAX_TRUST_BYTES:
+            raise TooLarge(
+                f"a trust statement of {len(revoked)} revoked keys has {len(sealed)} bytes, limit {MAX_TRUST_BYTES}",
+                limit=MAX_TRUST_BYTES,
+                size=len(sealed),
+                next="revoke their issuer instead: `mesh trust rotate --ca --revoke-old`",
+            )
+        self._copies.opened(sealed)  # nothing goes out that its readers would refuse
+        self._epoch, self._issued_ms, self._revoked = epoch, at_ms, revoked
+        try:
+            await self._store.put(TRUST_KEY, sealed)
+        finally:
+            await self._copies.keep_statement(sealed)
+        await notice(self._connection, "trust", epoch)
+
+    # --- what ended --------------------------------------------------------------------------------------------------
+
+    async def prune(self, at_ms: int) -> int:
+        """Drop what nothing that is still stored can need; returns how many certificates went.
+
+        A certificate goes `KEEP_MS` after its end, and its revocation with it. A revocation whose certificate we never
+        saw stays for `UNKNOWN_MS`, which no certificate outlives.
+
+        Args:
+            at_ms: Unix milliseconds of now.
+
+        Raises:
+            ConfigError, RequestFailed, Unavailable: As `revoke`; the next call goes on.
+        """
+        for held in [held for held in self._present.values() if held.not_after_ms <= at_ms]:
+            del self._present[held.kid]
+            self._copies.forget_certificate(held.kid)
+        ends = await self._stored.ends()
+        async with self._lock:
+            revoked = {
+                kid: from_ms
+                for kid, from_ms in self._revoked.items()
+                if at_ms < (ends[kid] + KEEP_MS if kid in ends else from_ms + UNKNOWN_MS)
+            }
+            if revoked != self._revoked:
+                await self._issue(revoked)
+        gone = [kid for kid in await self._stored.kids() if kid in ends and ends[kid] + KEEP_MS <= at_ms]
+        for kid in gone:
+            await self._stored.purge(kid)
+        if gone:
+            log.info("certificates_pruned", tenant=self.tenant, count=len(gone))
+        return len(gone)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Issue the statement again and again, at each connect as well, and prune; until cancelled."""
+        await trust_upkeep.run(self, self._connection)
+
+
+def earliest(*statements: Mapping[str, int]) -> dict[str, int]:
+    """Every key of *statements* with the earliest time that one of them gives."""
+    found: dict[str, int] = {}
+    for revoked in statements:
+        for kid, from_ms in revoked.items():
+            found[kid] = min(from_ms, found.get(kid, from_ms))
+    return found

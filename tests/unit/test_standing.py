@@ -1,0 +1,85 @@
+"""Who is barred and which users are revoked: kept in a file, and never guessed."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mesh.control.standing import Standing
+from mesh.errors import ConfigError
+
+USER, OTHER = "U" + "A" * 55, "U" + "B" * 55
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where it is kept; nothing is there yet."""
+    return tmp_path / "standing" / "acme.json"
+
+
+def test_nobody_is_barred_at_first(file: Path) -> None:
+    """Without a file everybody is in good standing, and none is written."""
+    standing = Standing(file)
+    assert (standing.barred, dict(standing.users)) == (frozenset(), {})
+    assert not file.exists()
+
+
+def test_a_barred_workload_stays_barred_until_it_is_admitted(file: Path) -> None:
+    """Across restarts; the others are not touched."""
+    Standing(file).bar("crm-adapter")
+    Standing(file).bar("team-support")
+    assert Standing(file).barred == {"crm-adapter", "team-support"}
+    Standing(file).admit("crm-adapter")
+    assert Standing(file).barred == {"team-support"}
+    Standing(file).admit("crm-adapter")  # again changes nothing
+    assert Standing(file).barred == {"team-support"}
+
+
+def test_a_revoked_user_stays_revoked(file: Path) -> None:
+    """Also when its workload is admitted again; of two times the later counts, as it refuses more."""
+    standing = Standing(file)
+    standing.bar("crm-adapter")
+    standing.revoke_user("crm-adapter", USER, 2000)
+    standing.revoke_user("crm-adapter", USER, 1000)
+    standing.revoke_user("crm-adapter", OTHER, 3000)
+    standing.admit("crm-adapter")
+    again = Standing(file)
+    assert {name: dict(users) for name, users in again.users.items()} == {"crm-adapter": {USER: 2000, OTHER: 3000}}
+    assert again.barred == frozenset()
+
+
+def test_the_file_is_private(file: Path) -> None:
+    """It says whom the mesh distrusts; nobody else reads or writes it."""
+    Standing(file).bar("crm-adapter")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"barred": "x"}', b'{"barred": [], "more": 1}', b"\xff"])
+def test_a_damaged_file_is_no_file(file: Path, content: bytes) -> None:
+    """A start that cannot read who is barred does not happen: it would let everybody in."""
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="who is barred"):
+        Standing(file)
+
+
+def test_a_change_that_cannot_be_saved_is_none(file: Path) -> None:
+    """What is not on disk would be forgotten at the next start, so nobody is told that it is so."""
+    file.parent.write_text("in the way")
+    with pytest.raises(ConfigError):
+        Standing(file)
+    file.parent.unlink()
+    standing = Standing(file)
+    standing.bar("crm-adapter")
+    file.unlink()
+    file.mkdir()
+    (file / "x").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        standing.bar("desk")
+    with pytest.raises(ConfigError):
+        standing.revoke_user("desk", USER, 1)
+    assert standing.barred == {"crm-adapter"}
+    assert dict(standing.users) == {}
