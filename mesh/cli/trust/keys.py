@@ -49,7 +49,7 @@ async def list_(
     if json_:
         print_json(said)
         return
-    columns = ("agent", "key", "from", "until", "certified by", "state")
+    columns = ("agent", "key", "until", "state")
     print_table(f"Event keys of {said['tenant']}", columns, [_row(key) for key in said["keys"]])
     for workload in said["barred"]:
         console.print(f"[bold yellow]barred[/] {escape(workload)}: `mesh trust admit` lets it back")
@@ -108,16 +108,14 @@ def _show_anchors(said: dict[str, Any]) -> None:
 
 def _row(key: dict[str, Any]) -> list[object]:
     if key["not_after_ms"] is None:
-        return ["(no certificate)", key["kid"], "", "", "", _state(key)]
-    who = key["agent"] or key["spiffe_id"]
-    issuer = key["issuer_kid"] or "a root"
-    return [who, key["kid"], shown(key["not_before_ms"]), shown(key["not_after_ms"]), issuer, _state(key)]
+        return ["(no certificate)", key["kid"], "", _state(key)]
+    return [key["agent"] or key["spiffe_id"], key["kid"], shown(key["not_after_ms"]), _state(key)]
 
 
 def _state(key: dict[str, Any]) -> str:
     if key["state"] in {"good", "ended"}:
         return str(key["state"])
-    return f"revoked from {shown(key['revoked_from_ms'], timespec='milliseconds')} on"
+    return f"revoked from {shown(key['revoked_from_ms'])}"
 
 
 def _statement(statement: dict[str, Any]) -> str:
