@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import nats
 from nats.aio.client import Client
@@ -61,11 +62,13 @@ async def mesh(*subscriptions: str) -> AsyncIterator[Bench]:
         policies.mkdir()
         (policies / "bench.yaml").write_text(POLICIES + "".join(SUBSCRIPTION % name for name in subscriptions))
         data = Path(directory) / "data"
-        async with running(Options(data=data, policies=policies)):
+        async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
+            group.start_soon(up.watch)
             context = Context.load(data, team="reader", agent="shop")
             agent = Agent.from_file(data / "agents" / "shop" / "agent.toml")
             async with agent:
                 yield Bench(context, agent)
+            group.cancel_scope.cancel()
 
 
 def event(number: int, run: str) -> bytes:
