@@ -29,10 +29,10 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test check lint fix bench docs lock install install-dev clean
+.PHONY: help demo up test mutate-grants check lint fix bench docs lock install install-dev clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 # --- use it ----------------------------------------------------------------------------------------------------------
 
@@ -55,6 +55,9 @@ lint: install-dev
 
 test: install-dev ## all tests (ARGS="-k masking" for some)
 	$(call timed,tests,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS))
+
+mutate-grants: install-dev ## widen each NATS grant in turn: an attack has to notice (minutes; ARGS="ack" for some)
+	$(BIN)/python -m tests.attacks.mutate --workers $(WORKERS) $(ARGS)
 
 fix: install-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -12,7 +12,7 @@ import socket
 import stat
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -138,8 +138,8 @@ class _Protocol(RequestHandler):
         body = response.body if isinstance(response.body, bytes) else b""
         fields = {**response.headers, "Content-Length": str(len(body)), "Connection": "close"}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.write(f"HTTP/1.1 {response.status} {response.reason}\r\n{head}\r\n".encode() + body)
+        stream = cast("asyncio.Transport", transport)  # what aiohttp serves on; uvloop's own class is no subclass of it
+        stream.write(f"HTTP/1.1 {response.status} {response.reason}\r\n{head}\r\n".encode() + body)
 
     def handle_error(
         self,
