@@ -9,7 +9,7 @@ Its rooms:
     shadow, backlog, recorded, trail, reader    a candidate on live traffic; stored events and the audit trail read back
     trust, hierarchy    the root, the mesh CA and the keys that sign; enrol, attest*: who gets a certificate from them
     truststore, stored_certificates, trust_copies    what everybody verifies by; standing: who lost the mesh's trust
-    trust_service, trust_requests, trust_listing, revocation, rotation, renewal    `mesh trust`, as requests
+    trust_service, trust_requests, trust_listing, issuing, revocation, rotation, renewal    `mesh trust`, as requests
     trust_audit, identities, live, cluster    what everybody can do on the live servers, against what was compiled
     reconcile    what they share: the operator, the clock, the notices
     up, shared, tenant, local, workload_files, agents, nats_*, datadir, nkeys, preflight    a mesh on one machine

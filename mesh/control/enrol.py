@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from mesh import audit, logs
-from mesh.certificates import read_csr
-from mesh.control.reconcile import now_ms
+from mesh.control.issuing import Issuer, agent_of
 from mesh.enrolment import ENROL_SUBJECT, MAX_MESSAGE_BYTES, Answer, encode_answer
-from mesh.errors import BadEnrolment, MeshError, NotAttested, NotFound, Overloaded, WorkloadBarred
+from mesh.errors import MeshError, NotAttested, Overloaded
 from mesh.keys import key_id
 
 if TYPE_CHECKING:
@@ -92,8 +91,7 @@ class Enrolment:
     ) -> None:
         self._connection = connection
         self._authority = authority
-        self._store = store
-        self._standing = standing
+        self._issuer = Issuer(authority, store, standing)
         self._attestor = attestor
         self._agents = agents
         self._told = told
@@ -163,13 +161,11 @@ class Enrolment:
             NotAttested, WorkloadBarred: It is not who it says, or gets no certificate.
             Unavailable: The attestor or the trust store does not answer; nothing was issued.
         """
-        agent = self._agents().get(workload)
-        if agent is None:
-            raise NotFound(f"the policies know no agent {workload[:64]}", next="add it to the Tenant document")
+        agent = agent_of(self._agents(), workload)
         now_s = self._clock()
         self._buckets.setdefault(workload, _Bucket(now_s)).take(now_s)
         try:
-            chain, attested, kid = await self._enrol(workload, agent.spiffe_id, data)
+            chain, attested, kid = await self._enrol(agent, data)
         except MeshError as error:
             log.warning("enrolment_refused", workload=workload, code=error.code, error=error.message)
             self._told(audit.ENROLMENT_REFUSED, workload=workload, code=error.code)
@@ -185,26 +181,16 @@ class Enrolment:
         )
         return chain
 
-    async def _enrol(self, workload: str, spiffe_id: str, data: bytes) -> tuple[bytes, Attested, str]:
+    async def _enrol(self, agent: AgentGrants, data: bytes) -> tuple[bytes, Attested, str]:
         request = self._authority.open_request(data)
-        public_key = read_csr(request.csr)
-        kid = key_id(public_key)
-        if await self._store.known(kid):
-            raise BadEnrolment("this key was enrolled before", got=kid, next="ask with a new key: each has one request")
+        public_key = await self._issuer.unseen_key(request.csr)
         attested = await self._attestor.attest(request.token)
-        if attested.spiffe_id != spiffe_id:
+        if attested.spiffe_id != agent.spiffe_id:
             raise NotAttested(
-                f"the enrolment token is not that of {workload}",
-                expected=spiffe_id,
+                f"the enrolment token is not that of {agent.agent}",
+                expected=agent.spiffe_id,
                 got=attested.spiffe_id,
                 next="give each agent its own token; `identities` in the Tenant document names other ids",
             )
-        # Nothing is awaited from here until `publish` has the certificate among its own: a revocation sees it, and the
-        # same request once more, sent while the attestor was asked, is refused there.
-        if workload in self._standing.barred:
-            raise WorkloadBarred(
-                f"{workload} was revoked", next=f"`mesh trust admit {workload}` once it is in good hands again"
-            )
-        chain = self._authority.ca.issue(spiffe_id, public_key, now_ms=now_ms())
-        await self._store.publish(chain)
-        return chain, attested, kid
+        chain = await self._issuer.certify(agent, public_key)
+        return chain, attested, key_id(public_key)

@@ -2,6 +2,7 @@
 
     list, show   which keys there are, what everybody verifies by
     revoke       a key or an intermediate; or all that a workload has, which is then barred
+    issue        a certificate for a key that an operator made, and keeps in files
     rotate       other event keys, NATS users, another mesh CA, another key of the server's store
     admit        a barred workload comes back, with credentials of its own anew
 
@@ -19,6 +20,7 @@ import anyio
 from mesh import audit
 from mesh.control import rotation, trust_listing
 from mesh.control.door import Told
+from mesh.control.issuing import Issuer, IssueService
 from mesh.control.reconcile import now_ms, team_workload
 from mesh.control.revocation import Revoker, no_key
 from mesh.control.store_rotation import StoreRotation
@@ -67,6 +69,7 @@ def handlers(
         "list": service.listed,
         "show": service.shown,
         "revoke": Revoker(policies, store, every, standing, accounts, authority).revoke,
+        "issue": IssueService(policies, Issuer(authority, store, standing), authority.issue_key).issue,
         "rotate": service.rotate,
         "store-status": service.store_status,
         "admit": service.admit,

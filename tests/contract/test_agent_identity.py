@@ -20,7 +20,7 @@ from agent.identity import Identity
 from agent.settings import load
 from mesh.ca import MeshCA
 from mesh.certificates import read_csr, split_chain
-from mesh.control import enrol as enrol_module
+from mesh.control import issuing as issuing_module
 from mesh.control.attest import Attested, FileAttestor
 from mesh.control.datadir import write_private
 from mesh.control.nats_server import NatsServer, ServerTls, plain_config
@@ -231,7 +231,7 @@ async def test_a_key_is_renewed_at_half_its_life(streams: Streams, base: Path, m
     ids: list[str] = []
     async with control.answering():
         with monkeypatch.context() as earlier:
-            earlier.setattr(enrol_module, "now_ms", lambda: now_ms() - 12 * HOUR_MS + 31_500)  # 60 s are backdated
+            earlier.setattr(issuing_module, "now_ms", lambda: now_ms() - 12 * HOUR_MS + 31_500)  # 60 s are backdated
             async with AsyncExitStack() as stack:
                 agent = await stack.enter_async_context(agent_of(base, streams.server.url))
                 first = kid_of(agent)

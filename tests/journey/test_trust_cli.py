@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
+from agent.enrolment import KeyFiles
+from agent.settings import load as load_settings
 from mesh.client import connect
 from tests.journey.meshes import RunningMesh, contact, mesh_up
 from tests.journey.test_cli import MISUSE, NO, YES, Command, Done, call, error_of
@@ -145,6 +148,36 @@ async def test_a_revoked_agent_is_barred_until_it_is_admitted(mesh: RunningMesh,
     assert kinds[-2:] == ["trust-revoked", "trust-admitted"]
 
 
+async def test_a_key_in_files_is_issued(mesh: RunningMesh, command: Command, tmp_path: Path) -> None:
+    """Files that an agent reads, private; the mesh lists and revokes the key. Those that are there stay as they are."""
+    out = tmp_path / "keys"
+    said = answer(command("issue", AGENT, "--out", str(out), "--hours", "48", "--json"))
+    settings = load_settings(
+        "\n".join([f'name = "{AGENT}"', 'tenant = "acme"', f'trust_dir = "{mesh.data / "trust"}"',
+                   *(f'{name} = "{path}"' for name, path in said["settings"].items())]), {},
+    ).settings  # fmt: skip
+    signer = KeyFiles(settings, tmp_path).signer
+    assert (signer.kid, str(signer.spiffe_id)) == (said["kid"], said["spiffe_id"])
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in out.iterdir()} == {
+        "event.key": 0o600, "event.crt": 0o600,
+    }  # fmt: skip
+    assert said["kid"] in keys(command)
+
+    before = (out / "event.key").read_bytes()
+    refused = command("issue", AGENT, "--out", str(out), "--json")
+    assert (refused.returncode, error_of(refused)["code"]) == (MISUSE, "bad-config")
+    assert (out / "event.key").read_bytes() == before
+    replaced = command("issue", AGENT, "--out", str(out), "--force")
+    assert replaced.returncode == YES, replaced.stderr
+    assert f'event_key_file = "{out / "event.key"}"\nevent_cert_file = "{out / "event.crt"}"' in replaced.stdout
+    other = KeyFiles(settings, tmp_path).signer
+    assert f"{other.kid} is {other.spiffe_id}" in replaced.stdout
+    assert other.kid != signer.kid
+    for kid in (signer.kid, other.kid):
+        assert command("revoke", kid, "--now").returncode == YES
+    assert {signer.kid, other.kid} <= set(keys(command, state="revoked"))
+
+
 async def test_the_store_gets_another_key_and_nothing_is_lost(mesh: RunningMesh, command: Command) -> None:
     """The server restarts with it; what was stored is read, and what comes next is delivered."""
     key = (mesh.data / "admin" / "store.key").read_bytes()
@@ -180,20 +213,24 @@ DASH = "-AAAAAAAAAAAAAAAAAAAAA"
         (("rotate", "--ca", "--credentials"), MISUSE, "bad-config"),
         (("rotate", "--all", "--revoke-old"), MISUSE, "bad-attribute"),
         (("rotate", "--agent", "nobody"), NO, "not-found"),
+        (("issue", AGENT), MISUSE, "bad-config"),
+        (("issue", "nobody", "--out", "{out}"), NO, "not-found"),
+        (("issue", AGENT, "--out", "{out}", "--hours", "721"), MISUSE, "bad-attribute"),
+        (("issue", AGENT, "--out", "/dev/null/keys"), MISUSE, "bad-config"),
         (("admit",), MISUSE, "bad-config"),
         (("admit", "--agent", AGENT), MISUSE, "bad-config"),
         (("revoke", "--from"), MISUSE, "bad-config"),
     ],
 )
 async def test_what_cannot_be_done_says_why(
-    command: Command, arguments: tuple[str, ...], status: int, code: str
+    command: Command, tmp_path: Path, arguments: tuple[str, ...], status: int, code: str
 ) -> None:
     """One error object, and an exit code that tells a no from misuse."""
-    done = command(*arguments, "--json")
+    done = command(*(argument.replace("{out}", str(tmp_path)) for argument in arguments), "--json")
     assert (done.returncode, error_of(done)["code"]) == (status, code)
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "revoke", "rotate", "admit", "audit"])
+@pytest.mark.parametrize("verb", ["list", "show", "revoke", "rotate", "issue", "admit", "audit"])
 def test_help_has_an_example(verb: str) -> None:
     """Whoever is in a hurry copies a line."""
     done = call("trust", verb, "--help")

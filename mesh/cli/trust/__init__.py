@@ -2,6 +2,7 @@
 
 keys.py      list, show                    event keys, certificates, what everybody verifies by
 changes.py   revoke, rotate, admit         through the control plane
+issue.py     issue                         a key in files, for an agent that is not to make its own
 audit.py     audit                         what every identity can do on the live server
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 import typer
 
 from mesh.cli.policy.options import PolicyGroup
-from mesh.cli.trust import audit, changes, keys
+from mesh.cli.trust import audit, changes, issue, keys
 
 app = typer.Typer(
     cls=PolicyGroup, no_args_is_help=True, help="Whose keys and credentials the mesh believes; revoke and replace them."
 )
 keys.register(app)
 changes.register(app)
+issue.register(app)
 audit.register(app)
