@@ -22,6 +22,7 @@ from benchmarks.meshes import STREAM, Bench, event, mesh
 from benchmarks.policy_sets import TYPE, VIEW
 from benchmarks.runner import Key, Spread
 from mesh.certificates import make_csr
+from mesh.cli.operator import OperatorConnection
 from mesh.cli.policy.request import ask
 from mesh.client import connect
 from mesh.enrolment import ENROL_SUBJECT, read_answer, seal_request
@@ -123,7 +124,7 @@ async def _publish(bench: Bench, seen: Seen) -> None:
         await anyio.sleep(HONEST_EVERY_S)
 
 
-async def _revocation(bench: Bench, control: Connection, seen: Seen, *, now: bool) -> tuple[float, int]:
+async def _revocation(bench: Bench, control: OperatorConnection, seen: Seen, *, now: bool) -> tuple[float, int]:
     """Milliseconds from the request to the first refused event of a thief, and his events accepted from the cut on."""
     thief = await _Thief.enrolled(bench)
     async with anyio.create_task_group() as group:

@@ -16,9 +16,9 @@ from nats.aio.client import Client
 
 from agent import Agent
 from benchmarks.policy_sets import POLICIES, TYPE
+from mesh.cli.operator import OperatorConnection, operator_connection
 from mesh.context import Context
 from mesh.control.up import Options, running
-from mesh.jetstream.connection import Connection
 
 SUBSCRIPTION = """\
 ---
@@ -38,14 +38,10 @@ class Bench:
     agent: Agent
 
     @asynccontextmanager
-    async def control(self) -> AsyncIterator[Connection]:
-        """A connection of the control plane."""
-        creds = (self.context.data / "admin" / "nats.creds").read_bytes()
-        connection = await Connection.open(self.context.mesh.nats_url, name="bench", creds=creds)
-        try:
+    async def control(self) -> AsyncIterator[OperatorConnection]:
+        """A connection of an operator."""
+        async with operator_connection(str(self.context.data)) as (_, connection):
             yield connection
-        finally:
-            await connection.close()
 
     async def peer(self, creds: Path, name: str) -> Client:
         """A plain nats-py client with the credentials and the inbox of one of ours."""

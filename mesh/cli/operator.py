@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.context import Context
 from mesh.control.datadir import DataDirectory
+from mesh.control.proof import HEADER, KEY_FILE, NONCE_BYTES, prove
 from mesh.errors import ConfigError
 from mesh.jetstream.connection import Connection
 
@@ -18,10 +21,35 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 3.0  # somebody waits at a terminal; a server that restarts is back within one
 
 
+class OperatorConnection(Connection):
+    """The connection of an operator: what he asks the control plane shows that it comes from one.
+
+    Attributes:
+        context: Which mesh, and which tenant of it.
+    """
+
+    context: Context
+
+    def proof(self, subject: str, body: bytes) -> dict[str, str]:
+        """The header of one request, good for a minute, once.
+
+        Raises:
+            ConfigError: The mesh's administration is not ours to read.
+        """
+        file = self.context.data / "admin" / KEY_FILE
+        try:
+            key = bytes.fromhex(_read(file).decode().strip())
+        except ValueError as error:
+            raise ConfigError(f"{file} is not a key", expected="hexadecimal characters", next="restore it") from error
+        at_ms, nonce = time.time_ns() // 1_000_000, secrets.token_bytes(NONCE_BYTES)
+        tenant = self.context.tenant
+        return {HEADER: prove(key, tenant=tenant, subject=subject, body=body, at_ms=at_ms, nonce=nonce)}
+
+
 @asynccontextmanager
 async def operator_connection(
     path: str | None, *, tenant: str | None = None, team: str | None = None
-) -> AsyncIterator[tuple[Context, Connection]]:
+) -> AsyncIterator[tuple[Context, OperatorConnection]]:
     """Connect with the control plane's credentials from the context's data directory.
 
     Raises:
@@ -31,13 +59,14 @@ async def operator_connection(
     context = Context.load(path, tenant=tenant, team=team)
     data = DataDirectory(context.data)
     file = data.admin_creds(context.tenant, sorted(context.mesh.tenants))
-    connection = await Connection.open(
+    connection = await OperatorConnection.open(
         context.mesh.nats_url,
         name="operator",
         creds=partial(_read, file),
         tls=context.tls(str(data.admin / "tls.crt"), str(data.admin / "tls.key")),
         connect_timeout_s=CONNECT_TIMEOUT_S,
     )
+    connection.context = context
     try:
         yield context, connection
     finally:

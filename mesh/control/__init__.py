@@ -5,7 +5,7 @@ Its rooms:
     policies    apply, rollback, status, history of one tenant, in an order that loses nothing
     change, given, bundles    what is asked for and has to hold; what `mesh up` was given; where signed bundles lie
     enforce, accounts, drain, expiry    rights in NATS: taken away, added, settled; old views; grants that end
-    rollout, door    who runs which revision; requests over NATS
+    rollout, door, proof    who runs which revision; requests over NATS, and that they come from an operator
     shadow, backlog, recorded, trail, reader    a candidate on live traffic; stored events and the audit trail read back
     trust, hierarchy    the root, the mesh CA and the keys that sign; enrol, attest*: who gets a certificate from them
     truststore, stored_certificates, trust_copies    what everybody verifies by; standing: who lost the mesh's trust

@@ -2,6 +2,7 @@
 
     {"author": "ada", "files": "<packed>", ...}   ->   {"revision": 7, ...}   or   {"error": {"code": ..., ...}}
 
+Each request shows that it comes from an operator (`proof.py`): the broker carries it, and could send others.
 No workload can reach it: its account imports no `ctl.` subject but the notices and an agent's own enrolment
 (`enrol.py`), so only the control plane's own credentials get an answer. Policies come packed (`pack`): zlib and base64
 inside one message, unpacked within a bound.
@@ -20,11 +21,14 @@ import anyio
 import msgspec
 
 from mesh import logs
-from mesh.errors import BadAttribute, MeshError, NotFound, TooLarge
-from mesh.jetstream.wire import publish_frame
+from mesh.control.proof import HEADER
+from mesh.control.reconcile import now_ms
+from mesh.errors import BadAttribute, MeshError, NotAttested, NotFound, TooLarge
+from mesh.jetstream.wire import parse_headers, publish_frame
 
 if TYPE_CHECKING:
     from mesh.control.policies import Policies
+    from mesh.control.proof import Proofs
     from mesh.jetstream.connection import Connection
 
 MAX_PACKED_BYTES = 900_000  # below NATS' max_payload of 1 MiB, with room for what stands around it
@@ -91,31 +95,36 @@ class ControlDoor:
     Args:
         connection: The control plane's, in the tenant account.
         handlers: By verb.
+        proofs: What a request has to show.
         noun: The second token of the subject.
     """
 
-    def __init__(self, connection: Connection, handlers: Mapping[str, Handler], *, noun: str = "policy") -> None:
+    def __init__(
+        self, connection: Connection, handlers: Mapping[str, Handler], proofs: Proofs, *, noun: str = "policy"
+    ) -> None:
         self._connection = connection
         self._handlers = dict(handlers)
+        self._proofs = proofs
         self._noun = noun
 
     async def run(self) -> None:
         """Answer until cancelled."""
-        prefix = f"ctl.{self._noun}."
         async with anyio.create_task_group() as group:
 
-            def on_request(subject: str, reply: str, _headers: bytes | None, data: bytes) -> None:
+            def on_request(subject: str, reply: str, headers: bytes | None, data: bytes) -> None:
                 if reply:
-                    group.start_soon(self._answer, subject.removeprefix(prefix), reply, data)
+                    group.start_soon(self._answer, subject, reply, headers, data)
 
-            listener = self._connection.listen(f"{prefix}*", on_request)
+            listener = self._connection.listen(f"ctl.{self._noun}.*", on_request)
             try:
                 await anyio.sleep_forever()
             finally:
                 listener.close()
 
-    async def _answer(self, verb: str, reply: str, data: bytes) -> None:
+    async def _answer(self, subject: str, reply: str, headers: bytes | None, data: bytes) -> None:
+        verb = subject.rpartition(".")[2]
         try:
+            self._check(subject, headers, data)
             answer = await self._handle(verb, data)
         except MeshError as error:
             answer = {"error": error.as_dict()}
@@ -126,6 +135,15 @@ class ControlDoor:
             await self._connection.publish(reply, msgspec.json.encode(answer))
         except MeshError as error:
             log.warning("answer_not_sent", verb=verb, code=error.code)
+
+    def _check(self, subject: str, headers: bytes | None, data: bytes) -> None:
+        """Raise unless an operator asks exactly this."""
+        given = parse_headers(headers).get(HEADER, "")
+        try:
+            self._proofs.check(given, subject=subject, body=data, now_ms=now_ms())
+        except NotAttested as error:
+            log.error("request_not_attested", subject=subject, code=error.code, got=error.got)
+            raise
 
     async def _handle(self, verb: str, data: bytes) -> dict[str, Any]:
         handler = self._handlers.get(verb)

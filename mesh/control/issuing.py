@@ -7,15 +7,14 @@ nobody barred, and a key that its holder proves and that was never seen before.
 
 from __future__ import annotations
 
-import hmac
 from typing import TYPE_CHECKING, Any
 
 from mesh import audit, logs
 from mesh.ca import LEAF_LIFETIME_S
 from mesh.certificates import read_csr
 from mesh.control.reconcile import now_ms
-from mesh.control.trust_requests import ISSUE_KEY_FILE, MAX_HOURS, issue_proof
-from mesh.errors import BadAttribute, BadEnrolment, MeshError, NotAttested, NotFound, WorkloadBarred
+from mesh.control.trust_requests import MAX_HOURS
+from mesh.errors import BadAttribute, BadEnrolment, MeshError, NotFound, WorkloadBarred
 from mesh.keys import key_id
 
 if TYPE_CHECKING:
@@ -94,19 +93,14 @@ class Issuer:
 class IssueService:
     """`ctl.trust.issue` of one tenant.
 
-    The broker carries the request and is not trusted, and with a certificate whoever holds the key is the agent. So the
-    request has to show that it comes from somebody who reads the control plane's own directory: see `issue_proof`.
-
     Args:
         policies: Of the tenant.
         issuer: Of the tenant.
-        key: Of the proofs, 32 bytes.
     """
 
-    def __init__(self, policies: Policies, issuer: Issuer, key: bytes) -> None:
+    def __init__(self, policies: Policies, issuer: Issuer) -> None:
         self._policies = policies
         self._issuer = issuer
-        self._key = key
 
     async def issue(self, asked: Asked) -> dict[str, Any]:
         """A certificate for a key that somebody keeps in files, as an operator says.
@@ -116,7 +110,6 @@ class IssueService:
 
         Raises:
             NotFound: The policies know no such agent.
-            NotAttested: The proof is not one of ours for this request.
             BadAttribute: That is no lifetime.
             BadEnrolment, WeakKey, WorkloadBarred: See `Issuer`.
             MeshError: See `TrustStore.publish`.
@@ -134,14 +127,7 @@ class IssueService:
         return {"tenant": self._policies.tenant, "agent": agent.agent, "kid": kid, "chain": chain}
 
     async def _issue(self, agent: AgentGrants, asked: Asked) -> tuple[bytes, str]:
-        tenant, hours = self._policies.tenant, asked.hours
-        proof = issue_proof(self._key, tenant=tenant, agent=agent.agent, hours=hours, csr=asked.csr)
-        if not hmac.compare_digest(proof.encode(), asked.proof.encode()):
-            raise NotAttested(
-                "the request does not come from an operator of this mesh",
-                expected=f"a proof by admin/{ISSUE_KEY_FILE}",
-                next="run `mesh trust issue` where the mesh runs, as the user who started it",
-            )
+        hours = asked.hours
         if not 1 <= hours <= MAX_HOURS:
             raise BadAttribute("that is no lifetime", expected=f"1 to {MAX_HOURS} hours", got=f"{hours} hours")
         public_key = await self._issuer.unseen_key(asked.csr)

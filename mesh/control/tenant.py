@@ -22,6 +22,7 @@ from mesh.control.enforce import Enforcer
 from mesh.control.enrol import Enrolment
 from mesh.control.local import LocalWorkloads
 from mesh.control.policies import Policies
+from mesh.control.proof import Proofs
 from mesh.control.reconcile import CONTROL, now_ms
 from mesh.control.renewal import Renewal
 from mesh.control.rollout import forget
@@ -191,6 +192,7 @@ def _assemble(shared: Shared, name: str, connection: Connection, accounts: Accou
     )
     store = TrustStore(connection, authority, name, shared.data.statement(name))
     shared.stores[name] = store
+    proofs = Proofs(authority.operator_key, name, since_ms=now_ms())
     about_trust = _about_trust(shared, policies, store, standing, accounts, workloads.files)
     return Tenant(
         name=name,
@@ -209,8 +211,8 @@ def _assemble(shared: Shared, name: str, connection: Connection, accounts: Accou
         policies=policies,
         workloads=workloads,
         doors=(
-            ControlDoor(connection, {**policy_handlers(policies), **shadow.handlers(policies, authority)}),
-            ControlDoor(connection, about_trust, noun="trust"),
+            ControlDoor(connection, {**policy_handlers(policies), **shadow.handlers(policies, authority)}, proofs),
+            ControlDoor(connection, about_trust, proofs, noun="trust"),
         ),
         trail=trail,
     )

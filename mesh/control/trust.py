@@ -15,8 +15,8 @@ from nacl.public import PrivateKey
 from mesh import logs
 from mesh.control.datadir import hex_key, private_directory, write_if_changed
 from mesh.control.hierarchy import Hierarchy
+from mesh.control.proof import KEY_FILE
 from mesh.control.reconcile import now_ms
-from mesh.control.trust_requests import ISSUE_KEY_FILE
 from mesh.enrolment import open_request
 from mesh.errors import MeshError
 from mesh.identity import TrustStatement
@@ -68,7 +68,7 @@ class Authority:
         self._trust_seed = hex_key(admin / "trust.key")
         self._policy_seed = hex_key(admin / "policy.key")
         self._enrol_key = hex_key(admin / "enrol.key")
-        self.issue_key = hex_key(admin / ISSUE_KEY_FILE)  # shows that an operator of ours asks for a certificate
+        self.operator_key = hex_key(admin / KEY_FILE)  # shows that an operator of ours asks something
         self.trust_public = _public(self._trust_seed)
         self.policy_public = _public(self._policy_seed)
         self.enrol_public = bytes(PrivateKey(self._enrol_key).public_key)

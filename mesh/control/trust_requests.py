@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 LEAD_MS = 1_000  # from a command to its cut: a statement is out in milliseconds, an agent has another key in under 1 s
 MAX_BACK_MS = 366 * 86_400_000  # how far back a cut may lie; no certificate that still counts is older
 KID = re.compile(r"[A-Za-z0-9_-]{21}[AQgw]")  # 16 bytes as unpadded base64url
-ISSUE_KEY_FILE = "issue.key"  # in `admin/`: what the operator has and the broker has not
 MAX_HOURS = 720  # of a certificate that an operator asks for: a month, since nobody renews it by itself
 MAX_TEXT = 200  # characters of an author or a reason
 
@@ -51,7 +49,7 @@ class Asked(msgspec.Struct, frozen=True):
         credentials, ca, revoke_old, store: What is rotated beside event keys.
         ended: List certificates that have ended, and revoked keys without one, too.
         skip: So many keys of the list were told before: an answer has no more than fits a message.
-        csr, hours, proof: For which key a certificate is issued, for how long, and the `issue_proof` over both.
+        csr, hours: For which key a certificate is issued, and for how long.
         progress: An inbox that is told each step.
     """
 
@@ -72,7 +70,6 @@ class Asked(msgspec.Struct, frozen=True):
     skip: int = 0
     csr: bytes = b""
     hours: int = 0
-    proof: str = ""
     author: str = ""
     reason: str = ""
     progress: str = ""
@@ -100,31 +97,19 @@ def reading(handle: Callable[[Asked], Awaitable[dict[str, Any]]]) -> Handler:
     return answer
 
 
-def issue_proof(key: bytes, *, tenant: str, agent: str, hours: int, csr: bytes) -> str:
-    """What shows that whoever asks for a certificate reads `admin/`: the broker carries the request, and does not.
+def cut_of(asked: Asked, at_ms: int, *, offset_ms: int = 0) -> int:
+    """Where the cut lies (Unix ms of the server's clock, which stamps events).
 
     Args:
-        key: Of `ISSUE_KEY_FILE`.
-        tenant: Whose control plane is asked; the three others too as they are asked for.
-        agent: Whose the key is.
-        hours: For how long.
-        csr: DER; it is last, for it alone may hold a NUL: no two requests read alike.
-
-    Returns:
-        HMAC-SHA-256 (RFC 2104), in hex.
-    """
-    said = b"\0".join((b"mesh-trust-issue-v1", tenant.encode(), agent.encode(), b"%d" % hours, csr))
-    return hmac.new(key, said, "sha256").hexdigest()
-
-
-def cut_of(asked: Asked, at_ms: int) -> int:
-    """Where the cut lies (Unix ms), for a request that is read at *at_ms*.
+        asked: A time that it names is taken as it is.
+        at_ms: When it is read, by our clock.
+        offset_ms: What to add to get the server's: see `TrustStore.offset_ms`.
 
     Raises:
         BadAttribute: In the future, or too long ago.
     """
     if asked.from_ms is None:
-        return at_ms if asked.now else at_ms + LEAD_MS
+        return at_ms + offset_ms + (0 if asked.now else LEAD_MS)
     if not at_ms - MAX_BACK_MS <= asked.from_ms <= at_ms + LEAD_MS:
         raise BadAttribute(
             "the cut lies where it cannot",

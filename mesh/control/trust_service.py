@@ -69,7 +69,7 @@ def handlers(
         "list": service.listed,
         "show": service.shown,
         "revoke": Revoker(policies, store, every, standing, accounts, authority).revoke,
-        "issue": IssueService(policies, Issuer(authority, store, standing), authority.issue_key).issue,
+        "issue": IssueService(policies, Issuer(authority, store, standing)).issue,
         "rotate": service.rotate,
         "store-status": service.store_status,
         "admit": service.admit,

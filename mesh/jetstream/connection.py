@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from mesh import logs
 from mesh.errors import Closed, Disconnected, TooLarge, Unavailable
@@ -57,7 +58,7 @@ class Connection:
         tls: TlsFiles | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         wait: bool = True,
-    ) -> Connection:
+    ) -> Self:
         """Connect, trying again until it works or time is up.
 
         Args:

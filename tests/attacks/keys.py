@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mesh.certificates import make_csr
 from mesh.control.datadir import DataDirectory
+from mesh.control.proof import HEADER, KEY_FILE, NONCE_BYTES, prove
 from mesh.control.trust import Authority
 from mesh.enrolment import ENROL_SUBJECT, Answer, read_answer, seal_request
 from mesh.identity import Signer
@@ -53,6 +55,13 @@ def enrol_key(world: World) -> bytes:
 def authority(world: World) -> Authority:
     """The control plane's own keys."""
     return Authority(world.data.trust, world.data.admin, trust_domain="mesh.local", now_ms=1)
+
+
+def proof(world: World, subject: str, body: bytes, tenant: str = "acme") -> dict[str, str]:
+    """What an operator's request carries: the key is in the control plane's directory, and the broker has it not."""
+    key = (world.data.admin / KEY_FILE).read_text().strip()
+    nonce, at_ms = secrets.token_bytes(NONCE_BYTES), time.time_ns() // 1_000_000
+    return {HEADER: prove(bytes.fromhex(key), tenant=tenant, subject=subject, body=body, at_ms=at_ms, nonce=nonce)}
 
 
 def found(root: Path, *, at_ms: int) -> None:

@@ -110,6 +110,7 @@ OTHERS = {
         " accounts:a_workload_that_policies_no_longer_know broker:a_user_that_nobody_made"
     ),
     "Copies kept by the broker": "broker:tapping_a_stream",
+    "Requests by the broker": "broker:asking_in_an_operators_name",
     "Policies from the broker": (
         "bundle_attacks:it_is_refused_loudly_and_the_good_bundle_stays"
         " bundle_attacks:with_nothing_else_everything_is_denied"

@@ -21,6 +21,7 @@ from mesh.control.trust_audit import unpack
 from mesh.jetstream import accounts
 from tests.attacks.connecting import opens
 from tests.attacks.insider import CRM, SUBJECT, Insider, sealed, until
+from tests.attacks.keys import proof
 from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
@@ -32,6 +33,31 @@ async def flags(world: World) -> dict[str, str]:
     """What `mesh trust audit` flags: where, by code."""
     report: dict[str, Any] = unpack(await world.asked("trust.audit"))
     return {flag["code"]: flag["where"] for flag in report["flags"]}
+
+
+async def test_asking_in_an_operators_name(world: World) -> None:
+    """Have the control plane itself do it: other policies, another agent's certificate, nobody revoked.
+
+    Holds: the broker, and every request of an operator that passed through it. Tries: requests of his own, and one of
+    theirs once more, changed, under another verb, in another tenant. Stopped: requests carry a proof by a key that
+    lies in the control plane's directory; it is over tenant, subject and body, and good once.
+    """
+    admin, stranger = await world.admin(), await world.admin("globex")
+    body = b'{"author":"mallory"}'
+    seen = proof(world, "ctl.policy.history", b"{}")
+    said = msgspec.json.decode((await admin.nc.request("ctl.policy.history", b"{}", headers=seen)).data)
+    assert said["revisions"]
+    for by, subject, request, headers in (
+        *((admin, f"ctl.policy.{verb}", body, None) for verb in ("apply", "rollback", "shadow-start")),
+        *((admin, f"ctl.trust.{verb}", b'{"agent":"lake"}', None) for verb in ("revoke", "rotate", "admit", "issue")),
+        (admin, "ctl.policy.history", b"{}", seen),
+        (admin, "ctl.policy.rollback", b"{}", proof(world, "ctl.policy.history", b"{}")),
+        (admin, "ctl.policy.rollback", body, proof(world, "ctl.policy.rollback", b"{}")),
+        (stranger, "ctl.policy.rollback", body, proof(world, "ctl.policy.rollback", body)),
+    ):
+        answer = msgspec.json.decode((await by.nc.request(subject, request, headers=headers, timeout=10)).data)
+        assert answer["error"]["code"] == "not-attested", subject
+    assert (await world.asked("policy.history"))["revisions"] == said["revisions"]
 
 
 async def test_suppressing_an_event(world: World) -> None:

@@ -65,10 +65,10 @@ async def test_a_reply_that_is_not_text(world: World) -> None:
     request whose reply has bytes beyond ASCII. Stopped: the message is dropped unread; the door answers the next one.
     """
     admin, thief = await world.admin(), await world.insider("crm-adapter")
-    assert await admin.reaches("ctl.policy.status")
+    assert (await world.asked("policy.status"))["tenant"] == "acme"
     await admin.raw(b"PUB ctl.policy.status \xff\xfe.x 2\r\n{}\r\n")
     await thief.raw(b"PUB %b _INBOX_crm-adapter.\xff 2\r\n{}\r\n" % SUBJECT.encode())
-    assert await admin.reaches("ctl.policy.status")
+    assert (await world.asked("policy.status"))["tenant"] == "acme"
     await world.handed_over(await world.publish())
 
 

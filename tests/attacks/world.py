@@ -29,7 +29,7 @@ from mesh.identity import Signer
 from mesh.inbound import Admitted
 from mesh.jetstream.tls import TlsFiles, client_context
 from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, Insider, Wire, failed, now_ms, until
-from tests.attacks.keys import enrol, found
+from tests.attacks.keys import enrol, found, proof
 
 POLICIES = Path(__file__).parent / "policies.yaml"
 SERVER_HEADERS = {"Nats-Stream", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence"}
@@ -171,7 +171,9 @@ class World:
     async def asked(self, verb: str, tenant: str = "acme", **request: Any) -> dict[str, Any]:
         """An answer of `ctl.<noun>.<verb>`, for who may ask."""
         admin = await self.admin(tenant)
-        reply = await admin.nc.request(f"ctl.{verb}", msgspec.json.encode(request), timeout=60)
+        body = msgspec.json.encode(request)
+        headers = proof(self, f"ctl.{verb}", body, tenant)
+        reply = await admin.nc.request(f"ctl.{verb}", body, timeout=60, headers=headers)
         answer: dict[str, Any] = msgspec.json.decode(reply.data)
         assert "error" not in answer, answer
         return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from mesh.control.enforce import Enforcer
 from mesh.control.nats_server import NatsServer, operator_config
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.policies import Policies
+from mesh.control.proof import HEADER, NONCE_BYTES, Proofs, prove
 from mesh.control.reconcile import SYSTEM, Operator, now_ms, team_workload
 from mesh.control.trust import Authority
 from mesh.errors import MeshError
@@ -153,6 +155,24 @@ class PolicyMesh:
         connection = await Connection.open(self.server.url, name=name, creds=creds)
         self.connections.append(connection)
         return connection
+
+    def proofs(self) -> Proofs:
+        """What the control plane's door asks for."""
+        return Proofs(self.authority.operator_key, "acme", since_ms=now_ms())
+
+    async def ask(
+        self, verb: str, body: bytes = b"{}", *, by: Connection | None = None, timeout_s: float = 20
+    ) -> dict[str, Any]:
+        """The answer of `ctl.<verb>` to an operator; *by* a connection of his."""
+        operator = by or await self.connect(self.operator.control_creds("acme"), "operator")
+        reply = await operator.request(f"ctl.{verb}", body, headers=self.proof(verb, body), timeout_s=timeout_s)
+        answer: dict[str, Any] = msgspec.json.decode(reply.data)
+        return answer
+
+    def proof(self, verb: str, body: bytes, tenant: str = "acme") -> dict[str, str]:
+        """The header of an operator's request."""
+        key, nonce = self.authority.operator_key, secrets.token_bytes(NONCE_BYTES)
+        return {HEADER: prove(key, tenant=tenant, subject=f"ctl.{verb}", body=body, at_ms=now_ms(), nonce=nonce)}
 
     async def workload(self, name: str) -> Connection:
         """A connection of an agent, or of a team's own account (`team-<team>`)."""

@@ -23,7 +23,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[PolicyMesh]:
     async with PolicyMesh.running(tmp_path) as made:
         await made.apply(reads("masked"))
         async with anyio.create_task_group() as group:
-            group.start_soon(ControlDoor(made.control, policy_handlers(made.policies)).run)
+            group.start_soon(ControlDoor(made.control, policy_handlers(made.policies), made.proofs()).run)
             await anyio.lowlevel.checkpoint()
             yield made
             group.cancel_scope.cancel()
@@ -32,9 +32,7 @@ async def mesh(tmp_path: Path) -> AsyncIterator[PolicyMesh]:
 async def ask(mesh: PolicyMesh, verb: str, body: Any = None) -> dict[str, Any]:
     """Ask as the control plane's own credentials may."""
     data = body if isinstance(body, bytes) else msgspec.json.encode(body or {})
-    operator = await mesh.connect(mesh.operator.control_creds("acme"), "operator")
-    reply = await operator.request(f"ctl.policy.{verb}", data, timeout_s=20)
-    return dict(msgspec.json.decode(reply.data))
+    return await mesh.ask(f"policy.{verb}", data)
 
 
 async def test_an_apply_through_the_door(mesh: PolicyMesh) -> None:
@@ -44,8 +42,7 @@ async def test_an_apply_through_the_door(mesh: PolicyMesh) -> None:
     inbox = operator.new_inbox()
     operator.listen(inbox, lambda _s, _r, _h, data: told.append(data))
     body = {"files": pack(policies(reads("bare")), {}), "author": "ada", "expected": 1, "progress": inbox}
-    reply = await operator.request("ctl.policy.apply", msgspec.json.encode(body), timeout_s=20)
-    answer = msgspec.json.decode(reply.data)
+    answer = await mesh.ask("policy.apply", msgspec.json.encode(body), by=operator)
     assert (answer["revision"], answer["unchanged"], answer["behind"]) == (2, False, [])
     assert told == [b"tests", b"withdraw", b"extend", b"bundle", b"agents", b"settle"]
     status = await ask(mesh, "status")
@@ -102,17 +99,17 @@ async def test_a_question_is_answered_while_an_apply_waits(mesh: PolicyMesh) -> 
         return {}
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ControlDoor(mesh.control, {"slow": slow, "quick": quick}, noun="test").run)
+        group.start_soon(ControlDoor(mesh.control, {"slow": slow, "quick": quick}, mesh.proofs(), noun="test").run)
         await anyio.lowlevel.checkpoint()
-        answers: list[bytes] = []
+        answers: list[dict[str, Any]] = []
 
         async def wait_for_it() -> None:
-            answers.append((await mesh.control.request("ctl.test.slow", b"", timeout_s=20)).data)
+            answers.append(await mesh.ask("test.slow", by=mesh.control))
 
         async with anyio.create_task_group() as asking:
             asking.start_soon(wait_for_it)
-            await mesh.control.request("ctl.test.quick", b"", timeout_s=20)
-        assert answers == [b'{"done":true}']
+            await mesh.ask("test.quick", by=mesh.control)
+        assert answers == [{"done": True}]
         group.cancel_scope.cancel()
 
 
@@ -123,12 +120,32 @@ async def test_a_fault_of_ours_is_answered_too(mesh: PolicyMesh, caplog: pytest.
         raise RuntimeError("ada@example.org")
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ControlDoor(mesh.control, {"broken": broken}, noun="test").run)
+        group.start_soon(ControlDoor(mesh.control, {"broken": broken}, mesh.proofs(), noun="test").run)
         await anyio.lowlevel.checkpoint()
-        reply = await mesh.control.request("ctl.test.broken", b"", timeout_s=20)
-        error = msgspec.json.decode(reply.data)["error"]
-        assert error["code"] == "mesh-error"
-        assert b"ada" not in reply.data
+        answer = await mesh.ask("test.broken", by=mesh.control)
+        assert answer["error"]["code"] == "mesh-error"
+        assert "ada" not in str(answer)
         group.cancel_scope.cancel()
     (told,) = [record for record in caplog.records if record.getMessage() == "request_failed"]
     assert "test_policy_door.py" in str(vars(told)["mesh_fields"])
+
+
+async def test_who_holds_the_account_alone_is_refused(mesh: PolicyMesh, caplog: pytest.LogCaptureFixture) -> None:
+    """The broker can send requests and see those of operators: none of its own counts, nor one seen before."""
+    operator = await mesh.connect(mesh.operator.control_creds("acme"), "operator")
+    body = b"{}"
+    proof = mesh.proof("policy.status", body)
+    reply = await operator.request("ctl.policy.status", body, headers=proof)
+    assert msgspec.json.decode(reply.data)["revision"] == 1
+    attempts: list[tuple[str, bytes, dict[str, str] | None]] = [
+        ("status", body, None),
+        ("status", body, proof),
+        ("status", b'{"limit":1}', mesh.proof("policy.status", body)),
+        ("rollback", body, mesh.proof("policy.status", body)),
+        ("status", body, mesh.proof("policy.status", body, "globex")),
+    ]
+    for verb, asked, headers in attempts:
+        reply = await operator.request(f"ctl.policy.{verb}", asked, headers=headers)
+        assert msgspec.json.decode(reply.data)["error"]["code"] == "not-attested"
+    assert mesh.policies.plans.bundle.revision == 1
+    assert [record.getMessage() for record in caplog.records].count("request_not_attested") == len(attempts)

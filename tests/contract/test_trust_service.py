@@ -541,11 +541,10 @@ async def test_no_workload_reaches_the_door(world: World) -> None:
     operator = await world.mesh.connect(world.mesh.operator.control_creds("acme"), "operator")
     workloads = [await world.connect(name) for name in ("desk", "team-support")]
     async with anyio.create_task_group() as group:
-        group.start_soon(ControlDoor(world.mesh.control, answers, noun="trust").run)
+        group.start_soon(ControlDoor(world.mesh.control, answers, world.mesh.proofs(), noun="trust").run)
         await anyio.lowlevel.checkpoint()
         await world.mesh.control.flush(5)
-        reply = await operator.request("ctl.trust.list", b"{}")
-        assert msgspec.json.decode(reply.data)["tenant"] == "acme"
+        assert (await world.mesh.ask("trust.list", by=operator))["tenant"] == "acme"
         for connection in workloads:
             with pytest.raises(Unavailable):
                 await connection.request("ctl.trust.list", b"{}", timeout_s=0.5)

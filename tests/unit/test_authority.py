@@ -63,7 +63,7 @@ def test_only_public_things_lie_where_everybody_reads(tmp_path: Path) -> None:
     """A first start makes everything, and `trust/` could be handed out as it is."""
     authority = opened(tmp_path)
     assert names(tmp_path / "trust") == {"ca.crt", "trust.pub", "policy.pub", "enrol.pub"}
-    private = {"root.key", "root.crt", "ca.key", "ca.crt", "trust.key", "enrol.key", "policy.key", "issue.key"}
+    private = {"root.key", "root.crt", "ca.key", "ca.crt", "trust.key", "enrol.key", "policy.key", "operator.key"}
     assert names(tmp_path / "admin") == private
     for file in (tmp_path / "trust").iterdir():
         assert b"PRIVATE" not in file.read_bytes()

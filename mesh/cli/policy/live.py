@@ -29,7 +29,7 @@ from mesh.policy.trial import plans_of
 from mesh.policy_files import PolicyFiles, read_policies
 
 if TYPE_CHECKING:
-    from mesh.jetstream.connection import Connection
+    from mesh.cli.operator import OperatorConnection
     from mesh.policy.diff import Diff
 
 APPLY_S = 120.0  # tests, rights, the bundle, and up to 30 s for the agents
@@ -176,7 +176,7 @@ def _only(tenants: tuple[str, ...]) -> str | None:
     return tenants[0] if len(tenants) == 1 else None
 
 
-async def _ask(connection: Connection, verb: str, body: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+async def _ask(connection: OperatorConnection, verb: str, body: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     with progress(connection, _STEPS, quiet=quiet) as inbox:
         return await ask(connection, verb, {**body, "progress": inbox}, timeout_s=APPLY_S)
 

@@ -14,6 +14,7 @@ from mesh.errors import MeshError, Unavailable, catalogue
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from mesh.cli.operator import OperatorConnection
     from mesh.jetstream.connection import Connection
 
 ANSWER_S = 30.0  # for what the control plane does while somebody waits at a terminal
@@ -23,12 +24,17 @@ _SAID = ("code", "message", "expected", "got", "next")
 
 
 async def ask(
-    connection: Connection, verb: str, body: dict[str, Any], *, noun: str = "policy", timeout_s: float = ANSWER_S
+    connection: OperatorConnection,
+    verb: str,
+    body: dict[str, Any],
+    *,
+    noun: str = "policy",
+    timeout_s: float = ANSWER_S,
 ) -> dict[str, Any]:
     """Send `ctl.<noun>.<verb>` and return the answer.
 
     Args:
-        connection: With the control plane's credentials in the tenant's account.
+        connection: The operator's.
         verb: Of the door, such as `status`.
         body: Sent as JSON.
         noun: Which of the control plane's doors.
@@ -38,8 +44,9 @@ async def ask(
         MeshError: What the control plane answered instead; of the class that it was.
         Unavailable: No control plane runs, or it did not answer in time.
     """
+    subject, data = f"ctl.{noun}.{verb}", msgspec.json.encode(body)
     try:
-        reply = await connection.request(f"ctl.{noun}.{verb}", msgspec.json.encode(body), timeout_s=timeout_s)
+        reply = await connection.request(subject, data, headers=connection.proof(subject, data), timeout_s=timeout_s)
     except Unavailable as error:
         if error.details.get("reason") != "no-responders":
             raise

@@ -24,7 +24,7 @@ from mesh.cli.trust.options import KeyCommand
 from mesh.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
-    from mesh.jetstream.connection import Connection
+    from mesh.cli.operator import OperatorConnection
 
 ROTATE_S = 60.0  # 15 s for the agents, and what the accounts of a large mesh take
 STORE_S = 120.0  # the server stops, its keys are wrapped anew, it starts and reads its streams
@@ -189,7 +189,7 @@ async def admit(
         console.print(f"{escape(said['workload'])} was not barred: nothing was changed")
 
 
-async def _store_renewed(connection: Connection) -> None:
+async def _store_renewed(connection: OperatorConnection) -> None:
     """Wait until the server is back with another key for its store.
 
     Raises:

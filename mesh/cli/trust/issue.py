@@ -27,9 +27,9 @@ from mesh.cli.policy.request import ask
 from mesh.cli.times import shown
 from mesh.cli.trust.changes import ReasonOption
 from mesh.cli.trust.keys import NOUN
-from mesh.control.datadir import DataDirectory, hex_key, private_directory, write_private
+from mesh.control.datadir import DataDirectory, private_directory, write_private
 from mesh.control.trust_listing import chain_of
-from mesh.control.trust_requests import ISSUE_KEY_FILE, MAX_HOURS, issue_proof
+from mesh.control.trust_requests import MAX_HOURS
 from mesh.errors import BadCertificate, ConfigError
 from mesh.identity import Signer, seed_to_pem
 
@@ -71,12 +71,10 @@ async def issue(
     seed = secrets.token_bytes(SEED_BYTES)
     csr = make_csr(seed)
     async with operator_connection(context, tenant=tenant) as (found, connection):
-        data = DataDirectory(found.data)
         _make_room(out, force=force)
-        proof = issue_proof(_issue_key(data), tenant=found.tenant, agent=agent, hours=hours, csr=csr)
-        body = {"agent": agent, "csr": b64encode(csr).decode(), "hours": hours, "proof": proof}
+        body = {"agent": agent, "csr": b64encode(csr).decode(), "hours": hours}
         said = await ask(connection, "issue", {**body, "author": author(), "reason": reason}, noun=NOUN)
-    certificate = checked(said, seed, data.trust)
+    certificate = checked(said, seed, DataDirectory(found.data).trust)
     write(out, seed, certificate)
     _print(certificate, out.resolve(), agent, as_json=json_)
 
@@ -133,20 +131,6 @@ def _make_room(out: Path, *, force: bool) -> None:
     except OSError as error:
         raise ConfigError(
             f"{out} cannot be made: {error.strerror}", expected="a directory we may write", next="name another"
-        ) from error
-
-
-def _issue_key(data: DataDirectory) -> bytes:
-    """What shows the control plane that we read its directory; it makes the file, never we."""
-    file = data.admin / ISSUE_KEY_FILE
-    try:
-        file.stat()
-        return hex_key(file)
-    except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error.strerror}",
-            expected="the control plane's key for such requests",
-            next="run this where the mesh runs, as the user who started it; a start of the mesh makes the file",
         ) from error
 
 
