@@ -267,6 +267,7 @@ async def test_a_pair_lives_half_its_life(
     passed_ms: int, renewed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A certificate of a day is replaced after half of it, not before; the key with it."""
+    monkeypatch.setattr(tls_files, "now_ms", lambda: NOW_MS)
     tls, files, _, _ = _made(tmp_path)
     before = files.cert.read_bytes(), files.key.read_bytes()
     monkeypatch.setattr(tls_files, "now_ms", lambda: NOW_MS + passed_ms)
