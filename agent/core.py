@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from agent import metrics
 from agent.keys import clock_ms, read
+from agent.outbound import no_bundle
 from agent.parts import Files
 from agent.room import Room
 from agent.settings import load
@@ -254,7 +255,7 @@ class Agent:
 
         Raises:
             Draining: The agent is shutting down.
-            Disconnected: NATS is away and no bundle has arrived since the start.
+            Disconnected: NATS will not have us, `reason` says why; or it is away, and no bundle has arrived yet.
             NoBundle: No valid bundle yet.
             ClockWrong: Our clock is far from the server's, and nobody would believe what we seal.
             NotEnrolled, SignerExpired: Nobody would believe what we seal.
@@ -265,6 +266,8 @@ class Agent:
                 expected="a running agent",
                 next="send the same again to the agent that takes over",
             )
+        if self._connection is not None and self._connection.refusal is not None:
+            raise _refused(self._connection.refusal)
         if not self._bundle_arrived.is_set():
             if self._connection is None or not self._connection.connected:
                 raise Disconnected(
@@ -272,11 +275,7 @@ class Agent:
                     expected="a connection to NATS",
                     next="check nats_url and creds_file; the agent goes on trying",
                 )
-            raise NoBundle(
-                "no valid policy bundle has arrived yet, and so nothing is allowed",
-                expected="a bundle from the control plane",
-                next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
-            )
+            raise no_bundle()
         if self._policies is not None and self._policies.clock.wrong:
             raise self._policies.clock.error()
         if self._identity is not None:
@@ -287,12 +286,14 @@ class Agent:
         return [f"task {name} died" for name in self._tasks.dead]
 
     def not_ready(self) -> list[str]:
-        """Why the door takes nothing now; empty while it does."""
+        """Why the door takes nothing now: codes, and the stable reason of a refusal; empty while it does."""
         reasons = self.not_alive()
         try:
             self.check_open()
         except MeshError as error:
             reasons.append(error.code)
+            if "reason" in error.details:
+                reasons.append(str(error.details["reason"]))
         outbound = self.outbound
         if outbound is None or outbound.room.free <= 0 or self._bytes.free <= 0:
             reasons.append(Overloaded.code)
@@ -326,3 +327,15 @@ class Agent:
         while True:
             await asyncio.sleep(max(self.settings.file_check_s, 1.0))
             self.keys.refresh()
+
+
+def _refused(refusal: MeshError) -> Disconnected:
+    """What a caller is told: nothing goes out until somebody has done what *refusal* asks for."""
+    reason = str(refusal.details.get("reason", refusal.code))
+    return Disconnected(
+        f"the agent is kept from NATS until somebody helps: {reason}",
+        expected="an agent that NATS takes with the files it has",
+        got=refusal.got,
+        next=refusal.next,
+        reason=reason,
+    )

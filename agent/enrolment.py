@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SEED_BYTES = 32
 ANSWER_S = 5.0  # the control plane answers in milliseconds, with an attestor of its own in tens
+MAX_RETRY_S = 3600.0  # that a refusal may ask for
 MAX_SAID = 300  # characters of a refusal that are repeated
 ENROL_KEY_FILE = "enrol.pub"
 
@@ -136,7 +137,9 @@ def _refusal(problem: dict[str, Any]) -> MeshError:
     said = {name: str(problem.get(name, ""))[:MAX_SAID] for name in ("code", "message", "expected", "got", "next")}
     code, message = said.pop("code"), said.pop("message")
     retry = problem.get("retry_after_s")
-    details: dict[str, Any] = {"retry_after_s": float(retry)} if isinstance(retry, int | float) else {}
+    details: dict[str, Any] = {}
+    if isinstance(retry, int | float):  # compared before it is a float: a whole number may have 400 digits
+        details["retry_after_s"] = float(min(max(retry, 0), MAX_RETRY_S))
     return _REFUSALS.get(code, BadEnrolment)(message or "the control plane refuses", **said, **details)
 
 

@@ -1,8 +1,9 @@
 """Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`.
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
-accepts and has room. That NATS is reachable is not asked, since taking the application out of service would help
-nobody; that there are a bundle and an event key is, since before them everything is refused; which ones are in use and
+accepts and has room. That NATS is reachable is not asked, since it comes back by itself and taking the application out
+of service would help nobody; that it does not refuse us is, since then everything is refused until somebody helps: the
+reason stands beside `nats-unreachable` in `because`. So it is with a bundle and an event key; which ones are in use and
 what was refused since (`bundle_revision`, `bundle_refused`, `identity`) is said and changes nothing. A pseudonym domain
 or a cipher without a key stops only the events masked with it, so it is named (`domains_lacking`, `ciphers_lacking`)
 and the rest goes on.

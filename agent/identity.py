@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from agent import metrics
 from agent.enrolment import Enroller, KeyFiles
 from mesh import logs
-from mesh.errors import BadCertificate, MeshError, NotEnrolled
+from mesh.errors import BadCertificate, MeshError, NotEnrolled, StaleTrust
 from mesh.trust_watch import TrustWatch
 
 if TYPE_CHECKING:
@@ -170,22 +170,29 @@ class Identity:
         self._settle()
 
     async def _read_trust(self) -> None:
-        """Read the trust statement once after each connect, trying again until it can be read."""
+        """Read the trust statement once after each connect, trying again until there is one and it can be read.
+
+        A mesh has one as soon as its control plane ran: where none is stored, it is withheld or still to come.
+        """
         while True:
             await self._linked.wait()
             self._linked.clear()
-            link, attempt = self._links, 0
+            attempt = 0
             while self._connection.connected and not self._trusted:
+                link = self._links
                 try:
                     await self._trust.refresh()
+                    if self._keyring.statement is None:
+                        raise StaleTrust("the mesh has no trust statement yet", next="is the control plane running?")
                 except MeshError as error:
                     if not attempt:
                         log.warning("trust_not_read", code=error.code, error=error.message)
-                    await asyncio.sleep(READ_AGAIN_S[min(attempt, len(READ_AGAIN_S) - 1)])
-                    attempt += 1
-                else:
+                else:  # what was read before the link fell and returned says nothing of the time between
                     self._trusted = link == self._links and self._connection.connected
                     self._settle()
+                if not self._trusted:
+                    await asyncio.sleep(READ_AGAIN_S[min(attempt, len(READ_AGAIN_S) - 1)])
+                    attempt += 1
 
     # --- the one decision --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ KEY_BYTES = 32
 MIN_TOKEN_CHARS = 32  # 128 bits in hexadecimal, and more in base64url
 MIN_SECRET_BYTES = 16  # a webhook secret that is typed by hand is too short
 MAX_FILE_BYTES = 65_536
+TOKEN, CREDENTIALS = "an enrolment token", "NATS credentials"  # what the control plane hands out
 
 log = logs.get("agent")
 
@@ -244,14 +245,22 @@ def read(path: Path, what: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
         raise ConfigError(
             f"{path} cannot be read: {error.strerror or error.__class__.__name__}",
             expected=what,
-            next="check the setting that names it, and its owner and mode",
+            next=_HANDED_OUT if missing and what in (TOKEN, CREDENTIALS) else _CHECK,
         ) from error
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is no {what}", expected=f"at most {MAX_FILE_BYTES} bytes", got=f"{len(content)}")
     return content
+
+
+_CHECK = "check the setting that names it, and its owner and mode"
+_HANDED_OUT = (
+    "start `mesh up` again, which writes what is missing; where the agent was revoked, `mesh trust admit AGENT` writes "
+    "another; where others keep the file, check the setting that names it"
+)
 
 
 def hex_key(path: Path, length: int = KEY_BYTES) -> bytes:

@@ -143,11 +143,7 @@ class Outbound:
     async def _decide(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
         plans, revision = self._plans, self._revision  # one bundle for the whole request
         if plans is None:
-            raise NoBundle(
-                "no valid policy bundle has arrived yet, and so nothing is allowed",
-                expected="a bundle from the control plane",
-                next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
-            )
+            raise no_bundle()
         decided: list[journey.Outbound] = []
         for index, draft in enumerate(drafts):
             if index and index % _DECIDED_AT_ONCE == 0:
@@ -235,6 +231,15 @@ class Outbound:
         for lane in self._lanes.values():
             if lane:
                 lane.pump()
+
+
+def no_bundle() -> NoBundle:
+    """What a caller is told before the first bundle."""
+    return NoBundle(
+        "no valid policy bundle has arrived yet, and so nothing is allowed",
+        expected="a bundle from the control plane",
+        next="send the same again; if it stays so, `mesh status` shows whether the control plane runs",
+    )
 
 
 def _too_large(copy: journey.Copy) -> TooLarge:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.enrolment import Enroller, KeyFiles
 from agent.identity import UNREAD, Identity
-from agent.keys import Keys, clock_ms, read
+from agent.keys import CREDENTIALS, Keys, clock_ms, read
 from agent.outbound import Outbound
 from agent.policies import PolicySide
 from mesh.anchors import open_keyring
@@ -65,7 +65,7 @@ class Files:
             ConfigError: The files to connect with are missing or are not what they should be.
         """
         s, base = self._settings, self._base
-        creds = partial(read, base / s.creds_file, "NATS credentials") if s.creds_file else None
+        creds = partial(read, base / s.creds_file, CREDENTIALS) if s.creds_file else None
         connection = await Connection.open(s.nats_url, name=s.name, creds=creds, tls=self._tls(), wait=False)
         publisher = Publisher(
             connection,

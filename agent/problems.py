@@ -1,8 +1,9 @@
 """RFC 9457 problem documents: every answer of a door that is not a success.
 
 `type` and `title` belong to the code; `detail` is about this occurrence; `expected`, `got` and `next` say what to do;
-`rule` and `reason` name the policy that decided. A document never quotes a value of an event, and an exception that
-nobody foresaw shows nothing of itself: its `instance` is in the log beside the traceback.
+`rule` and `reason` name the policy that decided, and `reason` alone why NATS will not have the agent. A document never
+quotes a value of an event, and an exception that nobody foresaw shows nothing of itself: its `instance` is in the log
+beside the traceback.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mesh.trust_watch import TrustWatch
     from mesh.watch import BundleWatch
 
-UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag
+UNKNOWN_KEY_RETRY_S = 1.0  # replicas of the trust bucket may lag, for `fetching.PATIENCE_S`
 BEHIND_RETRY_S = 0.5  # our bundle is older than the event: a notice was lost, or is on its way
 PATIENCE_DELIVERIES = 60  # times that an event may come before "unknown key" or "not allowed" is the last word
 PAST_RETRY_S = 5.0  # the stored bundle of an older revision is missing or wrong: only the control plane can help
@@ -270,6 +270,9 @@ class Feed:
             verified = self._verifier.verify(received)
             outcome = reading.admit(verified, now_ms=now_ms)
         except UnknownKey:
+            if self._fetcher.missed(_key_id(received)):
+                self._unknown(received, puller)
+                return
             self._parked.appendleft((received, puller))
             self._spawn(self._fetch_and_resume)
             return
@@ -344,18 +347,22 @@ class Feed:
 
         self._spawn(lambda: self.on_rejected(received, puller, error))
 
+    def _unknown(self, received: Received, puller: Puller) -> None:
+        """The bucket has no certificate for its key: have it delivered again, until that is the last word."""
+        if self._fetcher.given_up(_key_id(received)) or received.deliveries > PATIENCE_DELIVERIES:
+            self._reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
+            return
+        REJECTED.add(1, code=UnknownKey.code)
+        self._later(received, puller, UNKNOWN_KEY_RETRY_S)
+
     async def _fetch_and_resume(self) -> None:
-        """Fetch the certificate the first parked event names, then take the parked ones in order."""
+        """Fetch the certificates that the first parked events name, then take the parked ones in order."""
         received, puller = self._parked[0]
-        found = await self._fetcher.certificate(_key_id(received))
+        found = await self._fetcher.certificates(each for each, _ in self._parked)
         if self._stopped:
             return
         if not found and self._unpark(received):
-            REJECTED.add(1, code=UnknownKey.code)
-            if received.deliveries > PATIENCE_DELIVERIES:
-                self._reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
-            else:
-                self._later(received, puller, UNKNOWN_KEY_RETRY_S)
+            self._unknown(received, puller)
         self._resume()
 
     async def _fetch_past_and_resume(self, revision: int) -> None:

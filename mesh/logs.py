@@ -61,8 +61,11 @@ class Log:
         self._write(logging.ERROR, event, {**fields, **_exception_fields(error)})
 
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
-        if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={_FIELDS: fields})
+        if not self._logger.isEnabledFor(level):
+            return
+        # where nobody set up logging, Python's last resort prints the message alone
+        message = event if self._logger.hasHandlers() else f"{event} {_text(fields)}".rstrip()
+        self._logger.log(level, message, extra={_FIELDS: fields})
 
 
 def get(name: str) -> Log:
@@ -127,7 +130,7 @@ class _ShortFormatter(logging.Formatter):
         log, event, fields = _parts(record)
         level = record.levelname.lower()
         time = _time(record)[11:23]
-        text = " ".join(f"{k}={v}" for k, v in fields.items())
+        text = _text(fields)
         if not self._colours:
             return f"{time} {level:<7} {log} {event} {text}".rstrip()
         return f"{_DIM}{time}{_RESET} {_COLOURS[level]}{level:<7}{_RESET} {log} {event} {_DIM}{text}{_RESET}"
@@ -144,6 +147,10 @@ def _parts(record: logging.LogRecord) -> tuple[str, str, dict[str, Any]]:
     if error is not None:
         foreign |= _exception_fields(error)
     return record.name, "library_log", foreign
+
+
+def _text(fields: dict[str, Any]) -> str:
+    return " ".join(f"{name}={_plain(value)}" for name, value in fields.items())
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from mesh import logs
-from mesh.errors import BadCertificate, IdentityError, MeshError
+from mesh.errors import BadCertificate, IdentityError, MeshError, TrustRollback
 from mesh.jetstream.store import KeyValue
 from mesh.telemetry import counter, gauge
 from mesh.trust_files import STATEMENT, TrustFiles, chain_file
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mesh.identity import Certificate, Keyring, TrustStatement
     from mesh.jetstream.connection import Connection
+    from mesh.jetstream.store import Entry
 
 KEPT_EVERY_MS = 60_000  # a statement that revokes nothing new is written this often; reissued every 10 s
 
@@ -81,20 +82,20 @@ class TrustWatch:
         return self.keyring.statement
 
     async def refresh(self) -> None:
-        """Read the trust statement once.
+        """Read the trust statement once. Before the first one was issued there is none to adopt.
 
         Raises:
-            MeshError: It cannot be read, is not signed by the trust key, or is older than the one we hold.
+            MeshError: It cannot be read, is not signed by the trust key, or is older than the one we hold, or gone.
         """
         entry = await self._store.get(TRUST_KEY)
-        if entry is None:
-            return
         before = self.keyring.revision
         try:
-            statement = self.keyring.apply(entry.value)
+            statement = self._adopt(entry)
         except IdentityError as error:
             REFUSED.add(1, code=error.code)
             raise
+        if entry is None or statement is None:
+            return
         changed = self.keyring.revision != before
         if changed or statement.issued_ms - self._written_ms >= KEPT_EVERY_MS:
             self._written_ms = statement.issued_ms
@@ -103,6 +104,14 @@ class TrustWatch:
             log.info("revocations_adopted", epoch=statement.epoch, revoked=len(statement.revoked))
             if self.on_change is not None:
                 self.on_change()
+
+    def _adopt(self, entry: Entry | None) -> TrustStatement | None:
+        if entry is not None:
+            return self.keyring.apply(entry.value)
+        held = self.keyring.statement
+        if held is not None:
+            raise TrustRollback("the trust statement is gone", expected=f"epoch {held.epoch} or more", got="none")
+        return None
 
     async def look(self) -> None:
         """Read the trust statement once, as `refresh`; one that is refused is an alarm, and the one we hold stays.

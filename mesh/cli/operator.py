@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
+import os
 import secrets
+import shlex
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.context import Context
 from mesh.control.datadir import DataDirectory
 from mesh.control.proof import HEADER, KEY_FILE, NONCE_BYTES, prove
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, Disconnected
 from mesh.jetstream.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 CONNECT_TIMEOUT_S = 3.0  # somebody waits at a terminal; a server that restarts is back within one
@@ -59,18 +63,55 @@ async def operator_connection(
     context = Context.load(path, tenant=tenant, team=team)
     data = DataDirectory(context.data)
     file = data.admin_creds(context.tenant, sorted(context.mesh.tenants))
-    connection = await OperatorConnection.open(
-        context.mesh.nats_url,
-        name="operator",
-        creds=partial(_read, file),
-        tls=context.tls(str(data.admin / "tls.crt"), str(data.admin / "tls.key")),
-        connect_timeout_s=CONNECT_TIMEOUT_S,
-    )
-    connection.context = context
+    with _quiet():
+        try:
+            connection = await OperatorConnection.open(
+                context.mesh.nats_url,
+                name="operator",
+                creds=partial(_read, file),
+                tls=context.tls(str(data.admin / "tls.crt"), str(data.admin / "tls.key")),
+                connect_timeout_s=CONNECT_TIMEOUT_S,
+            )
+        except Disconnected as error:
+            if not _stopped(data):
+                raise
+            start = f"mesh up --data {shlex.quote(str(data.root))}"
+            raise Disconnected(
+                "this mesh is not running", expected=f"one that runs on {data.root}", got=error.got, next=start
+            ) from None
+        connection.context = context
+        try:
+            yield context, connection
+        finally:
+            await connection.close()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Commands say themselves that a server is away, or nothing where they wait until it is back."""
+    logger = logging.getLogger("mesh.nats")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        yield context, connection
+        yield
     finally:
-        await connection.close()
+        logger.setLevel(before)
+
+
+def _stopped(data: DataDirectory) -> bool:
+    """Whether nobody holds the lock that a mesh holds while it runs; False where we cannot tell."""
+    try:
+        descriptor = os.open(data.lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)  # and lets go
 
 
 def _read(file: Path) -> bytes:
@@ -79,6 +120,19 @@ def _read(file: Path) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"{file} cannot be read: {error.strerror}",
-            expected="the control plane's credentials",
-            next="run this where the mesh runs, as the user who started it",
+            expected="what the control plane and its operators share",
+            next=_way_out(file, error),
         ) from error
+
+
+def _way_out(file: Path, error: OSError) -> str:
+    """What helps against *error*, which came of reading *file*."""
+    match error:
+        case FileNotFoundError() if file.parent.is_dir():
+            return "restart `mesh up`: it writes it again"
+        case FileNotFoundError():
+            return "run this where the mesh runs"
+        case PermissionError():
+            return "run this where the mesh runs, as the user who started it"
+        case _:
+            return "look at the file system it lies on"

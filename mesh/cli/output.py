@@ -21,7 +21,7 @@ from rich.table import Table
 from mesh.errors import BadBundle, ConfigError, InputError, MeshError, NotFound, PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,15 +55,30 @@ def print_line(value: object) -> None:
     sys.stdout.flush()
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table with a title; says so where it is empty. Too wide for the terminal, cells fold; none is cut."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, keep: Collection[str] = ()
+) -> None:
+    """A table with a title; says so where it is empty. Too wide for the terminal, cells fold; none is cut.
+
+    Args:
+        title: Stands above it.
+        columns: Their names.
+        rows: A cell for each column.
+        keep: Columns that never fold: what a person copies from them has to be one word.
+    """
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     fits = sum(widths[:-1]) + COLUMN_GAP * len(widths) + MIN_LAST <= console.width
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        keep = fits and index < len(columns) - 1
-        table.add_column(column, style="" if index else "cyan", no_wrap=keep, overflow="fold")
+        whole = column in keep
+        table.add_column(
+            column,
+            style="" if index else "cyan",
+            min_width=widths[index] if whole else None,
+            no_wrap=whole or (fits and index < len(columns) - 1),
+            overflow="fold",
+        )
     for row in cells:
         table.add_row(*map(escape, row))
     if table.row_count:

@@ -12,7 +12,6 @@ from mesh.cli.operator import operator_connection
 from mesh.context import Context
 from mesh.errors import NoBundle, RevisionNeeded, UnknownKey
 from mesh.inbound import Admitted, Reading, Withheld
-from mesh.jetstream.connection import Connection
 from mesh.signing import Verifier
 from mesh.trust_watch import TrustWatch
 from mesh.watch import BundleWatch
@@ -20,6 +19,7 @@ from mesh.watch import BundleWatch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from mesh.cli.operator import OperatorConnection
     from mesh.policy.compile import Plans
     from mesh.signing import Received, Verified
 
@@ -34,7 +34,7 @@ class Session:
     """An operator at work in one tenant."""
 
     context: Context
-    connection: Connection
+    connection: OperatorConnection
     plans: Plans
     bundle: BundleWatch
     trust: TrustWatch

@@ -10,11 +10,13 @@ from rich.markup import escape
 
 from mesh.cli.events import ContextOption, JsonOption, TenantOption
 from mesh.cli.output import NO, command, console, print_json, print_table
+from mesh.cli.policy.request import ask
 from mesh.cli.session import Session, operator_session
 from mesh.cli.subscription import describe
+from mesh.cli.trust.options import lets_back
 from mesh.control.readiness import missing_streams
 from mesh.control.reconcile import now_ms
-from mesh.errors import StaleTrust
+from mesh.errors import MeshError, StaleTrust
 from mesh.jetstream.manage import api
 
 HEALTH_TIMEOUT_S = 2.0
@@ -54,6 +56,7 @@ async def _report(session: Session) -> dict[str, Any]:
         session.trust.keyring.check_fresh(now_ms())
     except StaleTrust as error:
         problems.append(str(error))
+    problems += await _barred(session)
     return {
         "nats_url": session.context.mesh.nats_url,
         **({"tls": True} if session.context.mesh.tls_ca_file else {}),
@@ -68,6 +71,15 @@ async def _report(session: Session) -> dict[str, Any]:
         "dead_letters": dead,
         "problems": problems,
     }
+
+
+async def _barred(session: Session) -> list[str]:
+    """Who is shut out; or that the control plane, which alone knows, does not say."""
+    try:
+        said = await ask(session.connection, "list", {}, noun="trust")
+    except MeshError as error:
+        return [f"who is barred is not known: {error.message}; {error.next}".removesuffix("; ")]
+    return [f"barred: {workload}; {lets_back(workload)}" for workload in said["barred"]]
 
 
 async def _agents(session: Session) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ Its rooms:
     rollout, door, proof    who runs which revision; requests over NATS, and that they come from an operator
     shadow, backlog, recorded, trail, reader    a candidate on live traffic; stored events and the audit trail read back
     trust, hierarchy    the root, the mesh CA and the keys that sign; enrol, attest*: who gets a certificate from them
-    truststore, stored_certificates, trust_copies    what everybody verifies by; standing: who lost the mesh's trust
+    truststore, stored_certificates, trust_copies, stream_clock    what everybody verifies by; standing: who lost trust
     trust_service, trust_requests, trust_listing, issuing, revocation, rotation, renewal    `mesh trust`, as requests
     trust_audit, identities, live, cluster    what everybody can do on the live servers, against what was compiled
     reconcile    what they share: the operator, the clock, the notices

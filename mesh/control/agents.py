@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ STOP_TIMEOUT_S = 15.0  # above the agent's own drain_s
 RESTART_WAIT_S = (0.1, 0.5, 2.0, 5.0)  # between a crash and the next start; the last one repeats
 STEADY_S = 30.0  # a process that lived this long starts again at once
 _POLL_S = 0.02
+_MAX_SAID = 300  # characters of a log line that are repeated
+_FRAME = " |+-\t"  # that a traceback of several exceptions draws around them
+_ERROR = re.compile(r"mesh-agent: .*|(?:\w+\.)*[A-Z]\w*(?:: .*)?")  # what `agent` ends with, or a traceback
 
 log = logs.get("agents")
 
@@ -73,6 +77,7 @@ class AgentProcess:
         self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._logged = 0  # bytes in the log before this process
         self.ports: Ports | None = None
         self.restarts = 0
 
@@ -158,6 +163,7 @@ class AgentProcess:
         self._log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         environment = {**os.environ, **self.settings, **self._same_ports()}
+        self._logged = os.fstat(descriptor).st_size
         with os.fdopen(descriptor, "wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent", "run", "--config", str(self.directory / "agent.toml")],
@@ -196,8 +202,21 @@ class AgentProcess:
             raise self._failed(f"agent {self.name} ended while starting")
 
     def _failed(self, message: str) -> ConfigError:
-        lines = self._log_file.read_text(errors="replace").strip().splitlines() if self._log_file.exists() else []
-        last = lines[-1][:300] if lines else "no log"
-        with suppress(ValueError):
-            last = json.dumps(json.loads(last))
-        return ConfigError(message, expected="a running agent", got=last, next=f"read {self._log_file.name} in log/")
+        written = self._log_file.read_bytes()[self._logged :] if self._log_file.exists() else b""
+        said = _last_words(written.decode(errors="replace"))
+        return ConfigError(message, expected="a running agent", got=said, next=f"read {self._log_file.name} in log/")
+
+
+def _last_words(text: str) -> str:
+    """What a process said last: the last event or error in its log, else the last line with a word in it."""
+    lines = [line.strip(_FRAME) for line in text.splitlines()]
+    said = [line for line in lines if any(map(str.isalpha, line))]
+    telling = [line for line in said if _ERROR.fullmatch(line) or _is_event(line)]
+    return (telling or said or ["nothing in its log"])[-1][:_MAX_SAID]
+
+
+def _is_event(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

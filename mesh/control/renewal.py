@@ -30,17 +30,18 @@ class Renewal:
         """Give *workload* (an agent, or `team-<team>`) a new NATS user.
 
         The one before is remembered as revoked first, so that no crash leaves it good; it is cut off as soon as the
-        account is refreshed.
+        account is refreshed. What a crash leaves undone `WorkloadFiles.write` does at the next start.
 
         Raises:
             ConfigError, IdentityError, OSError: A file of ours cannot be read or written.
         """
         name = f"{self._files.tenant}/{workload}"
-        held = self._keys.find("user", name)
-        if held is not None:
-            self._standing.revoke_user(workload, held.public, now_ms() // 1000)
-        self._keys.renew("user", name)
-        self._files.write_credentials(workload)
+        with self._files.renewing:
+            held = self._keys.find("user", name)
+            if held is not None:
+                self._standing.revoke_user(workload, held.public, now_ms() // 1000)
+            self._keys.renew("user", name)
+            self._files.write_credentials(workload)
 
     def token(self, agent: str, spiffe_id: str) -> None:
         """Give *agent* a new enrolment token.

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from mesh import audit
+from mesh import audit, logs
 from mesh.control.reconcile import now_ms, team_workload
 from mesh.control.trust_requests import cut_of
-from mesh.errors import BadAttribute, BadSpiffeId, NotFound
+from mesh.errors import BadAttribute, BadSpiffeId, MeshError, NotFound
 from mesh.keys import SpiffeId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from mesh.control.accounts import Accounts
     from mesh.control.standing import Standing
     from mesh.control.trust import Authority
     from mesh.control.trust_requests import Asked, Policies
     from mesh.control.truststore import TrustStore
+    from mesh.keys import Certificate
+
+log = logs.get("trust")
 
 
 class Revoker:
@@ -60,13 +64,15 @@ class Revoker:
         if sum(map(bool, (asked.kid, asked.agent, asked.team))) != 1:
             raise BadAttribute("say what is to be revoked", expected="one of a key, an agent, a team")
         began_ms = now_ms()
-        cut_ms = cut_of(asked, began_ms)
+        cut_ms = cut_of(asked, began_ms, offset_ms=self._store.offset_ms)
         workload = "" if asked.kid else asked.agent or team_workload(asked.team)
         if asked.kid:
             kids = [asked.kid]
-            for store in await self._holding(asked.kid, unknown=asked.unknown):
-                await store.revoke({asked.kid: cut_ms})
-            self._record(asked, "", kids, cut_ms)
+            stores = await self._holding(asked.kid, unknown=asked.unknown)
+            try:
+                await revoke_in_all(stores, {asked.kid: cut_ms})
+            finally:  # one store may have it where another does not answer
+                self._record(asked, "", kids, cut_ms)
         else:
             kids = await self._bar(asked, workload, cut_ms)
         return {
@@ -80,16 +86,34 @@ class Revoker:
 
     async def _bar(self, asked: Asked, workload: str, cut_ms: int) -> list[str]:
         """Bar a workload; returns the keys that were not revoked from as early a time before."""
-        spiffe_id = self._agent(asked.agent) if asked.agent else self._team(asked.team)
+        past = asked.from_ms is not None
+        ids = await self._agent(asked.agent, past=past) if asked.agent else self._team(asked.team)
         await anyio.to_thread.run_sync(self._standing.bar, workload)  # first: no key comes after those we see
-        mine = [held.kid for held in self._store.present(now_ms()) if held.spiffe_id == spiffe_id]
-        kids = [kid for kid in mine if self._store.revoked.get(kid, inf) > cut_ms]
+        kids: list[str] = []
         try:
-            await self._store.revoke(dict.fromkeys(kids, cut_ms))
+            await self._refuse(self._store.present(cut_ms), ids, cut_ms, kids)  # of these we know without the broker
+            if past:
+                await self._refuse(await self._store.certificates(), ids, cut_ms, kids)
         finally:  # who is barred is recorded and cut off, whatever became of the statement
             self._record(asked, workload, kids, cut_ms)
             await self._accounts.refresh(workload)
         return kids
+
+    async def _refuse(self, held: Iterable[Certificate], ids: frozenset[str], cut_ms: int, told: list[str]) -> None:
+        """Revoke the keys among *held* that are of *ids* and may have sealed something since the cut.
+
+        One whose certificate ended since is among them: what it sealed before that is still judged by it.
+
+        Args:
+            held: Certificates of anybody.
+            ids: SPIFFE ids.
+            cut_ms: Unix milliseconds.
+            told: Gets the keys that were not revoked from as early a time before.
+        """
+        mine = [one.kid for one in held if one.spiffe_id in ids and one.not_after_ms >= cut_ms]
+        kids = [kid for kid in mine if self._store.revoked.get(kid, inf) > cut_ms]
+        told += kids
+        await self._store.revoke(dict.fromkeys(kids, cut_ms))
 
     def _record(self, asked: Asked, workload: str, kids: list[str], cut_ms: int) -> None:
         facts = {"workload": workload or None, "kids": kids, "from_ms": cut_ms, "epoch": self._store.epoch}
@@ -112,25 +136,46 @@ class Revoker:
             return stores
         raise no_key(kid)
 
-    def _agent(self, agent: str) -> str:
-        """Whose keys an agent's are; also of one that the policies do not name any more."""
-        agents = self._policies.grants.agents
-        if agent in agents:
-            return agents[agent].spiffe_id
-        try:
-            former = SpiffeId.for_agent(self._authority.ca.trust_domain, self._policies.tenant, agent)
-        except BadSpiffeId:
-            former = None
-        if former is not None and any(held.spiffe_id == former for held in self._store.present(now_ms())):
-            return former
-        raise NotFound(f"the policies know no agent {agent[:64]}", expected=", ".join(sorted(agents)), got=agent[:64])
+    async def _agent(self, agent: str, *, past: bool) -> frozenset[str]:
+        """Whose keys an agent's are: the SPIFFE id it has, and the usual one, unless that is another agent's today.
 
-    def _team(self, team: str) -> str:
+        Also of an agent that the policies do not name any more; *past*: one whose certificates have all ended, too.
+        """
+        agents = self._policies.grants.agents
+        ids = {agents[agent].spiffe_id} if agent in agents else set()
+        with suppress(BadSpiffeId):  # what is no agent's name has none
+            ids.add(SpiffeId.for_agent(self._authority.ca.trust_domain, self._policies.tenant, agent))
+        ids -= {other.spiffe_id for name, other in agents.items() if name != agent}
+        if agent not in agents:
+            held = await self._store.certificates() if past else self._store.present(now_ms())
+            if not any(one.spiffe_id in ids for one in held):
+                known = ", ".join(sorted(agents))
+                raise NotFound(f"the policies know no agent {agent[:64]}", expected=known, got=agent[:64])
+        return frozenset(ids)
+
+    def _team(self, team: str) -> frozenset[str]:
         """No SPIFFE id: a team holds no event key. Raises NotFound where there is none of that name."""
         teams = self._policies.grants.teams
         if team not in teams:
             raise NotFound(f"the policies know no team {team[:64]}", expected=", ".join(sorted(teams)), got=team[:64])
-        return ""
+        return frozenset()
+
+
+async def revoke_in_all(stores: Iterable[TrustStore], kids: Mapping[str, int]) -> None:
+    """Revoke *kids* in every one of *stores*: one that fails keeps none of the others from it.
+
+    Raises:
+        MeshError: Of the first that failed; see `TrustStore.revoke`. Each failure is in the log.
+    """
+    failed: list[MeshError] = []
+    for store in tuple(stores):
+        try:
+            await store.revoke(kids)
+        except MeshError as error:
+            log.error("revocation_failed", tenant=store.tenant, code=error.code, error=error.message)
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 def no_key(kid: str) -> NotFound:

@@ -17,7 +17,7 @@ from mesh.errors import BadAttribute, NotFound, WorkloadBarred
 from mesh.reports import read_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from mesh.control.trust_requests import Asked
     from mesh.control.truststore import TrustStore
@@ -36,7 +36,7 @@ class Wanted:
     Attributes:
         agents: Whose event keys: the SPIFFE id of each by name.
         workloads: Whose NATS users.
-        ca: The mesh CA; with *revoke_old* the one before certifies nobody any more.
+        ca: The mesh CA; with *revoke_old* none of before certifies anybody any more.
         store: The encryption key of the server's store.
     """
 
@@ -103,12 +103,12 @@ class Rotation:
         self._old: set[str] = set()
         self._revoked: Counter[str] = Counter()
 
-    async def revoke(self, cut_ms: int, issuer_kid: str = "") -> None:
+    async def revoke(self, cut_ms: int, issuers: Container[str] = ()) -> None:
         """Revoke every key they have from *cut_ms* (Unix ms) on.
 
         Args:
             cut_ms: A key that is revoked from an earlier time stays so.
-            issuer_kid: A mesh CA that is revoked as well: the keys it certified need no revocation of their own.
+            issuers: Mesh CAs that are revoked as well: the keys they certified need no revocation of their own.
 
         Raises:
             TooLarge, ConfigError, RequestFailed, Unavailable: See `TrustStore.revoke`.
@@ -117,7 +117,7 @@ class Rotation:
         held = [one for one in self._store.present(now_ms()) if one.spiffe_id in wanted]
         self._old = {one.kid for one in held}
         self._revoked = Counter(str(one.spiffe_id) for one in held if one.kid not in self._store.revoked)
-        await self._store.revoke({one.kid: cut_ms for one in held if not issuer_kid or one.issuer_kid != issuer_kid})
+        await self._store.revoke({one.kid: cut_ms for one in held if one.issuer_kid not in issuers})
 
     async def wait(self) -> list[dict[str, Any]]:
         """Wait until every instance that runs has another key, for `WAIT_S` at most.

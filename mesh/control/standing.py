@@ -6,6 +6,7 @@ and no connection, and a NATS user that was replaced or stolen connects no more,
 
 from __future__ import annotations
 
+import threading
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Standing:
     """The barred workloads and the revoked NATS users of one tenant. Saved whole at each change.
 
+    Changes come from threads, several at a time: each waits for the one before, so that none is lost.
+
     Args:
         file: Where; it need not be there yet.
 
@@ -36,6 +39,7 @@ class Standing:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._changing = threading.Lock()
         state = _read(file)
         self._barred = frozenset(state.barred)
         self._users = {workload: dict(users) for workload, users in state.users.items()}
@@ -56,7 +60,8 @@ class Standing:
         Raises:
             ConfigError: It cannot be saved; then nothing changed.
         """
-        self._save(self._barred | {workload}, self._users)
+        with self._changing:
+            self._save(self._barred | {workload}, self._users)
 
     def admit(self, workload: str) -> None:
         """Take *workload* back; its revoked users stay revoked.
@@ -64,7 +69,8 @@ class Standing:
         Raises:
             ConfigError: As for `bar`.
         """
-        self._save(self._barred - {workload}, self._users)
+        with self._changing:
+            self._save(self._barred - {workload}, self._users)
 
     def revoke_user(self, workload: str, public: str, at_s: int) -> None:
         """Refuse a NATS user of *workload* with credentials made at *at_s* (Unix seconds) or before.
@@ -72,10 +78,11 @@ class Standing:
         Raises:
             ConfigError: As for `bar`.
         """
-        users = {name: dict(held) for name, held in self._users.items()}
-        of_workload = users.setdefault(workload, {})
-        of_workload[public] = max(at_s, of_workload.get(public, 0))
-        self._save(self._barred, users)
+        with self._changing:
+            users = {name: dict(held) for name, held in self._users.items()}
+            of_workload = users.setdefault(workload, {})
+            of_workload[public] = max(at_s, of_workload.get(public, 0))
+            self._save(self._barred, users)
 
     def _save(self, barred: frozenset[str], users: dict[str, dict[str, int]]) -> None:
         state = _State(tuple(sorted(barred)), users)

@@ -17,6 +17,7 @@ from mesh.errors import BadTrustStatement, ConfigError, IdentityError
 from mesh.identity import TrustStatement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mesh.control.trust import Authority
@@ -145,3 +146,12 @@ def _not_written(path: Path, error: OSError) -> ConfigError:
         expected="room and the right to write it",
         next="make room: without a copy of our own, a store that goes back in time would be believed",
     )
+
+
+def earliest(*statements: Mapping[str, int]) -> dict[str, int]:
+    """Every key of *statements* with the earliest time that one of them gives."""
+    found: dict[str, int] = {}
+    for revoked in statements:
+        for kid, from_ms in revoked.items():
+            found[kid] = min(from_ms, found.get(kid, from_ms))
+    return found

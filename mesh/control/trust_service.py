@@ -22,7 +22,7 @@ from mesh.control import rotation, trust_listing
 from mesh.control.door import Told
 from mesh.control.issuing import Issuer, IssueService
 from mesh.control.reconcile import now_ms, team_workload
-from mesh.control.revocation import Revoker, no_key
+from mesh.control.revocation import Revoker, no_key, revoke_in_all
 from mesh.control.store_rotation import StoreRotation
 from mesh.control.trust_requests import Asked, Policies, reading
 from mesh.errors import BadAttribute
@@ -178,6 +178,7 @@ class TrustService:
         if wanted.store:
             self._store_key.check()
         done: dict[str, Any] = {"agents": [], "cut_ms": None, "ca": None, "credentials": [], "store": False}
+        done["revoked_cas"] = []
         try:
             await self._rotate_keys(wanted, told, done)
             await self._rotate_rest(asked, wanted, told, done)
@@ -199,14 +200,23 @@ class TrustService:
         if not (wanted.agents or wanted.revoke_old):
             return
         told("keys")
-        done["cut_ms"] = cut_ms = now_ms() + rotation.LEAD_MS
+        done["cut_ms"] = cut_ms = now_ms() + self._store.offset_ms + rotation.LEAD_MS
         if wanted.revoke_old:
-            for store in self._stores():
-                await store.revoke({old: cut_ms})
+            done["revoked_cas"] = self._cas_before(old)
+            await revoke_in_all(self._stores(), dict.fromkeys(done["revoked_cas"], cut_ms))
         rotating = rotation.Rotation(self._policies.connection, self._store, wanted.agents)
-        await rotating.revoke(cut_ms, old if wanted.revoke_old else "")
+        await rotating.revoke(cut_ms, done["revoked_cas"])
         told("agents")
         done["agents"] = await rotating.wait()
+
+    def _cas_before(self, old: str) -> list[str]:
+        """*old*, and every other mesh CA but today's that certified a key which has not ended, in any tenant.
+
+        There are others after a rotation that was cut short, or that left its mesh CA good.
+        """
+        at_ms = now_ms()
+        issuers = {held.issuer_kid for store in self._stores() for held in store.present(at_ms)}
+        return sorted((issuers | {old}) - {self._authority.ca.kid})
 
     async def _rotate_rest(self, asked: Asked, wanted: Wanted, told: Told, done: dict[str, Any]) -> None:
         if wanted.workloads:
@@ -231,6 +241,7 @@ class TrustService:
             "late": [one["agent"] for one in done["agents"] if one["state"] == "late"] or None,
             "from_ms": done["cut_ms"],
             "ca": done["ca"] and done["ca"]["new"],
+            "revoked_cas": done["revoked_cas"] or None,
             "credentials": done["credentials"] or None,
         }
         if any(facts.values()):

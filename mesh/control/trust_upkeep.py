@@ -1,4 +1,4 @@
-"""A trust store kept up while the control plane runs: statements stay young, and what has ended goes."""
+"""A trust store kept up while the control plane runs: statements stay young and are heard of; what ended goes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from mesh import logs
-from mesh.control.reconcile import now_ms
+from mesh.control.reconcile import notice, now_ms
 from mesh.errors import MeshError
 
 if TYPE_CHECKING:
     from mesh.jetstream.connection import Connection
 
 STATEMENT_EVERY_S = 10.0  # design section 6; a statement older than 60 s is stale
+NOTICE_AGAIN_S = (0.1, 0.3)  # after a change, one after the other: the cut lies 1 s ahead, and a notice may be lost
 PRUNE_EVERY_S = 3600.0  # certificates live for a day, and are kept for a month
 
 log = logs.get("control")
@@ -24,6 +25,14 @@ class Kept(Protocol):
 
     tenant: str
 
+    @property
+    def epoch(self) -> int:
+        """Of the last statement."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until a statement has gone out that revokes other keys."""
+
     async def statement(self) -> None:
         """Issue the statement again."""
 
@@ -33,12 +42,13 @@ class Kept(Protocol):
 
 
 async def run(store: Kept, connection: Connection) -> None:
-    """Issue the statement every `STATEMENT_EVERY_S` and at each connect, and prune, until cancelled.
+    """Issue the statement every `STATEMENT_EVERY_S` and at each connect, repeat notices, and prune, until cancelled.
 
     What fails is logged, and tried again at the next turn.
     """
     async with anyio.create_task_group() as group:
         group.start_soon(_reissue, store, connection)
+        group.start_soon(_notice_again, store, connection)
         group.start_soon(_prune, store)
 
 
@@ -60,6 +70,18 @@ async def _reissue(store: Kept, connection: Connection) -> None:
                 log.error("trust_statement_failed", tenant=store.tenant, code=error.code, error=error.message)
     finally:
         forget()
+
+
+async def _notice_again(store: Kept, connection: Connection) -> None:
+    """Whoever missed the notice of a revocation hears of it before the cut, and not at the next poll."""
+    while True:
+        await store.changed()
+        for pause_s in NOTICE_AGAIN_S:
+            await anyio.sleep(pause_s)
+            try:
+                await notice(connection, "trust", store.epoch)
+            except MeshError as error:
+                log.warning("trust_notice_failed", tenant=store.tenant, code=error.code, error=error.message)
 
 
 async def _prune(store: Kept) -> None:

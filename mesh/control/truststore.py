@@ -5,7 +5,8 @@
 
 They lie in the KV bucket `mesh_trust`. A copy of our own lies beside the control plane's keys: the statement, and every
 certificate that has not ended. So a store that was lost, altered or restored from an old backup neither takes a
-revocation back nor hides a key from whoever revokes what a workload holds; it is put right at the next start.
+revocation back nor hides a key from whoever revokes what a workload holds; it is put right at the next start. Copies
+from an old backup are made up for too: what the store has beyond them counts, and the epoch follows the clock.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from mesh.certificates import check_chain
 from mesh.control import trust_upkeep
 from mesh.control.reconcile import notice, now_ms
 from mesh.control.stored_certificates import StoredCertificates, taken
-from mesh.control.trust_copies import TrustCopies
-from mesh.errors import BadCertificate, BadTrustStatement, ConfigError, RequestFailed, TooLarge
+from mesh.control.stream_clock import StreamClock
+from mesh.control.trust_copies import TrustCopies, earliest
+from mesh.errors import BadTrustStatement, MeshError, TooLarge
 from mesh.identity import MAX_TRUST_BYTES
 from mesh.jetstream.store import KeyValue
 from mesh.watch import TRUST_BUCKET, TRUST_KEY
@@ -34,10 +36,6 @@ if TYPE_CHECKING:
     from mesh.identity import TrustStatement
     from mesh.jetstream.connection import Connection
     from mesh.keys import Certificate
-
-DAY_MS = 86_400_000
-KEEP_MS = 31 * DAY_MS  # after a certificate's end: dead letters live 30 days, events 7
-UNKNOWN_MS = 2 * 366 * DAY_MS  # after the time a key is revoked from, without its certificate: a CA lives for a year
 
 log = logs.get("control")
 
@@ -56,24 +54,32 @@ class TrustStore:
         self.tenant = tenant
         self._connection = connection
         self._store = KeyValue(connection, TRUST_BUCKET)
+        self._clock = StreamClock(self._store, tenant)
         self._stored = StoredCertificates(connection, authority, tenant)
         self._authority = authority
         self._copies = TrustCopies(file, authority, tenant)
         self._epoch = 0
         self._issued_ms = 0
         self._revoked: dict[str, int] = {}
+        self._owed = True  # the last statement is not both stored and kept
+        self._changed = anyio.Event()
         self._present: dict[str, Certificate] = {}
         self._lock = anyio.Lock()
 
     @property
     def epoch(self) -> int:
-        """Of the last statement; 0 before the first."""
+        """Of the last statement: the Unix second of its issue, or one more than the one before; 0 before the first."""
         return self._epoch
 
     @property
     def issued_ms(self) -> int:
         """When it was issued, Unix milliseconds; 0 before the first of this process."""
         return self._issued_ms
+
+    @property
+    def offset_ms(self) -> int:
+        """What to add to our time to get that of the server, which stamps events: see `StreamClock`."""
+        return self._clock.offset_ms
 
     @property
     def revoked(self) -> Mapping[str, int]:
@@ -106,8 +112,8 @@ class TrustStore:
         if ours is not None and (theirs is None or earliest(theirs.revoked, ours.revoked) != theirs.revoked):
             stored = 0 if theirs is None else theirs.epoch
             log.error("trust_statement_put_back", tenant=self.tenant, epoch=ours.epoch, stored_epoch=stored)
-        await self._open_certificates()
         await self.statement()
+        await self._open_certificates()
 
     def _opened(self, data: bytes) -> TrustStatement | None:
         try:
@@ -117,13 +123,15 @@ class TrustStore:
             return None
 
     async def _open_certificates(self) -> None:
-        stored = await self._stored.kids()
-        if await self._copies.make_room():  # the first start, or that of a mesh which kept no copies yet
-            for kid in stored:
-                held = await self.certificate(kid)
-                if held is not None and held.not_after_ms > now_ms():
-                    await self._copies.keep_certificate(held)
-        self._present.update({held.kid: held for held in await self._copies.certificates(now_ms())})
+        stored, at_ms = await self._stored.kids(), now_ms()
+        first = await self._copies.make_room()  # the first start, or that of a mesh which kept no copies yet
+        self._present.update({held.kid: held for held in await self._copies.certificates(at_ms)})
+        unkept = await self._stored.live(stored - self._present.keys(), at_ms)
+        for held in unkept:
+            self._present[held.kid] = held
+            await self._copies.keep_certificate(held)
+        if unkept and not first:
+            log.error("certificates_taken_up", tenant=self.tenant, count=len(unkept))
         missing = [held for held in self._present.values() if held.kid not in stored]
         for held in missing:
             await self._stored.put(held)
@@ -144,8 +152,9 @@ class TrustStore:
         Raises:
             BadCertificate: None of our roots stands behind it, or the key has another certificate already.
             WeakKey: See `check_public_key`.
+            Overloaded: What is left of the store is for the statement; it was not handed out.
             ConfigError: Our own copy cannot be written; then it was not handed out.
-            RequestFailed, Unavailable: The store refused or does not answer; in the second case it may have it.
+            RequestFailed, Unavailable: The store refused or does not answer. It may have it: it counts as handed out.
         """
         certificate = check_chain(chain, self._authority.roots)
         kid = certificate.kid
@@ -157,16 +166,12 @@ class TrustStore:
             return kid
         self._present[kid] = certificate
         try:
+            await self._stored.check_room()
             await self._copies.keep_certificate(certificate)
-        except ConfigError:
+        except MeshError:
             del self._present[kid]
             raise
-        try:
-            await self._stored.put(certificate)
-        except (BadCertificate, RequestFailed):
-            del self._present[kid]
-            self._copies.forget_certificate(kid)
-            raise
+        await self._stored.put(certificate)  # whatever it answers: who has seen it may show it, so it stays present
         return kid
 
     async def known(self, kid: str) -> bool:
@@ -207,24 +212,27 @@ class TrustStore:
             TooLarge: No statement has room for so many.
             BadTrustStatement: Something among them is no key id, or no time.
             ConfigError: Our own copy cannot be written; the statement is out all the same.
-            RequestFailed, Unavailable: The store refused or does not answer; it goes out with the next statement.
+            RequestFailed, Unavailable: The store refused or does not answer; they go out with the next statement, and
+                whoever asks again before that gets an error again, or has them out.
         """
         async with self._lock:
             revoked = earliest(self._revoked, kids)
-            if revoked != self._revoked:
+            if self._owed or revoked != self._revoked:
                 await self._issue(revoked)
 
     async def statement(self) -> None:
-        """Issue the statement again, with the next epoch.
+        """Issue the statement again, with a higher epoch, and look how far the server's clock is from ours.
 
         Raises:
             ConfigError, RequestFailed, Unavailable: As `revoke`.
         """
         async with self._lock:
             await self._issue(self._revoked)
+        await self._clock.measure()
 
     async def _issue(self, revoked: dict[str, int]) -> None:
-        epoch, at_ms = self._epoch + 1, now_ms()
+        at_ms = now_ms()
+        epoch = max(self._epoch + 1, at_ms // 1000)  # from a backup, we go on above all that readers have seen
         sealed = self._authority.statement(tenant=self.tenant, epoch=epoch, now_ms=at_ms, revoked=revoked)
         if len(sealed) > MAX_TRUST_BYTES:
             raise TooLarge(
@@ -234,20 +242,28 @@ class TrustStore:
                 next="revoke their issuer instead: `mesh trust rotate --ca --revoke-old`",
             )
         self._copies.opened(sealed)  # nothing goes out that its readers would refuse
-        self._epoch, self._issued_ms, self._revoked = epoch, at_ms, revoked
+        news = self._owed or revoked != self._revoked
+        self._epoch, self._issued_ms, self._revoked, self._owed = epoch, at_ms, revoked, True
         try:
-            await self._store.put(TRUST_KEY, sealed)
+            await self._clock.put(TRUST_KEY, sealed)
+            if news:
+                self._changed.set()
+            await notice(self._connection, "trust", epoch)
         finally:
             await self._copies.keep_statement(sealed)
-        await notice(self._connection, "trust", epoch)
+        self._owed = False
+
+    async def changed(self) -> None:
+        """Wait until a statement has gone out that revokes other keys than at the last call."""
+        await self._changed.wait()
+        self._changed = anyio.Event()
 
     # --- what ended --------------------------------------------------------------------------------------------------
 
     async def prune(self, at_ms: int) -> int:
         """Drop what nothing that is still stored can need; returns how many certificates went.
 
-        A certificate goes `KEEP_MS` after its end, and its revocation with it. A revocation whose certificate we never
-        saw stays for `UNKNOWN_MS`, which no certificate outlives.
+        A certificate goes `KEEP_MS` after its end, and its revocation with it: see `StoredCertificates.needed`.
 
         Args:
             at_ms: Unix milliseconds of now.
@@ -258,33 +274,18 @@ class TrustStore:
         for held in [held for held in self._present.values() if held.not_after_ms <= at_ms]:
             del self._present[held.kid]
             self._copies.forget_certificate(held.kid)
-        ends = await self._stored.ends()
+        needed = await self._stored.needed(at_ms)
         async with self._lock:
-            revoked = {
-                kid: from_ms
-                for kid, from_ms in self._revoked.items()
-                if at_ms < (ends[kid] + KEEP_MS if kid in ends else from_ms + UNKNOWN_MS)
-            }
+            revoked = {kid: from_ms for kid, from_ms in self._revoked.items() if needed(kid, from_ms)}
             if revoked != self._revoked:
                 await self._issue(revoked)
-        gone = [kid for kid in await self._stored.kids() if kid in ends and ends[kid] + KEEP_MS <= at_ms]
-        for kid in gone:
-            await self._stored.purge(kid)
+        gone = await self._stored.purge_ended(at_ms)
         if gone:
-            log.info("certificates_pruned", tenant=self.tenant, count=len(gone))
-        return len(gone)
+            log.info("certificates_pruned", tenant=self.tenant, count=gone)
+        return gone
 
     # --- running -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Issue the statement again and again, at each connect as well, and prune; until cancelled."""
         await trust_upkeep.run(self, self._connection)
-
-
-def earliest(*statements: Mapping[str, int]) -> dict[str, int]:
-    """Every key of *statements* with the earliest time that one of them gives."""
-    found: dict[str, int] = {}
-    for revoked in statements:
-        for kid, from_ms in revoked.items():
-            found[kid] = min(from_ms, found.get(kid, from_ms))
-    return found

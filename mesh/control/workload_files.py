@@ -7,6 +7,7 @@ its own in memory and enrols it with `enrol.token`.
 from __future__ import annotations
 
 import secrets
+import threading
 import tomllib
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,12 @@ from mesh import logs
 from mesh.certificates import read_certificate
 from mesh.control.datadir import DataDirectory, private_directory, write_if_changed, write_private
 from mesh.control.reconcile import TEAM_PREFIX, Operator, team_workload
+from mesh.control.standing import Standing
 from mesh.errors import IdentityError
 from mesh.keys import SpiffeId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from mesh.control.attest import FileAttestor
@@ -46,6 +48,9 @@ class WorkloadFiles:
         nats_url, site, trust_domain: What agents are told.
         ports: Where agents listen, one number after the other; None: free ports.
         tls: Keeps TLS certificates; None for a mesh without TLS.
+
+    Attributes:
+        renewing: Held while a NATS user and its creds file are replaced, one at a time.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class WorkloadFiles:
         tls: MeshTls | None,
     ) -> None:
         self.tenant = tenant
+        self.renewing = threading.Lock()
         self._data = data
         self._operator = operator
         self._attestor = attestor
@@ -78,12 +84,13 @@ class WorkloadFiles:
         Raises:
             ConfigError, IdentityError: A file of ours is not what it should be.
         """
+        revoked = Standing(self._data.standing(self.tenant)).users
         for team in grants.teams:
-            self._write_team(team, grants)
+            self._write_team(team, grants, revoked)
         for name, agent in sorted(grants.agents.items()):
             decided = _decided(agent, grants)
             if self._written.get(name) != decided:
-                self._write_agent(agent, grants)
+                self._write_agent(agent, grants, revoked)
                 self._written[name] = decided
         if self._tls is not None:
             self._tls.follow(self.tenant, self._clients(grants))
@@ -132,18 +139,30 @@ class WorkloadFiles:
                 (self._data.agent(agent) / name).unlink(missing_ok=True)
             log.info("event_key_deleted", agent=agent)
 
-    def _write_team(self, team: str, grants: Grants) -> None:
+    def _write_team(self, team: str, grants: Grants, revoked: Mapping[str, Container[str]]) -> None:
         workload = team_workload(team)
-        if not self.credentials(workload).exists():
-            self.write_credentials(workload)
+        self._keep_credentials(workload, revoked.get(workload, ()))
         for cipher in grants.team_ciphers.get(team, ()):
             self._write_cipher(self._data.team(team), cipher)
 
-    def _write_agent(self, agent: AgentGrants, grants: Grants) -> None:
+    def _keep_credentials(self, workload: str, revoked: Container[str]) -> None:
+        """Write credentials where there are none of the user that *workload* has; one that is revoked gets a successor.
+
+        `Renewal.user` leaves either behind where it is cut short, and nobody would connect with what lies there.
+        """
+        keys, name, path = self._operator.keys, f"{self.tenant}/{workload}", self.credentials(workload)
+        with self.renewing:
+            user = keys.find("user", name)
+            if user is not None and user.public in revoked:
+                user = keys.renew("user", name)
+                log.warning("revoked_user_replaced", tenant=self.tenant, workload=workload)
+            if user is None or not path.exists() or user.seed.encode() not in path.read_bytes():
+                self.write_credentials(workload)
+
+    def _write_agent(self, agent: AgentGrants, grants: Grants, revoked: Mapping[str, Container[str]]) -> None:
         """Everything an agent reads."""
         name, directory = agent.agent, self._data.agent(agent.agent)
-        if not self.credentials(name).exists():
-            self.write_credentials(name)
+        self._keep_credentials(name, revoked.get(name, ()))
         self._attestor.hand_out(name, agent.spiffe_id, directory / "enrol.token")
         self._data.token(name)
         self._data.dedupe_key(name)

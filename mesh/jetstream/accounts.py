@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_ACCOUNT_JWT_BYTES",
+    "MAX_CONNECTIONS",
+    "MAX_SUBSCRIPTIONS",
     "NEXT_THRESHOLD_NS",
     "TENANT_EXPORTS",
     "Account",
@@ -58,6 +60,11 @@ __all__ = [
 # The server refuses a longer one than 1 MiB ("token too large") at any max_payload, measured; and the message that
 # pushes it, its subjects included, has to fit our max_payload of 1 MB.
 MAX_ACCOUNT_JWT_BYTES = 1_048_576 - 576
+
+# What a workload may hold of the server's memory; nats-server has no such limits of its own accord. An account without
+# JetStream is a workload's or the system's: the latter has a connection or two.
+MAX_SUBSCRIPTIONS = 1000  # of one connection: an inbox, the notices, and one for each durable that it pulls
+MAX_CONNECTIONS = 256  # of one account, over all servers: as many replicas, or members of a team
 
 _SIGNATURE_CHARS = 86  # 64 bytes of Ed25519 as base64url
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
@@ -132,7 +139,8 @@ class Account:
         name: Shown by tools and monitoring.
         imports: None may contain another (the server refuses that).
         exports: In any order.
-        jetstream: Whether it may hold streams; only a tenant account may.
+        jetstream: Whether it may hold streams; only a tenant account may. Without, connections and their subscriptions
+            are limited.
         closed: Nobody may connect, and who is connected is cut off: how a workload ends.
         revocations: By public key of a user, the Unix second up to which JWTs made for it are refused; who is connected
             with one is cut off.
@@ -215,7 +223,8 @@ def user_jwt(account: Nkey, user: str, name: str, *, subscribe: Sequence[str] | 
         subscribe: The only subjects it may subscribe to; None for all (the control plane).
         iat: Unix seconds. There is no expiry: nats-py closes for good on one, and a user ends with its account.
     """
-    nats: dict[str, Any] = {"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1}
+    subscriptions = -1 if subscribe is None else MAX_SUBSCRIPTIONS
+    nats: dict[str, Any] = {"type": "user", "version": 2, "subs": subscriptions, "data": -1, "payload": -1}
     nats |= {"pub": {}, "sub": {} if subscribe is None else {"allow": sorted(subscribe)}}
     return _sign(account, user, name, nats, iat)
 
@@ -247,6 +256,8 @@ def grants_of(token: str) -> Mapping[str, Any]:
 def _limits(*, jetstream: bool, closed: bool) -> dict[str, Any]:
     unlimited = ("subs", "data", "payload", "imports", "exports", "conn")
     limits: dict[str, Any] = {**dict.fromkeys(unlimited, -1), "leaf": 0, "wildcards": True}
+    if not jetstream:
+        limits |= {"subs": MAX_SUBSCRIPTIONS, "conn": MAX_CONNECTIONS}
     if closed:
         limits["conn"] = 0
     if jetstream:  # files only: what is in memory does not survive

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from mesh import logs
-from mesh.errors import Closed, Disconnected, TooLarge, Unavailable
+from mesh.errors import Closed, ConfigError, Disconnected, MeshError, TooLarge, Unavailable
 from mesh.jetstream import wire
 from mesh.jetstream.keeper import Account, Keeper
 from mesh.jetstream.link import Link
@@ -121,6 +121,16 @@ class Connection:
     def last_error(self) -> str:
         """Why the last link ended or could not be made; the server's or the system's words."""
         return self._keeper.last_error
+
+    @property
+    def refusal(self) -> MeshError | None:
+        """Why the last attempt gave no link, where a person has to help; None in every other state.
+
+        Either the server will not have us, and `reason` in the details says why (see `mesh.jetstream.refusals`), or a
+        file of ours is wrong, a `ConfigError`. A server that is away comes back by itself.
+        """
+        failure = self._keeper.failure
+        return failure if isinstance(failure, ConfigError) or (failure and "reason" in failure.details) else None
 
     @property
     def rtt_s(self) -> float:

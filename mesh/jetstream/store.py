@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WRONG_LAST_SEQUENCE = 10071  # err_code of a put whose expected revision is not the last one
 _KEY_RE = re.compile(r"[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
+_REVISION_RE = re.compile(r"[1-9][0-9]{0,19}")  # of 64 bits; the server counts from 1
+_MAX_SAID = 32  # characters of what stands there instead
 _NOT_FOUND = 404
 _OK = (None, 200)
 
@@ -45,7 +47,7 @@ class KeyValue:
 
         Raises:
             BadSubject: *key* is not letters, digits, `_`, `=`, `-` in tokens joined by dots.
-            RequestFailed: The server refused, or answered with another key.
+            RequestFailed: The server refused, or answered with another key or without its revision.
             Unavailable: Nobody answered, or our account does not import this key.
         """
         subject = self._subject + _checked(key)
@@ -58,7 +60,11 @@ class KeyValue:
             raise RequestFailed(message, got=f"status {reply.status}", err_code=0)
         if headers.get("kv-operation", "PUT") != "PUT" or "nats-marker-reason" in headers:
             return None
-        return Entry(reply.data, int(headers["nats-sequence"]), _stamp_ms(headers.get("nats-time-stamp", "")))
+        revision = headers.get("nats-sequence", "")
+        if _REVISION_RE.fullmatch(revision) is None:
+            message = f"{self._stream} answered with the key {key} and no revision of it"
+            raise RequestFailed(message, expected="a sequence", got=revision[:_MAX_SAID], err_code=0)
+        return Entry(reply.data, int(revision), _stamp_ms(headers.get("nats-time-stamp", "")))
 
     async def put(self, key: str, value: bytes, expected_revision: int | None = None) -> int:
         """Store *value* and return its revision.
@@ -70,14 +76,15 @@ class KeyValue:
 
         Raises:
             BadSubject: *key* is malformed.
-            RequestFailed: The server refused; `err_code` is `WRONG_LAST_SEQUENCE` where somebody else was first.
+            RequestFailed: The server refused, or what it answers is no ack; `err_code` is `WRONG_LAST_SEQUENCE` where
+                somebody else was first.
             Unavailable: Nobody answered. The value may be stored all the same: read it.
         """
         headers = None
         if expected_revision is not None:
             headers = {"Nats-Expected-Last-Subject-Sequence": str(expected_revision)}
         reply = await self._connection.request(self._subject + _checked(key), value, headers=headers)
-        ack = msgspec.json.decode(reply.data, type=_Ack)
+        ack = self._ack(key, reply.data)
         if ack.error is not None:
             message = f"{self._stream} refused the key {key}: {ack.error.description}"
             raise RequestFailed(message, err_code=ack.error.err_code)
@@ -94,10 +101,17 @@ class KeyValue:
         """
         headers = {"KV-Operation": "DEL"}
         reply = await self._connection.request(self._subject + _checked(key), b"", headers=headers)
-        ack = msgspec.json.decode(reply.data, type=_Ack)
+        ack = self._ack(key, reply.data)
         if ack.error is not None:
             message = f"{self._stream} refused to delete the key {key}: {ack.error.description}"
             raise RequestFailed(message, err_code=ack.error.err_code)
+
+    def _ack(self, key: str, data: bytes) -> _Ack:
+        try:
+            return _ACK.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            message = f"what {self._stream} answered for the key {key} is no ack; it may have taken it: read the key"
+            raise RequestFailed(message, expected="JSON of an ack", got=f"{len(data)} bytes", err_code=0) from error
 
 
 def _stamp_ms(text: str) -> int:
@@ -117,6 +131,9 @@ class _Ack(msgspec.Struct):
     stream: str = ""
     seq: int = 0
     error: _AckError | None = None
+
+
+_ACK = msgspec.json.Decoder(_Ack)
 
 
 def _checked(key: str) -> str:

@@ -30,16 +30,24 @@ async def enrol(world: World, agent: str) -> Signer:
     return Signer.from_seed(seed, answer.chain)
 
 
-async def ask(world: World, agent: str, csr: bytes, *, token: bytes | None = None, by: Insider | None = None) -> Answer:
+async def ask(
+    world: World,
+    agent: str,
+    csr: bytes,
+    *,
+    token: bytes | None = None,
+    by: Insider | None = None,
+    timeout_s: float = 10,
+) -> Answer:
     """Ask for a certificate with any CSR and, unless given, the agent's token."""
     sealed = seal_request(csr, token_of(world, agent) if token is None else token, enrol_key(world))
-    return await send(world, agent, sealed, by=by)
+    return await send(world, agent, sealed, by=by, timeout_s=timeout_s)
 
 
-async def send(world: World, agent: str, request: bytes, *, by: Insider | None = None) -> Answer:
+async def send(world: World, agent: str, request: bytes, *, by: Insider | None = None, timeout_s: float = 10) -> Answer:
     """Send any bytes where *agent* enrols, with its credentials or another's."""
     client = by or await world.insider(agent)
-    return read_answer((await client.nc.request(f"{ENROL_SUBJECT}.{agent}", request, timeout=10)).data)
+    return read_answer((await client.nc.request(f"{ENROL_SUBJECT}.{agent}", request, timeout=timeout_s)).data)
 
 
 def token_of(world: World, agent: str) -> bytes:

@@ -100,7 +100,7 @@ OTHERS = {
         " enrolment:a_request_that_the_broker_changes enrolment:an_answer_that_the_broker_changes"
         " enrolment:keys_of_other_kinds enrolment:a_key_that_one_does_not_have"
         " enrolment:a_key_that_somebody_else_enrolled enrolment:a_revoked_key enrolment:asking_too_often"
-        " enrolment:a_barred_workload"
+        " enrolment:a_barred_workload enrolment:keeping_an_agent_from_its_certificate"
     ),
     "Accounts": (
         "accounts:connecting_without_credentials accounts:a_jwt_without_its_key"
@@ -108,6 +108,7 @@ OTHERS = {
         " accounts:an_account_of_another_operator accounts:asking_the_system_account"
         " accounts:asking_the_control_plane accounts:imports_that_nobody_exports"
         " accounts:a_workload_that_policies_no_longer_know broker:a_user_that_nobody_made"
+        " accounts:filling_the_servers_memory"
     ),
     "Copies kept by the broker": "broker:tapping_a_stream",
     "Requests by the broker": "broker:asking_in_an_operators_name",

@@ -15,6 +15,7 @@ import msgspec
 import nkeys
 import pytest
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import SYSTEM, Operator
@@ -25,7 +26,7 @@ from mesh.keys import key_id
 from mesh.merkle import leaf_hash
 from mesh.statements import b64u, root_signed, statement, verify_ed25519
 from tests.attacks.connecting import REFUSALS, b64, jwt_of, lets_in, opens, said, seed_of
-from tests.attacks.insider import CRM, failed, sealed, until
+from tests.attacks.insider import CRM, Insider, failed, sealed, until
 from tests.attacks.keys import public
 from tests.attacks.world import World
 
@@ -331,3 +332,41 @@ async def asked_to_sign(nonce: str, creds: bytes) -> bytes:
             await client.close()
     sig = msgspec.json.decode(line.removeprefix(b"CONNECT "))["sig"]
     return base64.b64decode(sig)
+
+
+async def test_filling_the_servers_memory(world: World) -> None:
+    """End the server, and with it everybody's mesh, by what it has to remember.
+
+    Holds: team analytics' credentials. Tries: 3,000 subscriptions of 3 KB on one connection, then connection after
+    connection. Stopped: an account has so many connections, each of them so many subscriptions; the others work on.
+    """
+    thief = await world.insider("team-analytics")
+    heard: list[str] = []
+    inbox = "_INBOX_team-analytics"
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.subject)
+
+    await thief.nc.subscribe(f"{inbox}.first", cb=hear)
+    await thief.nc.publish(f"{inbox}.first", b"")
+    await until(lambda: heard)
+    pipe: Any = thief.nc._transport
+    pipe.write(b"".join(b"SUB %b.%b.%d %d\r\n" % (inbox.encode(), b"x" * 3000, n, n + 10) for n in range(3000)))
+    await until(lambda: "maximum subscriptions exceeded" in str(thief.nc.last_error))
+    creds = world.creds("team-analytics")
+    opened: list[Insider] = []
+    try:
+        refused = ""
+        while not refused and len(opened) <= accounts.MAX_CONNECTIONS:
+            opened.append(Insider("team-analytics"))
+            try:
+                await opened[-1].open(world.mesh.server.url, creds)
+            except NatsError as error:
+                refused = str(error)
+        assert "maximum account active connections" in refused
+        assert len(opened) > 1
+        assert await opens(world, world.creds("desk"))
+    finally:
+        for insider in opened:
+            await insider.nc.close()
+    await until(lambda: opens(world, creds))

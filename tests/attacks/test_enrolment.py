@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from nacl.public import PrivateKey, SealedBox
+from nats.errors import TimeoutError as NatsTimeout
 
 from agent.enrolment import Enroller
 from agent.settings import load
@@ -36,6 +37,7 @@ from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
 
+FLOOD = 4000  # requests: they pass in half a second
 SMALL_ORDER = (bytes(32), b"\x01" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f")
 
 
@@ -149,8 +151,10 @@ async def test_an_answer_that_the_broker_changes(world: World) -> None:
         "spiffe://mesh.local/ns/acme/sa/desk", public(secrets.token_bytes(32)), now_ms=now_ms()
     )
     assert others is not None
-    for answer in (Answer(chain=others), Answer(chain=rogue), Answer(chain=b""), Answer(error={"code": "x"}), None):
-        liar: Any = Liar(b"{}" if answer is None else encode_answer(answer))
+    answers = (Answer(chain=others), Answer(chain=rogue), Answer(chain=b""), Answer(error={"code": "x"}))
+    endless = b'{"error": {"code": "overloaded", "retry_after_s": ' + b"9" * 400 + b"}}"
+    for said in (*map(encode_answer, answers), b"{}", endless):
+        liar: Any = Liar(said)
         with pytest.raises(MeshError):
             await agent.enrol(liar)
 
@@ -274,11 +278,37 @@ async def test_a_revoked_key(world: World) -> None:
     assert await world.put(sealed(signer)) == "key-revoked"
 
 
+async def test_keeping_an_agent_from_its_certificate(world: World) -> None:
+    """Use up what an agent may ask for, and the control plane's time, without its token.
+
+    Holds: lake's NATS credentials, and no token. Tries: thousands of requests, sealed with a guess and not sealed at
+    all, without waiting for an answer. Stopped: certificates are counted once a token was attested; what comes faster
+    than a few tries a second is dropped unread. Lake itself and the others enrol on.
+    """
+    thief, door = await world.insider("lake"), world.control().enrolment
+    guess = seal_request(new_csr(), b"guess", enrol_key(world))
+    dropped = door._drops
+    for n in range(FLOOD):
+        await thief.nc.publish("ctl.enrol.lake", guess if n % 2 else b"x" * 300, reply=thief.nc.new_inbox())
+    await thief.nc.flush()
+    assert (await ask(world, "desk", new_csr())).chain is not None
+    await until(lambda: door._drops - dropped > FLOOD * 3 // 4)
+
+    async def enrols() -> bool:
+        try:
+            answer = await ask(world, "lake", new_csr(), timeout_s=0.5)
+        except NatsTimeout:
+            return False
+        return answer.chain is not None
+
+    await until(enrols)
+
+
 async def test_asking_too_often(world: World) -> None:
     """Fill the trust store, or keep the control plane from certifying others.
 
     Holds: rival's credentials and token. Tries: requests as fast as they go. Stopped: each workload has so many, then
-    one a minute; others enrol on.
+    one each ten minutes; others enrol on.
     """
     codes = []
     for _ in range(BURST + 5):

@@ -17,8 +17,15 @@ from agent.core import Agent
 from agent.lifecycle import Sidecar
 from agent.settings import load as load_settings
 from mesh.errors import Denied, Disconnected, Draining, InputError
+from mesh.jetstream import accounts
+from mesh.jetstream.accounts import publish_imports
+from mesh.jetstream.topology import desired
+from mesh.policy.grants import PublishGrant
+from mesh.subjects import Pattern
 from tests.contract.agent_mesh import (
+    DOMAINS,
     POLICIES,
+    SMALL,
     Answer,
     Http,
     Streams,
@@ -28,6 +35,7 @@ from tests.contract.agent_mesh import (
     until,
     write_directory,
 )
+from tests.contract.operator_mode import SITE, OperatorMode
 
 pytestmark = pytest.mark.anyio
 
@@ -527,6 +535,58 @@ async def test_a_stream_that_is_away_gets_503_and_the_same_event_later_202(tmp_p
             return (await http.post(sent)).status == 202
 
         await until(accepted)
+
+
+async def test_an_agent_that_nats_refuses_says_so_at_once_until_it_is_let_in(tmp_path: Path) -> None:
+    """Cut off, it is not ready and refuses with the reason; admitted it is ready, and so it stays with NATS away."""
+    mode = await OperatorMode.start(tmp_path / "nats")
+    try:
+        await mode.apply(desired(SITE, DOMAINS, (), SMALL))
+        streams = Streams(mode.server, mode.tenant)
+        await streams.trust()
+        await streams.hand_out()
+        grants = [PublishGrant(view, Pattern.parse("crm.>")) for view in ("clear", "service")]
+        imports = publish_imports(mode.tenant_account.public, SITE, grants)
+        await mode.grant("crm-adapter", imports)
+        account = mode.accounts["crm-adapter"]
+        base = write_directory(tmp_path / "agent")
+        creds = mode.creds(account, "crm-adapter", subscribe=accounts.workload_subscribe("crm-adapter"))
+        (base / "nats.creds").write_bytes(creds)
+        async with sidecar(base, mode.server.url, creds_file="nats.creds", give_up_s=0.5) as running:
+            await until(lambda: not running.agent.not_ready())
+            http = client(running)
+            assert (await http.post(event())).status == 202
+
+            mode.iat += 1
+            closed = accounts.account_jwt(mode.operator, account.public, "crm-adapter", closed=True, iat=mode.iat)
+            await mode.push([closed])
+            await until(running.agent.not_ready)
+            ready = await probe(running, "/readyz")
+            assert (ready.status, ready.json["because"]) == (503, ["nats-unreachable", "account-closed"])
+            refused = await http.post(event())
+            assert (refused.status, refused.json["code"]) == (503, "nats-unreachable"), refused.body
+            assert refused.json["reason"] == "account-closed"
+            assert "mesh trust list" in refused.json["next"]
+            assert (await probe(running, "/livez")).status == 200
+            with pytest.raises(Disconnected, match="account-closed"):
+                await running.agent.publish(event())
+
+            await mode.grant("crm-adapter", imports)
+            await until(lambda: not running.agent.not_ready())
+            assert (await http.post(event())).status == 202
+
+            (base / "nats.creds").unlink()
+            mode.server.kill()
+            await until(running.agent.not_ready)
+            refused = await http.post(event())
+            assert (refused.status, refused.json["reason"]) == (503, "bad-config"), refused.body
+            assert "mesh up" in refused.json["next"]
+            (base / "nats.creds").write_bytes(creds)
+            await until(lambda: not running.agent.not_ready())
+            assert not running.agent.state()["nats_connected"]
+            assert (await http.post(event())).json["code"] == "stream-unavailable"
+    finally:
+        await mode.stop()
 
 
 async def test_draining_finishes_what_is_in_progress(streams: Streams, tmp_path: Path) -> None:

@@ -25,13 +25,23 @@ from mesh.control.attest import Attested, FileAttestor
 from mesh.control.datadir import write_private
 from mesh.control.nats_server import NatsServer, ServerTls, plain_config
 from mesh.enrolment import Answer, encode_answer, open_request
-from mesh.errors import ClockWrong, ConfigError, KeyRevoked, NotAttested, NotEnrolled, StreamUnavailable, WorkloadBarred
+from mesh.errors import (
+    ClockWrong,
+    ConfigError,
+    KeyRevoked,
+    NotAttested,
+    NotEnrolled,
+    StreamUnavailable,
+    Unavailable,
+    WorkloadBarred,
+)
 from mesh.identity import seed_to_pem
 from mesh.jetstream import wire
 from mesh.jetstream.store import KeyValue
 from mesh.jetstream.tls import TlsFiles
 from mesh.keys import SpiffeId, key_id
 from mesh.signing import Verified
+from mesh.trust_watch import TrustWatch
 from tests.contract.agent_mesh import ENROL_KEY, Control, Streams, event, judged, now_ms, until, write_directory
 
 pytestmark = pytest.mark.anyio
@@ -359,6 +369,85 @@ async def test_trust_that_cannot_be_read_holds_everything(streams: Streams, base
         await publish(agent, "read")
 
 
+async def test_a_link_that_returns_between_two_reads_is_read_for(
+    streams: Streams, base: Path, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when one server after another restarts: what could not be read over the one link is read over the next."""
+    pauses = Pauses(0.5)
+    monkeypatch.setattr(identity_module, "READ_AGAIN_S", pauses)
+    async with control.answering(), agent_of(base, streams.server.url) as agent:
+        identity = identity_of(agent)
+        with monkeypatch.context() as leaderless:
+
+            async def unavailable(_: TrustWatch) -> None:
+                raise Unavailable("the bucket has no leader")
+
+            leaderless.setattr(TrustWatch, "refresh", unavailable)
+            for count in (2, 3):
+                await identity._connection._keeper.end_link()
+                await until(lambda count=count: identity._links == count and pauses.taken)
+            assert identity._connection.connected
+        await publish(agent, "read")
+        assert agent.state()["identity"]["trust_read"] is True
+
+
+async def test_a_read_that_does_not_count_is_followed_by_a_pause(
+    streams: Streams, base: Path, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that falls under every read is no reason to load the bucket with reads."""
+    pauses, reads, refresh = Pauses(0.01), [0], TrustWatch.refresh
+    monkeypatch.setattr(identity_module, "READ_AGAIN_S", pauses)
+    async with control.answering(), agent_of(base, streams.server.url) as agent:
+        identity = identity_of(agent)
+        with monkeypatch.context() as flapping:
+
+            async def fallen(trust: TrustWatch) -> None:
+                await refresh(trust)
+                reads[0] += 1
+                identity._links += 1  # as after a link that fell and returned meanwhile
+
+            flapping.setattr(TrustWatch, "refresh", fallen)
+            await identity._connection._keeper.end_link()
+            await until(lambda: reads[0] >= 5)
+            assert not identity._trusted
+            assert reads[0] - pauses.taken <= 2  # one under way, and the poll's
+        await publish(agent, "read")
+
+
+@pytest.mark.parametrize("when", ["from the start", "after a connect"])
+async def test_a_statement_that_is_missing_holds_everything(
+    streams: Streams, base: Path, control: Control, when: str
+) -> None:
+    """A mesh has one as soon as its control plane ran, so whoever shows none may be hiding that our key is revoked."""
+    bucket = KeyValue(streams.connection, "mesh_trust")
+    if when == "from the start":
+        await bucket.delete("trust")
+    async with control.answering(), running(agent_of(base, streams.server.url, give_up_s=20)) as agent:
+        identity = identity_of(agent)
+        if when == "after a connect":
+            await until(lambda: identity._trusted and not agent.not_ready())
+            await bucket.delete("trust")
+            await identity._connection._keeper.end_link()
+            await until(lambda: identity._links == 2)
+        await until(lambda: not agent.not_ready())
+        reads, refresh = [0], identity._trust.refresh
+
+        async def counted() -> None:
+            try:
+                await refresh()
+            finally:
+                reads[0] += 1
+
+        identity._trust.refresh = counted  # type: ignore[method-assign]  # to know that it was read, and in vain
+        held = asyncio.create_task(publish(agent, "held"))
+        await until(lambda: reads[0] >= 3)
+        assert agent.state()["identity"]["trust_read"] is False
+        assert not held.done()
+        await control.store.statement()
+        await held
+        assert agent.state()["identity"]["trust_read"] is True
+
+
 async def test_a_revoked_issuer_is_left_at_once(streams: Streams, base: Path, control: Control) -> None:
     """All certificates of an intermediate go with it; the agent has one of the next before the cut."""
     after = await streams.stored()
@@ -408,7 +497,7 @@ async def test_managed_key_files_are_cut_until_they_are_replaced(
     managed = {"event_key_file": "event.key", "event_cert_file": "event.crt", "file_check_s": 0}
     async with control.answering(), agent_of(base, streams.server.url, **managed) as agent:
         await publish(agent, "managed")
-        await control.store.revoke({kids[0]: now_ms()})
+        await control.store.revoke({kids[0]: now_ms() + 1})  # what was stored in this millisecond stays good
         await until(lambda: agent.not_ready() == [NotEnrolled.code])
         kids.append(write_key(base, control))
         await control.store.publish(certificate_of(base))
@@ -483,6 +572,23 @@ async def test_ten_thousand_events_over_three_rotations_and_a_restart(tmp_path: 
 
 
 # --- props -----------------------------------------------------------------------------------------------------------
+
+
+class Pauses:
+    """How long to wait between attempts: always the same. Counts how often somebody asked."""
+
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self.taken = 0
+
+    def __len__(self) -> int:
+        """As a tuple of one."""
+        return 1
+
+    def __getitem__(self, _: int) -> float:
+        """The pause."""
+        self.taken += 1
+        return self._pause_s
 
 
 class Slow:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mesh.control.agents import AgentProcess
+from mesh.errors import ConfigError
 from tests.contract.agent_mesh import Http, Streams, event, read_answer, until, write_directory
 
 pytestmark = pytest.mark.anyio
@@ -182,6 +184,55 @@ async def test_a_wrong_file_ends_the_start_with_what_to_do(
     assert running.process.returncode == 2
     assert says in stderr.decode()
     assert (base / "hook.next").read_text().strip() not in stderr.decode()
+
+
+async def test_a_token_that_is_missing_says_who_writes_one(tmp_path: Path) -> None:
+    """What the control plane hands out is not made by looking at a setting: the next step names what writes it."""
+    base = write_directory(tmp_path)
+    settings = (base / "agent.toml").read_text().replace('"event.key"', '""').replace('"event.crt"', '""')
+    (base / "agent.toml").write_text(settings)
+    (base / "enrol.token").unlink()
+    running = await Running.start(base, "nats://127.0.0.1:9")
+    _, stderr = await running.process.communicate()
+    assert running.process.returncode == 2
+    assert "enrol.token cannot be read: No such file" in stderr.decode()
+    assert "`mesh up`" in stderr.decode()
+    assert "`mesh trust admit AGENT`" in stderr.decode()
+
+
+NOT_STARTED = '{"event":"not_started","code":"bad-config"}'
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("raise ExceptionGroup('both', [ValueError('one'), OSError('no such door')])", "OSError: no such door"),
+        ("raise ExceptionGroup('all', [ExceptionGroup('in', [KeyError('x')])])", "KeyError: 'x'"),
+        (f"print({NOT_STARTED!r}); sys.exit('  next: check it')", NOT_STARTED),
+        ("sys.exit('mesh-agent: no name in agent.toml\\n  next: add it there')", "mesh-agent: no name in agent.toml"),
+        (r"sys.exit('killed by hand\n ----')", "killed by hand"),
+        ("sys.exit(1)", "nothing in its log"),
+    ],
+)
+async def test_what_an_agent_said_last_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, says: str
+) -> None:
+    """Where an agent ends at its start, `got` is its last event or error: no frame, nothing of an earlier run."""
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "__init__.py").touch()
+    (tmp_path / "agent" / "__main__.py").write_text(f"import sys\n{program}\n")
+    monkeypatch.chdir(tmp_path)  # where `python -m agent` looks first
+
+    async def nothing() -> None:
+        """Nobody has to be told."""
+
+    file = tmp_path / "log" / "desk.log"
+    file.parent.mkdir()
+    file.write_text('{"event":"drained"}\n')
+    process = AgentProcess("desk", tmp_path, log_file=file, settings={}, ready=nothing, ended=nothing)
+    with pytest.raises(ConfigError) as failed:
+        await process.start()
+    assert failed.value.got == says
 
 
 async def test_it_is_light(streams: Streams, tmp_path: Path) -> None:

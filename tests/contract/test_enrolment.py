@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from nacl.public import PrivateKey
 
+from agent.enrolment import _refusal
 from mesh import audit
 from mesh.certificates import check_chain, make_csr
 from mesh.control import enrol
@@ -29,7 +30,7 @@ from mesh.errors import MeshError, NotAttested, Unavailable, WorkloadBarred
 from mesh.identity import Signer
 from mesh.jetstream.connection import Connection
 from mesh.keys import key_id
-from tests.contract.policy_mesh import PolicyMesh, reads
+from tests.contract.policy_mesh import PolicyMesh, reads, until
 from tests.kubernetes_api import UID, serving
 
 pytestmark = pytest.mark.anyio
@@ -295,29 +296,76 @@ async def test_a_fault_of_ours_is_an_answer_too(world: World, monkeypatch: pytes
     assert (await world.ask(world.request())).chain is not None
 
 
-async def test_an_agent_that_asks_too_often_waits_alone(world: World) -> None:
-    """60 at once, then one each minute; it is told when, and the others are answered."""
-    now_s = 100.0
-    one = door(world, clock=lambda: now_s)
+class Spending:
+    """A door at a time of the test's choosing, and what it says to request after request."""
 
-    async def spend(agent: str) -> MeshError | None:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.now_s = 100.0
+        self.door = door(world, clock=lambda: self.now_s)
+
+    async def code(self, data: bytes, agent: str = AGENT) -> str:
+        """Empty where there is a certificate; else the error's, with the wait it names."""
         try:
-            await one.enrol(agent, b"")
+            await self.door.enrol(agent, data)
         except MeshError as error:
-            return error
-        return None
+            retry_s = error.details.get("retry_after_s")
+            return error.code if retry_s is None else f"{error.code} {retry_s}"
+        return ""
 
-    codes = [error.code for _ in range(enrol.BURST) if (error := await spend(AGENT))]
-    assert set(codes) == {"bad-enrolment"}
-    refused = await spend(AGENT)
-    assert refused is not None
-    assert (refused.code, refused.details["retry_after_s"]) == ("overloaded", 60.0)
-    other = await spend(OTHER)
-    assert other is not None
-    assert other.code == "bad-enrolment"
-    now_s += 61
-    last = [error.code for _ in range(2) if (error := await spend(AGENT))]
-    assert last == ["bad-enrolment", "overloaded"]
+
+async def test_an_agent_that_asks_too_often_waits_alone(world: World) -> None:
+    """60 certificates at once, then one each ten minutes; it is told when, and the others are answered."""
+    spending = Spending(world)
+    assert {await spending.code(world.request()) for _ in range(enrol.BURST)} == {""}
+    assert await spending.code(world.request()) == "overloaded 600.0"
+    assert await spending.code(world.request(OTHER), OTHER) == ""
+    spending.now_s += 601
+    assert [await spending.code(world.request()) for _ in range(2)] == ["", "overloaded 599.0"]
+
+
+async def test_who_has_no_token_uses_up_no_certificate_of_the_agent(world: World) -> None:
+    """Its connection alone buys a few tries a second; the agent's own request is answered between them."""
+    spending = Spending(world)
+    guess = seal_request(make_csr(bytes(32)), b"guessed", world.mesh.authority.enrol_public)
+    assert {await spending.code(guess) for _ in range(enrol.TRIES)} == {"not-attested"}
+    for _ in range(3):
+        assert await spending.code(guess) == "overloaded 0.1"
+        spending.now_s += 0.11
+        assert await spending.code(world.request()) == ""
+        assert await spending.code(guess) == "not-attested"
+    assert await spending.code(world.request(OTHER), OTHER) == ""
+    spending.now_s += 10
+    assert {await spending.code(world.request()) for _ in range(enrol.BURST - 3)} == {""}
+
+
+async def test_what_was_not_issued_is_not_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is away for long costs an agent none of its certificates."""
+    spending = Spending(world)
+
+    async def away(_chain: bytes) -> str:
+        raise Unavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "publish", away)
+        for _ in range(enrol.BURST + 1):
+            assert await spending.code(world.request()) == "unavailable"
+            spending.now_s += 1
+    assert await spending.code(world.request()) == ""
+    assert spending.door._asking[AGENT].certificates.left == enrol.BURST - 1
+
+
+async def test_a_flood_of_refusals_is_told_in_part_and_counted(world: World) -> None:
+    """60, then one each minute that says how many there were between: nobody fills the trail."""
+    spending = Spending(world)
+    before = len(world.told)
+    for _ in range(enrol.TOLD + 40):
+        assert await spending.code(b"") == "bad-enrolment"
+        spending.now_s += 0.2
+    assert len(world.told) - before == enrol.TOLD
+    spending.now_s += 61
+    await spending.code(b"")
+    assert world.told[-1][1]["untold"] == 40
 
 
 async def test_a_flood_of_large_requests_is_not_kept(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -326,6 +374,36 @@ async def test_a_flood_of_large_requests_is_not_kept(world: World, caplog: pytes
         await world.agents[AGENT].request(f"ctl.enrol.{AGENT}", b"x" * (MAX_MESSAGE_BYTES + 1), timeout_s=0.2)
     assert "enrolment_dropped" in caplog.messages
     assert (await world.ask(world.request())).chain is not None
+
+
+async def test_a_flood_of_one_agent_leaves_room_for_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of its requests hang, few of them are held; the rest is dropped without an answer."""
+    attest, hanging, ended = world.attestor.attest, 0, anyio.Event()
+
+    async def slow(token: bytes) -> Attested:
+        nonlocal hanging
+        if token == world.token(AGENT):
+            hanging += 1
+            await ended.wait()
+            raise NotAttested("too late")
+        return await attest(token)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.attestor, "attest", slow)
+        flooder = world.agents[AGENT]
+        for _ in range(enrol.AT_ONCE + 8):
+            await flooder.publish(f"ctl.enrol.{AGENT}", world.request(), reply=flooder.new_inbox())
+        await flooder.flush(5)
+        try:
+            assert (await world.ask(world.request(OTHER), OTHER)).chain is not None
+            await until(lambda: _is(hanging == enrol.WAITING_EACH))
+        finally:
+            ended.set()
+    assert (await world.ask(world.request())).chain is not None
+
+
+async def _is(true: bool) -> bool:
+    return true
 
 
 async def test_nobody_works_for_an_agent_that_has_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,3 +438,13 @@ async def test_a_pod_enrols_with_the_token_of_its_service_account(world: World, 
         assert (kind, facts["attested"], facts["pod_uid"]) == (audit.ENROLLED, "kubernetes", UID)
         with pytest.raises(NotAttested):
             await door(world, attestor).enrol(OTHER, world.request())
+
+
+@pytest.mark.parametrize(
+    ("said", "retry_s"),
+    [("9" * 400, 3600.0), ("-1e300", 0.0), ("-" + "9" * 400, 0.0), ("7.5", 7.5), ('"x"', None), ("null", None)],
+)
+def test_what_a_refusal_asks_an_agent_to_wait_is_bounded(said: str, retry_s: float | None) -> None:
+    """A broker may answer in the control plane's place: with a number that is none for a clock, too."""
+    answer = read_answer(b'{"error": {"code": "overloaded", "retry_after_s": ' + said.encode() + b"}}")
+    assert _refusal(answer.error or {}).details.get("retry_after_s") == retry_s

@@ -276,6 +276,20 @@ async def test_a_user_hears_only_its_own_inbox(mesh: OperatorMode) -> None:
     assert heard == []
 
 
+async def test_a_reader_of_hundreds_of_durables_has_room(mesh: OperatorMode) -> None:
+    """A connection may listen as often as a team's process with hundreds of subscriptions does, also when it is new."""
+    team = await mesh.workload("team-support", subscribes(mesh, SUPPORT))
+    inboxes = [Inbox(team, f"pull.{n}") for n in range(accounts.MAX_SUBSCRIPTIONS - 10)]
+    for links in (1, 2):
+        await until(lambda: team.connected)
+        await team.flush(5)
+        for inbox in (inboxes[0], inboxes[-1]):
+            await team.publish(inbox.subject, b"x")
+            await inbox.wait(links)
+        team._keeper.link._drop()  # type: ignore[union-attr] # the network ends
+        await until(lambda: not team.connected)
+
+
 # --- reply-subject deputies ------------------------------------------------------------------------------------------
 
 DEPUTIES = [

@@ -12,11 +12,11 @@ import pytest
 from mesh.context import Context, MeshFile, TeamAddress, TenantAddress
 from mesh.errors import Unavailable
 from mesh.feed import REJECTED, STALE
-from mesh.identity import TrustStatement
+from mesh.identity import Certificate, TrustStatement
 from mesh.jetstream.connection import Connection
 from mesh.reading import TeamReader
 from mesh.signing import Received, Verified, Verifier
-from mesh.trust_watch import REFUSED
+from mesh.trust_watch import REFUSED, TrustWatch
 from tests.contract.agent_mesh import TRUST_KEY, now_ms, until
 from tests.contract.consumer_mesh import GRACE, STRICT, TENANT, Clock, Source, new_signer, sealed_statement, take
 from tests.contract.test_backlog import Since
@@ -101,6 +101,82 @@ async def test_a_statement_that_revokes_nothing_else_judges_nothing_again(
         await reader.at(source.epoch)
         await source.publish("3")
         await until(lambda: verified == [3])
+
+
+# --- known to nobody -------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_nobody_certified_keeps_nobody_waiting(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many events it seals, and however often they come: the bucket is asked once a while, the others go on."""
+    monkeypatch.setattr("mesh.fetching.ASK_AGAIN_S", 60.0)
+    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 0.05)
+    asked: list[str] = []
+    certificate = TrustWatch.certificate
+
+    async def counted(self: TrustWatch, kid: str) -> Certificate | None:
+        asked.append(kid)
+        return await certificate(self, kid)
+
+    monkeypatch.setattr(TrustWatch, "certificate", counted)
+    unknown = Since(REJECTED, code="unknown-key")
+    thief = new_signer(source.ca)
+    await source.publish(*(f"x-{n}" for n in range(100)), signer=thief)
+    async with source.reader() as reader, reader.subscription() as reading:
+        await until(lambda: unknown() >= 300)
+        await source.publish("honest")
+        assert [handed.id for handed in await take(reading, 1)] == ["honest"]
+        assert asked == [thief.kid, source.signer.kid]
+
+
+async def test_many_keys_that_nobody_certified_are_asked_for_together(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more with each event: the line waits for a round trip now and then, not for one each; the order stays."""
+    certificate, reads, under_way = TrustWatch.certificate, [0], [0]
+    gate = anyio.Event()
+
+    async def counted(self: TrustWatch, kid: str) -> Certificate | None:
+        under_way[0] += 1
+        reads[0] += 1
+        await gate.wait()
+        under_way[0] -= 1
+        return await certificate(self, kid)
+
+    monkeypatch.setattr(TrustWatch, "certificate", counted)
+    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 60.0)
+    certified = [new_signer(source.ca) for _ in range(3)]
+    for signer in certified:
+        await source.certify(signer)
+    for number in range(30):
+        signer = new_signer(source.ca) if number % 10 else certified[number // 10]
+        await source.publish(f"e-{number}", signer=signer)
+    async with source.reader() as reader, reader.subscription() as reading:
+        await until(lambda: under_way[0] == 30)
+        gate.set()
+        assert [handed.id for handed in await take(reading, 3)] == ["e-0", "e-10", "e-20"]
+        assert reads[0] == 30
+
+
+async def test_a_certificate_may_be_late_but_not_for_ever(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that lags costs nothing but time; what stays unknown for longer is a dead letter within seconds."""
+    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.fetching.ASK_AGAIN_S", 0.04)
+    monkeypatch.setattr("mesh.fetching.PATIENCE_S", 60.0)
+    monkeypatch.setattr("mesh.feed.PATIENCE_DELIVERIES", 10_000)
+    unknown = Since(REJECTED, code="unknown-key")
+    late, thief = new_signer(source.ca), new_signer(source.ca)
+    await source.publish("late", signer=late)
+    await source.publish("never", signer=thief)
+    async with source.reader() as reader, reader.subscription() as reading:
+        await until(lambda: unknown() >= 20)
+        assert await source.buried() == []
+        await source.certify(late)
+        assert [handed.id for handed in await take(reading, 1)] == ["late"]
+        monkeypatch.setattr("mesh.fetching.PATIENCE_S", 0.1)
+        await until(source.settled)
+    assert await source.buried() == [("unknown-key", 2)]
 
 
 # --- withheld --------------------------------------------------------------------------------------------------------
@@ -339,7 +415,9 @@ async def test_the_library_begins_with_what_its_team_kept(source: Source, tmp_pa
         assert held is not None
         assert (held.epoch, held.revoked) == (source.epoch, {source.signer.kid: 7})
         assert await reader.trust.certificate(source.signer.kid) is not None
-    assert sorted(file.name for file in (team / "trust").iterdir()) == [f"{source.signer.kid}.cert", "statement"]
+    assert sorted(file.name for file in (team / "trust").iterdir()) == sorted(
+        [f"{source.signer.kid}.cert", "statement"]
+    )
 
 
 async def test_under_load_nothing_at_or_after_the_cut_is_handed_over(source: Source) -> None:

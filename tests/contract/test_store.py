@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from mesh.errors import BadSubject, RequestFailed, Unavailable
 from mesh.jetstream import manage
 from mesh.jetstream.changes import plan
 from mesh.jetstream.connection import Connection
+from mesh.jetstream.requests import Reply
 from mesh.jetstream.store import WRONG_LAST_SEQUENCE, KeyValue
 from mesh.jetstream.topology import Sizes, desired
 
@@ -129,3 +131,59 @@ async def test_a_bucket_that_is_not_there(connection: Connection) -> None:
     """Without its stream a bucket is unavailable, which a retry may cure; it is not an absent key."""
     with pytest.raises(Unavailable):
         await KeyValue(connection, "nowhere").get("key")
+
+
+# --- what a broker may answer ----------------------------------------------------------------------------------------
+
+
+class Broker:
+    """A connection in whose place somebody answers."""
+
+    def __init__(self, headers: dict[str, str], data: bytes = b"") -> None:
+        self._reply = Reply(None, headers, data)
+
+    async def request(self, _subject: str, _payload: bytes, **_options: object) -> Reply:
+        """What it says to everything."""
+        return self._reply
+
+
+@pytest.mark.parametrize("revision", [None, "", "x", "-1", "0", "1.5", "\u0661", "9" * 5000])
+async def test_a_value_without_a_revision_is_refused(revision: str | None) -> None:
+    """Nobody goes on with it, and nobody falls over it; what stood there is said in part."""
+    headers = {"Nats-Subject": "$KV.mesh_trust.trust"} | ({} if revision is None else {"Nats-Sequence": revision})
+    broker: Any = Broker(headers, b"x")
+    with pytest.raises(RequestFailed) as refusal:
+        await KeyValue(broker, "mesh_trust").get("trust")
+    assert len(str(refusal.value.as_dict())) < 400
+
+
+@pytest.mark.parametrize("stamp", ["", "yesterday", "0001-01-01T00:00:00", "9999-12-31T23:59:59-14:00", "9" * 5000])
+async def test_a_value_whose_time_cannot_be_read_has_none(stamp: str) -> None:
+    """A time before or after all times included."""
+    broker: Any = Broker({"Nats-Subject": "$KV.mesh_trust.trust", "Nats-Sequence": "7", "Nats-Time-Stamp": stamp}, b"x")
+    entry = await KeyValue(broker, "mesh_trust").get("trust")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (b"x", 7)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff not json",
+        b"[]",
+        b'{"seq": "x"}',
+        b'{"seq": 1e400}',
+        b'{"error": 1}',
+        b"[" * 100_000,
+        b'{"stream": "\xff"}',
+    ],
+)
+async def test_an_answer_that_is_no_ack_is_refused(data: bytes) -> None:
+    """Of a put and of a delete."""
+    broker: Any = Broker({}, data)
+    store = KeyValue(broker, "mesh_trust")
+    with pytest.raises(RequestFailed):
+        await store.put("trust", b"x")
+    with pytest.raises(RequestFailed):
+        await store.delete("trust")

@@ -113,6 +113,21 @@ async def test_what_does_not_hold_up_is_an_alarm_and_changes_nothing(
     assert epoch_of(watching) == source.epoch
 
 
+async def test_a_statement_that_is_gone_is_one_that_was_set_back(source: Source) -> None:
+    """Before the first there is none, and nobody is alarmed; after it somebody holds it back, and it stays in force."""
+    watching, refused = watch(source), Since(REFUSED, code=TrustRollback.code)
+    await source.trust.delete("trust")
+    await watching.refresh()
+    assert (epoch_of(watching), refused()) == (0, 0)
+    await source.state({source.signer.kid: 5})
+    await watching.refresh()
+    await source.trust.delete("trust")
+    with pytest.raises(TrustRollback, match="gone"):
+        await watching.refresh()
+    await watching.look()
+    assert (watching.keyring.revoked_from(source.signer.kid), refused()) == (5, 2)
+
+
 async def test_age_is_a_level_while_it_runs(source: Source) -> None:
     """Seconds since the statement was issued; gone with the process, so that nobody alerts on a ghost."""
     await source.state(issued_ms=now_ms() - 100_000)

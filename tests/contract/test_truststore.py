@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from nacl.bindings import crypto_sign_seed_keypair
 
 from mesh.ca import MeshCA
-from mesh.control import trust_upkeep
+from mesh.control import stream_clock, trust_upkeep, truststore
 from mesh.control.nats_server import NatsServer, plain_config
 from mesh.control.reconcile import now_ms
+from mesh.control.stored_certificates import DAY_MS, FULL_PERCENT, KEEP_MS, UNKNOWN_MS
+from mesh.control.stream_clock import MAX_OFFSET_MS
 from mesh.control.trust import Authority
-from mesh.control.truststore import DAY_MS, KEEP_MS, UNKNOWN_MS, TrustStore
-from mesh.errors import BadCertificate, BadSubject, BadTrustStatement, ConfigError, TooLarge
+from mesh.control.trust_requests import LEAD_MS, Asked, cut_of
+from mesh.control.truststore import TrustStore
+from mesh.errors import BadCertificate, BadSubject, BadTrustStatement, ConfigError, Overloaded, RequestFailed, TooLarge
 from mesh.identity import Keyring, TrustStatement
 from mesh.jetstream import manage
 from mesh.jetstream.changes import plan
@@ -101,6 +106,28 @@ class World:
         found = (await manage.api(self.connection, f"STREAM.INFO.KV_{BUCKET}", body))["state"].get("subjects") or {}
         return {subject.rpartition(".")[2] for subject in found}
 
+    @asynccontextmanager
+    async def limited(self, **limits: int) -> AsyncIterator[None]:
+        """Give the bucket other limits for the length of the block."""
+        config = (await manage.stream_info(self.connection, f"KV_{BUCKET}"))["config"]
+        await manage.api(self.connection, f"STREAM.UPDATE.KV_{BUCKET}", {**config, **limits})
+        try:
+            yield
+        finally:
+            await manage.api(self.connection, f"STREAM.UPDATE.KV_{BUCKET}", config)
+
+    @contextmanager
+    def notices(self) -> Iterator[list[int]]:
+        """The epochs of which everybody is told, as they come."""
+        told: list[int] = []
+        listener = self.connection.listen(
+            NOTICE_SUBJECT, lambda _s, _r, _h, data: told.append(msgspec.json.decode(data)["revision"])
+        )
+        try:
+            yield told
+        finally:
+            listener.close()
+
     async def forget(self) -> None:
         """Lose everything that the bucket holds."""
         await manage.api(self.connection, f"STREAM.PURGE.KV_{BUCKET}")
@@ -118,6 +145,14 @@ def kid() -> str:
     """The id of some key."""
     public, _ = crypto_sign_seed_keypair(secrets.token_bytes(32))
     return Keyring([ca.cert_pem], None).add(ca.issue(AGENT, public, now_ms=now_ms())).kid
+
+
+async def length(told: list[int], count: int) -> list[int]:
+    """*told* once it has *count* items."""
+    with anyio.fail_after(5):
+        while len(told) < count:
+            await anyio.sleep(0.01)
+    return list(told)
 
 
 ca = MeshCA.create("mesh.local", now_ms=now_ms())
@@ -189,6 +224,18 @@ async def test_what_cannot_be_kept_is_not_handed_out(world: World) -> None:
     assert store.present(now_ms()) == []
 
 
+async def test_what_the_store_says_it_refused_still_counts(world: World) -> None:
+    """Who has seen a certificate may show it to readers, whatever it answered: whoever revokes sees the key."""
+    store = await world.start()
+    async with world.limited(max_msg_size=16):
+        with pytest.raises(RequestFailed):
+            await store.publish(world.chain())
+    (held,) = store.present(now_ms())
+    assert [path.name for path in world.copies.iterdir()] == [held.kid]
+    await world.start()
+    assert await world.kids() == {held.kid}
+
+
 async def test_a_broker_cannot_hide_a_key(world: World) -> None:
     """What the bucket lost is still known to whoever revokes, and the next control plane puts it back."""
     kids = {await (await world.start()).publish(world.chain()) for _ in range(3)}
@@ -197,6 +244,50 @@ async def test_a_broker_cannot_hide_a_key(world: World) -> None:
     assert {held.kid for held in store.present(now_ms())} == kids
     assert await world.kids() == kids
     assert {held.kid for held in await store.certificates()} == kids
+
+
+async def test_copies_from_a_backup_hide_no_key(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """`admin/` restored from an old backup: keys enrolled since are seen by whoever revokes, loudly, and kept again."""
+    store = await world.start()
+    old = await store.publish(world.chain())
+    backup = world.file.parent.with_name("backup")
+    shutil.copytree(world.file.parent, backup)
+    since, ended = await store.publish(world.chain()), await world.put(world.chain(at_ms=now_ms() - 2 * DAY_MS))
+    shutil.rmtree(world.file.parent)
+    shutil.copytree(backup, world.file.parent)
+    with caplog.at_level(logging.ERROR):
+        restored = await world.start()
+    assert {held.kid for held in restored.present(now_ms())} == {old, since}
+    assert {path.name for path in world.copies.iterdir()} == {old, since}
+    assert "certificates_taken_up" in caplog.text
+    caplog.clear()
+    again = await world.start()
+    assert {held.kid for held in again.present(0)} == {old, since}
+    assert ended in {held.kid for held in await again.certificates()}
+    assert "certificates_taken_up" not in caplog.text
+
+
+async def test_a_store_full_of_certificates_takes_statements(world: World) -> None:
+    """Whoever enrols until nothing fits keeps others from enrolling, and nobody from being revoked."""
+    store = await world.start()
+    async with world.limited(max_bytes=50_000):
+        refused: Overloaded | None = None
+        for _ in range(100):
+            try:
+                await store.publish(world.chain())
+            except Overloaded as error:
+                refused = error
+                break
+        assert refused is not None
+        assert f"less than {FULL_PERCENT} % of 50000 bytes" in str(refused.expected)
+        assert "mesh trust list --all" in str(refused.next)
+        kids = await world.kids()
+        assert {held.kid for held in store.present(now_ms())} == kids
+        assert {path.name for path in world.copies.iterdir()} == kids
+        await store.statement()
+        await store.revoke(dict.fromkeys(kids, 1000))
+        assert (await world.stored()).revoked == dict.fromkeys(kids, 1000)
+    await store.publish(world.chain())
 
 
 async def test_a_certificate_under_another_id_is_none(world: World) -> None:
@@ -265,8 +356,8 @@ async def test_statements_go_on_after_a_restart(world: World) -> None:
     await store.revoke({key: 1000})
     again = await world.start()
     stored = await world.stored()
-    assert (stored.epoch, stored.revoked) == (store.epoch + 1, {key: 1000})
-    assert again.epoch == stored.epoch
+    assert stored.revoked == {key: 1000}
+    assert store.epoch < again.epoch == stored.epoch
 
 
 @pytest.mark.parametrize("left", ["an old statement", "nothing", "a forgery", "another tenant's"])
@@ -289,7 +380,8 @@ async def test_a_broker_cannot_take_a_revocation_back(
     with caplog.at_level(logging.ERROR):
         await world.start()
     stored = await world.stored()
-    assert (stored.epoch, stored.revoked) == (epoch + 1, {key: 1000})
+    assert stored.revoked == {key: 1000}
+    assert stored.epoch > epoch
     assert "trust_statement_put_back" in caplog.text
 
 
@@ -302,7 +394,8 @@ async def test_a_copy_from_a_backup_takes_no_revocation_back(world: World) -> No
     world.file.write_bytes(backup)
     await world.start()
     stored = await world.stored()
-    assert (stored.epoch, stored.revoked) == (store.epoch + 1, {key: 1000})
+    assert stored.revoked == {key: 1000}
+    assert stored.epoch > store.epoch
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"junk"])
@@ -345,6 +438,104 @@ async def test_a_statement_that_cannot_be_kept_goes_out_all_the_same(world: Worl
     with pytest.raises(ConfigError, match=r"acme\.statement"):
         await store.revoke({key: 1000})
     assert (await world.stored()).revoked == {key: 1000}
+
+
+@pytest.mark.parametrize("by", ["the next statement", "whoever asks again", "the next control plane"])
+async def test_a_revocation_that_the_store_refused_is_owed(world: World, by: str) -> None:
+    """It was answered with an error, and is again while nobody was told; it goes out as soon as the store takes it."""
+    store, key = await world.start(), kid()
+    async with world.limited(max_msg_size=16):
+        for _ in range(2):
+            with pytest.raises(RequestFailed):
+                await store.revoke({key: 1000})
+    assert (await world.stored()).revoked == {}
+    match by:
+        case "the next statement":
+            await store.statement()
+        case "whoever asks again":
+            await store.revoke({key: 1000})
+        case _:
+            await world.start()
+    assert (await world.stored()).revoked == {key: 1000}
+
+
+async def test_a_revocation_that_cannot_be_kept_is_noticed_and_owed(world: World) -> None:
+    """A full disk delays the notice of nobody; until there is a copy of our own, whoever asks again hears so."""
+    store, key = await world.start(), kid()
+    world.file.unlink()
+    world.file.mkdir()
+    with world.notices() as told:
+        for _ in range(2):
+            with pytest.raises(ConfigError):
+                await store.revoke({key: 1000})
+        assert (await length(told, 2))[-1] == store.epoch
+    world.file.rmdir()
+    await store.revoke({key: 1000})
+    assert TrustStatement.open(world.file.read_bytes(), world.authority.trust_public).revoked == {key: 1000}
+
+
+async def test_a_mesh_from_a_backup_is_believed_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything restored as it was hours ago: readers that have seen all statements since take the next one."""
+    at_ms = now_ms() - HOUR_MS
+    monkeypatch.setattr(truststore, "now_ms", lambda: at_ms)
+    store = await world.start()
+    entry, backup = await world.bucket.get(TRUST_KEY), world.file.read_bytes()
+    assert entry is not None
+    for _ in range(30):
+        at_ms += int(trust_upkeep.STATEMENT_EVERY_S * 1000)
+        await store.statement()
+    reader = Keyring(world.authority.roots, world.authority.trust_public, tenant="acme")
+    latest = await world.bucket.get(TRUST_KEY)
+    assert latest is not None
+    seen = reader.apply(latest.value)
+    await world.bucket.put(TRUST_KEY, entry.value)
+    world.file.write_bytes(backup)
+    at_ms += 5_000
+    await world.start()
+    restored = await world.bucket.get(TRUST_KEY)
+    assert restored is not None
+    assert reader.apply(restored.value).epoch > seen.epoch
+
+
+async def test_the_epoch_rises_though_the_clock_goes_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set back, and several statements in a second, cost one number each."""
+    at_ms = now_ms()
+    monkeypatch.setattr(truststore, "now_ms", lambda: at_ms)
+    store = await world.start()
+    epochs = [store.epoch]
+    for step_ms in (0, -HOUR_MS, 0):
+        at_ms += step_ms
+        await store.statement()
+        epochs.append(store.epoch)
+    assert epochs == [epochs[0] + number for number in range(4)]
+
+
+# --- the server's clock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ours_ms", "followed_ms"), [(-10_000, 10_000), (10_000, -10_000), (-HOUR_MS, MAX_OFFSET_MS)])
+async def test_cuts_lie_in_the_servers_time(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ours_ms: int, followed_ms: int
+) -> None:
+    """Our clock is off: what is revoked from now on is so by the clock that stamps events; a lie moves that little."""
+    monkeypatch.setattr(stream_clock, "now_ms", lambda: now_ms() + ours_ms)
+    with caplog.at_level(logging.ERROR):
+        store = await world.start()
+        await store.statement()
+    assert [record.message.split()[0] for record in caplog.records].count("server_clock_off") == 1
+    assert abs(store.offset_ms - followed_ms) < 5_000
+    at_ms = 1_700_000_000_000
+    assert cut_of(Asked(), at_ms, offset_ms=store.offset_ms) == at_ms + store.offset_ms + LEAD_MS
+    assert cut_of(Asked(now=True), at_ms, offset_ms=store.offset_ms) == at_ms + store.offset_ms
+    assert cut_of(Asked(from_ms=at_ms - 1), at_ms, offset_ms=store.offset_ms) == at_ms - 1
+
+
+async def test_a_clock_like_ours_moves_no_cut(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A stamp within the time of the put shows no difference, and nothing is said."""
+    with caplog.at_level(logging.ERROR):
+        store = await world.start()
+    assert store.offset_ms == 0
+    assert "server_clock_off" not in caplog.text
 
 
 # --- pruning ---------------------------------------------------------------------------------------------------------
@@ -433,6 +624,48 @@ async def test_it_is_issued_again_and_again(world: World, monkeypatch: pytest.Mo
             while (await world.stored()).epoch < first + 3 or old in await world.kids():
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
+
+
+async def test_a_notice_of_a_revocation_is_repeated(world: World) -> None:
+    """A core notice may be lost, and the cut is near: whoever missed it hears of it twice more, of a reissue once."""
+    store = await world.start()
+    first = store.epoch
+    with world.notices() as told:
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.run)
+            assert (
+                await length(told, 2) == [first] * 2
+            )  # of what was in force at the start: what runs already missed it
+            await store.revoke({kid(): 1000})
+            revoked = store.epoch
+            assert await length(told, 5) == [*[first] * 2, *[revoked] * 3]
+            await store.statement()
+            issued = store.epoch
+            await length(told, 6)
+            await store.revoke({kid(): 1000})
+            assert await length(told, 9) == [*[first] * 2, *[revoked] * 3, issued, *[store.epoch] * 3]
+            group.cancel_scope.cancel()
+
+
+async def test_only_other_revocations_are_news(world: World) -> None:
+    """Notices of what is only issued again are not repeated: a fleet would read three times as often."""
+    store = await world.start()
+
+    async def news() -> bool:
+        with anyio.move_on_after(0.02):
+            await store.changed()
+            return True
+        return False
+
+    assert await news()
+    await store.statement()
+    assert not await news()
+    key = kid()
+    await store.revoke({key: 1000})
+    assert await news()
+    await store.revoke({key: 1000})
+    await store.statement()
+    assert not await news()
 
 
 async def test_it_is_issued_at_once_when_the_server_is_back(world: World) -> None:

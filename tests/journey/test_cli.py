@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,3 +249,22 @@ async def test_mesh_that_does_not_run_is_a_no(mesh: RunningMesh, tmp_path: Path)
     gone.write_text(json.dumps({**file, "nats_url": "nats://127.0.0.1:9"}))
     done = call("subscription", "list", "--json", MESH_CONTEXT=str(gone))
     assert (done.returncode, error_of(done)["code"]) == (NO, "nats-unreachable")
+    assert "no connection to NATS" in error_of(done)["message"]  # the lock is held: another server is meant
+
+
+async def test_mesh_that_was_stopped_says_how_to_start_it(mesh: RunningMesh, tmp_path: Path) -> None:
+    """Nobody holds the lock of its directory: exit 1, the command to copy, and no line of a log around it."""
+    data = tmp_path / "my mesh"
+    shutil.copytree(mesh.data / "admin", data / "admin")
+    file = json.loads((mesh.data / "mesh.json").read_bytes())
+    (data / "mesh.json").write_text(json.dumps({**file, "nats_url": "nats://127.0.0.1:9", "data": str(data)}))
+    (data / "mesh.lock").touch()
+    done = run("status", "--context", str(data))
+    assert done.returncode == NO
+    said = done.stderr.splitlines()
+    assert said[0] == "error nats-unreachable this mesh is not running"
+    assert said[-1] == f"  next     mesh up --data '{data}'"
+    assert "nats_unreachable" not in done.stderr
+    (data / "admin" / "nats.creds").unlink()
+    gone = call("status", "--json", "--context", str(data))
+    assert (gone.returncode, error_of(gone)["next"]) == (MISUSE, "restart `mesh up`: it writes it again")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from agent.enrolment import KeyFiles
 from agent.settings import load as load_settings
+from mesh.cli.policy import request
 from mesh.client import connect
 from tests.journey.meshes import RunningMesh, contact, mesh_up
 from tests.journey.test_cli import MISUSE, NO, YES, Command, Done, call, error_of
@@ -132,6 +135,8 @@ async def test_a_revoked_agent_is_barred_until_it_is_admitted(mesh: RunningMesh,
     assert done.returncode == YES, done.stderr
     assert f"{AGENT} is barred" in done.stdout
     assert answer(command("list", "--json"))["barred"] == [AGENT]
+    assert f"barred {AGENT}: `mesh trust admit {AGENT}` lets it back" in command("list").stdout
+    assert f"barred: {AGENT}; `mesh trust admit {AGENT}` lets it back" in problems(mesh)
     assert error_of(command("rotate", "--agent", AGENT, "--json"))["code"] == "workload-barred"
     with anyio.fail_after(DEADLINE_S):
         while keys(command):  # until the cut
@@ -146,6 +151,58 @@ async def test_a_revoked_agent_is_barred_until_it_is_admitted(mesh: RunningMesh,
     listed = json.loads(call("audit", "list", "--json", MESH_CONTEXT=str(mesh.data)).stdout)
     kinds = [record["kind"] for record in listed["records"] if record["kind"].startswith("trust-")]
     assert kinds[-2:] == ["trust-revoked", "trust-admitted"]
+
+
+async def test_a_team_is_barred_until_it_is_admitted(mesh: RunningMesh, command: Command) -> None:
+    """It is told as a team: it has no keys and no certificate, and comes back by its name."""
+    done = command("revoke", "--team", "billing")
+    assert done.returncode == YES, done.stderr
+    assert "the team billing is barred: its NATS account is closed" in done.stdout
+    assert "mesh trust admit --team billing" in done.stdout
+    assert not re.search(r"certificate|statement|0 keys", done.stdout)
+    assert problems(mesh) == ["barred: team-billing; `mesh trust admit --team billing` lets it back"]
+    assert answer(command("admit", "--team", "billing", "--json"))["admitted"] is True
+    assert problems(mesh) == []
+
+
+def problems(mesh: RunningMesh) -> list[str]:
+    """What `mesh status` says needs a look; its exit code says whether something does."""
+    done = call("status", "--json", MESH_CONTEXT=str(mesh.data))
+    found: list[str] = json.loads(done.stdout)["problems"]
+    assert done.returncode == (NO if found else YES)
+    return found
+
+
+async def test_an_agent_without_keys_is_told_apart_from_no_agent(command: Command) -> None:
+    """Of one that is not there the names of those that are; one that is barred is one of them."""
+    error = error_of(command("list", "--agent", "nobody", "--json"))
+    assert (error["code"], error["got"]) == ("not-found", "nobody")
+    assert {AGENT, "desk", "lake"} <= set(error["expected"].split(", "))
+    assert answer(command("revoke", "--agent", "desk", "--now", "--json"))["barred"] == "desk"
+    assert {key["state"] for key in answer(command("list", "--agent", "desk", "--json"))["keys"]} == {"revoked"}
+    assert answer(command("admit", "desk", "--json"))["admitted"] is True
+
+
+async def test_a_control_plane_that_hangs_keeps_nobody(
+    mesh: RunningMesh, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks is told in seconds; who changes something that nobody knows; `mesh status` says it as a problem."""
+    monkeypatch.setitem(request.READS_S, "list", 0.3)
+    monkeypatch.setattr(request, "CHANGE_S", 0.3)
+    os.kill(mesh.pid, signal.SIGSTOP)
+    try:
+        looked = error_of(command("list", "--json"))
+        assert (looked["code"], looked["message"]) == (
+            "unavailable",
+            "the control plane gave no answer within 0.3 s",
+        )
+        changed = error_of(command("admit", AGENT, "--json"))
+        assert "it is not known whether this was done" in changed["message"]
+        assert "`mesh trust list`" in changed["next"]
+        assert problems(mesh)[-1].startswith("who is barred is not known: the control plane gave no answer")
+    finally:
+        os.kill(mesh.pid, signal.SIGCONT)
+    assert answer(command("list", "--json"))["barred"] == []
 
 
 async def test_a_key_in_files_is_issued(mesh: RunningMesh, command: Command, tmp_path: Path) -> None:
@@ -211,7 +268,8 @@ DASH = "-AAAAAAAAAAAAAAAAAAAAA"
         (("revoke", "--agent", AGENT, "--from", "2999-01-01T00:00:00Z"), MISUSE, "bad-attribute"),
         (("rotate",), MISUSE, "bad-config"),
         (("rotate", "--ca", "--credentials"), MISUSE, "bad-config"),
-        (("rotate", "--all", "--revoke-old"), MISUSE, "bad-attribute"),
+        (("rotate", "--all", "--revoke-old"), MISUSE, "bad-config"),
+        (("list", "--agent", "nobody"), NO, "not-found"),
         (("rotate", "--agent", "nobody"), NO, "not-found"),
         (("issue", AGENT), MISUSE, "bad-config"),
         (("issue", "nobody", "--out", "{out}"), NO, "not-found"),
@@ -228,6 +286,22 @@ async def test_what_cannot_be_done_says_why(
     """One error object, and an exit code that tells a no from misuse."""
     done = command(*(argument.replace("{out}", str(tmp_path)) for argument in arguments), "--json")
     assert (done.returncode, error_of(done)["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "words"),
+    [
+        (("revoke", NOT_THERE, "--agent", AGENT), "got", "KID and --agent"),
+        (("revoke", "--agent", AGENT, "--team", "support"), "got", "--agent and --team"),
+        (("revoke",), "got", "none of them"),
+        (("rotate", "--revoke-old"), "next", "mesh trust rotate --ca --revoke-old"),
+    ],
+)
+async def test_options_that_clash_are_named(
+    command: Command, arguments: tuple[str, ...], name: str, words: str
+) -> None:
+    """What stands in the answer is what was typed, or what to type."""
+    assert error_of(command(*arguments, "--json"))[name] == words
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "revoke", "rotate", "issue", "admit", "audit"])

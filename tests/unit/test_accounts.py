@@ -84,8 +84,19 @@ def test_only_a_tenant_account_has_jetstream() -> None:
     closed = accounts.claims_of(accounts.account_jwt(OPERATOR, TENANT.public, "desk", closed=True, iat=IAT))
     assert "disk_storage" not in plain
     assert tenant["nats"]["limits"]["disk_storage"] == -1
-    assert (plain["conn"], closed["nats"]["limits"]["conn"]) == (-1, 0)
+    assert (plain["conn"], closed["nats"]["limits"]["conn"]) == (256, 0)
     assert (plain["leaf"], tenant["nats"]["limits"]["leaf"]) == (0, 0)  # nobody joins a server of his own
+
+
+def test_a_workload_holds_so_much_of_the_server_and_no_more() -> None:
+    """Connections of its account, subscriptions of each, whichever user it is; the control plane has no such limit."""
+    plain = accounts.claims_of(accounts.account_jwt(OPERATOR, TENANT.public, "desk", iat=IAT))["nats"]["limits"]
+    tenant = accounts.claims_of(accounts.account_jwt(OPERATOR, TENANT.public, "acme", jetstream=True, iat=IAT))
+    desk = accounts.user_jwt(TENANT, USER.public, "desk", subscribe=accounts.workload_subscribe("desk"), iat=IAT)
+    control = accounts.user_jwt(TENANT, USER.public, "control", iat=IAT)
+    assert (plain["subs"], plain["conn"], plain["payload"]) == (1000, 256, -1)
+    assert [tenant["nats"]["limits"][name] for name in ("subs", "conn", "payload")] == [-1, -1, -1]
+    assert [accounts.claims_of(token)["nats"]["subs"] for token in (desk, control)] == [1000, -1]
 
 
 def test_revoked_users_stand_in_the_account() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,11 @@ from mesh.control.datadir import DataDirectory
 from mesh.control.local import LocalWorkloads
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import Operator
+from mesh.control.renewal import Renewal
+from mesh.control.standing import Standing
 from mesh.control.workload_files import WorkloadFiles
+from mesh.jetstream.accounts import Nkey
+from mesh.jetstream.link import Credentials
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans
 from mesh.policy.grants import Grants
@@ -65,3 +72,89 @@ async def test_a_barred_agent_keeps_no_mesh_from_starting(
     local = workloads(DataDirectory.open(tmp_path / "d"), barred=lambda: frozenset({"lake"}))
     await local.start(grants)
     assert (sorted(waited), launched) == (["crm-adapter", "desk"], ["lake"])
+
+
+# --- credentials that a crash left half replaced ---------------------------------------------------------------------
+
+WORKLOADS = ["crm-adapter", "team-support"]
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+def user_of(data: DataDirectory, workload: str) -> str:
+    """The public key of the NATS user in a workload's creds file."""
+    team = workload.removeprefix("team-")
+    directory = data.agent(workload) if team == workload else data.team(team)
+    return Nkey(Credentials.parse((directory / "nats.creds").read_bytes()).seed.decode()).public
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("at", [(NkeyFiles, "renew"), (WorkloadFiles, "write_credentials")])
+async def test_a_start_ends_what_a_killed_control_plane_began(
+    tmp_path: Path, grants: Grants, workload: str, at: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it replaced a user, it leaves credentials that no server takes: the next start writes good ones."""
+    data = DataDirectory.open(tmp_path / "d")
+    local = workloads(data)
+    await local.prepare(grants)
+    standing, keys = Standing(data.standing("acme")), NkeyFiles(data.keys)
+    others = {name: user_of(data, name) for name in (*grants.agents, *WORKLOADS) if name != workload}
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*at, killed)
+        with pytest.raises(Killed):
+            Renewal(keys, local.files, standing).user(workload)
+    assert user_of(data, workload) in standing.users[workload]
+
+    await workloads(data).prepare(grants)
+    held = keys.find("user", f"acme/{workload}")
+    assert held is not None
+    assert user_of(data, workload) == held.public
+    assert held.public not in Standing(data.standing("acme")).users[workload]
+    assert {name: user_of(data, name) for name in others} == others
+
+
+async def test_a_start_leaves_good_credentials_alone(tmp_path: Path, grants: Grants) -> None:
+    """Also those of a user that took the place of a revoked one: not a byte is other."""
+    data = DataDirectory.open(tmp_path / "d")
+    local = workloads(data)
+    await local.prepare(grants)
+    for workload in WORKLOADS:
+        Renewal(NkeyFiles(data.keys), local.files, Standing(data.standing("acme"))).user(workload)
+    files = [*(tmp_path / "d").glob("agents/*/nats.creds"), *(tmp_path / "d").glob("teams/*/nats.creds")]
+    before = {path: (path.read_bytes(), path.stat().st_ino) for path in files}
+    await workloads(data).prepare(grants)
+    assert len(files) == len(grants.agents) + len(grants.teams)
+    assert {path: (path.read_bytes(), path.stat().st_ino) for path in files} == before
+
+
+async def test_two_replacements_at_once_leave_one_good_user(
+    tmp_path: Path, grants: Grants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one in the creds file; whoever was made before it is revoked."""
+    data = DataDirectory.open(tmp_path / "d")
+    local = workloads(data)
+    await local.prepare(grants)
+    standing, keys, together = Standing(data.standing("acme")), NkeyFiles(data.keys), threading.Barrier(2)
+    made = [user_of(data, "desk")]
+    renew = NkeyFiles.renew
+
+    def slowly(*what: Any) -> Nkey:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # until both have begun, where nothing keeps them from it
+        key = renew(*what)
+        made.append(key.public)
+        return key
+
+    monkeypatch.setattr(NkeyFiles, "renew", slowly)
+    renewal = Renewal(keys, local.files, standing)
+    with ThreadPoolExecutor(2) as threads:
+        for ended in [threads.submit(renewal.user, "desk") for _ in range(2)]:
+            ended.result()
+    assert user_of(data, "desk") == made[-1]
+    assert set(standing.users["desk"]) == set(made[:-1])

@@ -127,6 +127,19 @@ def test_library_records_keep_their_arguments_to_themselves(out: io.StringIO) ->
     assert (line["text"], line["error"]) == ("cannot handle %s", "KeyError")
 
 
+def test_without_set_up_the_last_resort_says_it_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who uses the library and sets up no logging reads the fields as well, in one line; below a warning nothing."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log = logs.get("x")
+    log.error("nats_refused", reason="account-closed", next="`mesh trust list`\nshows 100% of them", body=b"secret")
+    log.info("x_happened")
+    assert capsys.readouterr().err == (
+        "nats_refused reason=account-closed next=`mesh trust list`�shows 100% of them body=<6 bytes>\n"
+    )
+
+
 def test_setup_twice_writes_each_line_once(out: io.StringIO) -> None:
     """A second set-up replaces the first."""
     logs.setup("agent", stream=out)

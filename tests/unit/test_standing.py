@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from mesh.control import standing as module
+from mesh.control.datadir import write_private
 from mesh.control.standing import Standing
 from mesh.errors import ConfigError
 
@@ -83,3 +89,37 @@ def test_a_change_that_cannot_be_saved_is_none(file: Path) -> None:
         standing.revoke_user("desk", USER, 1)
     assert standing.barred == {"crm-adapter"}
     assert dict(standing.users) == {}
+
+
+Change = Callable[[Standing], None]
+TWO_CHANGES: list[tuple[Change, Change]] = [
+    (lambda s: s.bar("crm-adapter"), lambda s: s.bar("desk")),
+    (lambda s: s.bar("crm-adapter"), lambda s: s.admit("lake")),
+    (lambda s: s.bar("crm-adapter"), lambda s: s.revoke_user("lake", USER, 1)),
+    (lambda s: s.revoke_user("lake", USER, 1), lambda s: s.revoke_user("lake", OTHER, 1)),
+]
+
+
+@pytest.mark.parametrize("changes", TWO_CHANGES)
+def test_two_changes_at_once_are_both_made(
+    file: Path, changes: tuple[Change, Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered in threads: a bar that the other change writes over would let a thief go on."""
+    started, together = Standing(file), threading.Barrier(2)
+    one_by_one = Standing(file.with_name("other.json"))
+    for standing in (started, one_by_one):
+        standing.bar("lake")
+    for change in changes:
+        change(one_by_one)
+
+    def write(path: Path, content: bytes) -> None:
+        with suppress(threading.BrokenBarrierError):
+            together.wait(0.2)  # until both have begun to write, where nothing keeps them from it
+        write_private(path, content)
+
+    monkeypatch.setattr(module, "write_private", write)
+    with ThreadPoolExecutor(2) as threads:
+        for made in [threads.submit(change, started) for change in changes]:
+            made.result()
+    for standing in (started, Standing(file)):
+        assert (standing.barred, dict(standing.users)) == (one_by_one.barred, dict(one_by_one.users))

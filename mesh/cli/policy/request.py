@@ -9,7 +9,7 @@ import msgspec
 from rich.markup import escape
 
 from mesh.cli.output import errors
-from mesh.errors import MeshError, Unavailable, catalogue
+from mesh.errors import Disconnected, MeshError, Unavailable, catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,8 +17,24 @@ if TYPE_CHECKING:
     from mesh.cli.operator import OperatorConnection
     from mesh.jetstream.connection import Connection
 
-ANSWER_S = 30.0  # for what the control plane does while somebody waits at a terminal
+CHANGE_S = 30.0  # for what the control plane does while somebody waits at a terminal
+READS_S = {
+    "list": 5.0,
+    "show": 5.0,
+    "status": 5.0,
+    "history": 5.0,
+    "store-status": 5.0,
+    "audit": 15.0,  # asks every server of a cluster
+    "shadow-report": 15.0,  # asks every agent
+}  # what changes nothing, by verb
 
+_AGAIN = {
+    "trust": "`mesh trust list` says whether; asking again is safe",
+    "policy": "`mesh policy status` says whether; asking again is safe",
+    "policy rollback": "`mesh policy status` says whether; then roll back to a revision by its number, which is safe",
+    "policy shadow-start": "`mesh policy shadow report` says whether; asking again is safe",
+    "policy shadow-stop": "`mesh policy shadow report` says whether; asking again is safe",
+}  # what to do about a change nobody answered for, by noun, or noun and verb
 _CLASSES = {error.code: error for error in catalogue()}
 _SAID = ("code", "message", "expected", "got", "next")
 
@@ -29,7 +45,7 @@ async def ask(
     body: dict[str, Any],
     *,
     noun: str = "policy",
-    timeout_s: float = ANSWER_S,
+    timeout_s: float | None = None,
 ) -> dict[str, Any]:
     """Send `ctl.<noun>.<verb>` and return the answer.
 
@@ -38,27 +54,41 @@ async def ask(
         verb: Of the door, such as `status`.
         body: Sent as JSON.
         noun: Which of the control plane's doors.
-        timeout_s: For the answer.
+        timeout_s: For the answer; what is usual for the verb unless given.
 
     Raises:
         MeshError: What the control plane answered instead; of the class that it was.
-        Unavailable: No control plane runs, or it did not answer in time.
+        Unavailable: No control plane runs, or it did not answer in time: a change may be done all the same.
     """
     subject, data = f"ctl.{noun}.{verb}", msgspec.json.encode(body)
+    within_s = READS_S.get(verb, CHANGE_S) if timeout_s is None else timeout_s
     try:
-        reply = await connection.request(subject, data, headers=connection.proof(subject, data), timeout_s=timeout_s)
+        reply = await connection.request(subject, data, headers=connection.proof(subject, data), timeout_s=within_s)
     except Unavailable as error:
-        if error.details.get("reason") != "no-responders":
-            raise
-        raise Unavailable(
-            "no control plane runs in this mesh",
-            expected="`mesh up`, or a control plane",
-            next="start it, then ask again",
-        ) from None
+        raise _unanswered(error, noun, verb, within_s) from None
     answer: dict[str, Any] = msgspec.json.decode(reply.data, type=dict)
     if problem := answer.get("error"):
         raise problem_error(problem)
     return answer
+
+
+def _unanswered(error: Unavailable, noun: str, verb: str, within_s: float) -> Unavailable:
+    """What a request that got no answer leaves: nothing, or a change of which nobody knows."""
+    if error.details.get("reason") == "no-responders":
+        return Unavailable(
+            "no control plane runs in this mesh",
+            expected="`mesh up`, or a control plane",
+            next="start it, then ask again",
+        )
+    lost = isinstance(error, Disconnected)
+    what = "the connection to NATS ended" if lost else f"the control plane gave no answer within {within_s:g} s"
+    kind, facts = Disconnected if lost else Unavailable, error.details
+    if verb in READS_S:
+        return kind(
+            what, got=error.got, next="ask again" if lost else "look at the log of `mesh up`, then ask again", **facts
+        )
+    again = _AGAIN.get(f"{noun} {verb}", _AGAIN[noun])
+    return kind(f"{what}: it is not known whether this was done", got=error.got, next=again, **facts)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from mesh.cli.policy.options import JsonOption
 from mesh.cli.policy.request import ask, problem_error, progress
 from mesh.cli.times import length, moment_ms, shown
 from mesh.cli.trust.keys import NOUN
-from mesh.cli.trust.options import KeyCommand
+from mesh.cli.trust.options import KeyCommand, admit_line, team_of
 from mesh.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -88,8 +88,14 @@ async def revoke(
     `--agent` also closes its NATS account and refuses it new keys, until `mesh trust admit`. Asks nothing; says what
     it did.
     """
-    if sum(what is not None for what in (kid, agent, team)) != 1:
-        raise ConfigError("say what is to be revoked", expected="one of KID, --agent and --team", next="see --help")
+    named = [name for name, what in (("KID", kid), ("--agent", agent), ("--team", team)) if what is not None]
+    if len(named) != 1:
+        raise ConfigError(
+            "these are several things to revoke" if named else "say what is to be revoked",
+            expected="one of KID, --agent and --team",
+            got=" and ".join(named) or "none of them",
+            next="revoke them one after the other" if named else "see --help",
+        )
     if now and from_ is not None:
         raise ConfigError("--now and --from are two cuts", expected="one of them")
     if team is not None and (now or from_ is not None):
@@ -145,6 +151,12 @@ async def rotate(
         "author": author(),
         "reason": reason,
     }
+    if revoke_old and not ca:
+        raise ConfigError(
+            "the old mesh CA goes only where there is a new one",
+            expected="--ca with --revoke-old",
+            next="mesh trust rotate --ca --revoke-old",
+        )
     if not (agents or teams or everybody or ca or store):
         raise ConfigError("say what is to be rotated", expected="--agent, --team, --all, --ca or --store")
     if credentials and not (agents or everybody):
@@ -219,15 +231,24 @@ def _revoked(said: dict[str, Any]) -> None:
             f" [bold]{shown(key['from_ms'], timespec='milliseconds')}[/] on is refused {_relative(key['from_ms'])}",
             soft_wrap=True,
         )
-    if workload := said["barred"]:
+    workload = said["barred"]
+    team = team_of(workload)
+    if team:
+        console.print(
+            f"the team {escape(team)} is barred: its NATS account is closed, so it reads nothing and connects no more"
+            f" [dim](it has no event keys to revoke; {said['took_ms']} ms after the request)[/]",
+            soft_wrap=True,
+        )
+    elif workload:
         keys = len(said["keys"])
         console.print(
             f"{escape(workload)} is barred: its connections are cut, it gets no certificate"
             f" [dim]({keys} key{'' if keys == 1 else 's'} revoked)[/]"
         )
-        name = f"--team {workload.removeprefix('team-')}" if workload.startswith("team-") else workload
-        console.print(f"[dim]next: mesh trust admit {escape(name)}, once it is in good hands again[/]")
-    console.print(f"[dim]statement {said['epoch']} says so, {said['took_ms']} ms after the request[/]")
+    if workload:
+        console.print(f"[dim]next: {escape(admit_line(workload))}, once it is in good hands again[/]")
+    if not team:
+        console.print(f"[dim]statement {said['epoch']} says so, {said['took_ms']} ms after the request[/]")
 
 
 def _relative(at_ms: int) -> str:

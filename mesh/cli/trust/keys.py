@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,7 +14,11 @@ from mesh.cli.output import command, console, print_json, print_table
 from mesh.cli.policy.options import JsonOption
 from mesh.cli.policy.request import ask
 from mesh.cli.times import length, shown
-from mesh.cli.trust.options import KeyCommand
+from mesh.cli.trust.options import KeyCommand, lets_back, team_of
+from mesh.errors import NotFound
+
+if TYPE_CHECKING:
+    from mesh.context import Context
 
 NOUN = "trust"  # of the control plane's door
 
@@ -36,24 +40,41 @@ async def list_(
     tenant: TenantOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """List event keys: whose, until when, and whether they are revoked. Also who is barred."""
-    async with operator_connection(context, tenant=tenant) as (_, connection):
+    """List event keys: whose, until when, and whether they are revoked. Also who is barred.
+
+    Exit 0, also where there is no key; 1 where there is no such agent.
+    """
+    async with operator_connection(context, tenant=tenant) as (place, connection):
         said = await ask(connection, "list", {"ended": everything}, noun=NOUN)
         while len(said["keys"]) < said["total"]:
             more = await ask(connection, "list", {"ended": everything, "skip": len(said["keys"])}, noun=NOUN)
             said["total"] = more["total"] if more["keys"] else len(said["keys"])
             said["keys"] += more["keys"]
     if agent is not None:
+        _check_known(agent, said, place)
         said["keys"] = [key for key in said["keys"] if key["agent"] == agent]
         said["total"] = len(said["keys"])
     if json_:
         print_json(said)
         return
     columns = ("agent", "key", "until", "state")
-    print_table(f"Event keys of {said['tenant']}", columns, [_row(key) for key in said["keys"]])
+    print_table(f"Event keys of {said['tenant']}", columns, [_row(key) for key in said["keys"]], keep=("key",))
     for workload in said["barred"]:
-        console.print(f"[bold yellow]barred[/] {escape(workload)}: `mesh trust admit` lets it back")
+        console.print(f"[bold yellow]barred[/] {escape(workload)}: {escape(lets_back(workload))}")
     console.print(f"\n[dim]{_statement(said['statement'])}; new certificates come from {said['ca']['kid']}[/]")
+
+
+def _check_known(agent: str, said: dict[str, Any], place: Context) -> None:
+    """Raise NotFound where neither the mesh, nor a key, nor who is barred says that there is this agent."""
+    names = {key["agent"] for key in said["keys"]} | {name for name in said["barred"] if not team_of(name)}
+    known = sorted({*place.mesh.tenants[place.tenant].agents, *names} - {""})
+    if agent not in known:
+        raise NotFound(
+            f"{said['tenant']} has no agent {agent[:64]}",
+            expected=", ".join(known),
+            got=agent[:64],
+            next="`mesh trust list` shows them all",
+        )
 
 
 @command
