@@ -106,7 +106,7 @@ def account_flags(
     limits = wanted["limits"]
     for name, value in sorted(live.get("limits", {}).items()):
         if not _within(value, limits.get(name, 0)):
-            what = "it has to be closed: " if name == "conn" else ""
+            what = "it has to be closed: " if name == "conn" and limits.get(name) == 0 else ""
             yield Flag(where, "account-limit", f"{what}its limit {name} is {value}, not {limits.get(name, 0)}")
     for user, until_s in sorted(wanted.get("revocations", {}).items()):
         if live.get("revocations", {}).get(user, -1) < until_s:

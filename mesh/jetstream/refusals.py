@@ -23,7 +23,10 @@ REFUSED = Refusal(
     "credentials-refused", f"they were revoked, or the server does not know their account; {_CREDENTIALS}"
 )
 
-CLOSED = Refusal("account-closed", "the policies do not know this workload, or it is barred: see `mesh trust list`")
+CLOSED = Refusal(
+    "account-closed",
+    "the policies do not know this workload, it is barred (see `mesh trust list`), or it has 256 connections open",
+)
 NOT_TRUSTED = Refusal(
     "server-not-trusted", "check the roots that we read, the server's name in the URL, its certificate"
 )

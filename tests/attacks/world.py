@@ -237,7 +237,7 @@ class World:
         if ack.get("duplicate"):
             return "duplicate"
         verdict = await self.verdict(ack["stream"], ack["seq"], reader, before)
-        if verdict == "unknown-key":  # else it would come again for a minute
+        if verdict == "unknown-key":  # else it would come again for seconds
             admin = await self.admin(reader.tenant)
             await admin.api(f"STREAM.MSG.DELETE.{ack['stream']}", {"seq": ack["seq"]})
         return verdict
