@@ -13,10 +13,11 @@ only audit subject that NATS lets that workload publish: nobody writes in anothe
     policy-refused       revision, code, and the author where it was an apply
     shadow-started       revision, digest, sample, author
     shadow-stopped       revision, digest, author
-    trust-revoked        kids, from_ms (stream time of the cut), epoch, author, reason; workload where one was barred
+    trust-revoked        kids, from_ms (stream time of the cut; none without kids), epoch, author, reason;
+                         workload where one was barred
     trust-rotated        agents, late (of them), from_ms, credentials (workloads), ca (the new kid),
                          revoked_cas (kids), author, reason; or store: the server's store has another key
-    trust-admitted       workload, author, reason
+    trust-admitted       workload, author, reason; written (by file name) where it was not barred and had lost files
     enrolled             workload, spiffe_id, kid, attested (by which attestor), and what that found: a pod, for one
     enrolment-refused    workload, code
     audit-lost           lost: how many records before this one were dropped

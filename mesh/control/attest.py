@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
@@ -72,6 +73,7 @@ class FileAttestor:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._handing_out = threading.Lock()
         self._records = {path.stem: _read(path) for path in sorted(directory.glob("*.json"))}
 
     async def attest(self, token: bytes) -> Attested:
@@ -82,12 +84,12 @@ class FileAttestor:
             raise NotAttested(
                 "the enrolment token is nobody's",
                 expected="what `mesh up` or `mesh trust admit` wrote into the agent's enrol.token",
-                next="have the agent read that file; `mesh trust admit <agent>` writes another one",
+                next="have the agent read that file; `mesh trust admit <agent>` replaces it where it is lost",
             )
         return Attested(found[0], "file")
 
-    def hand_out(self, agent: str, spiffe_id: str, file: Path, *, anew: bool = False) -> None:
-        """Let the token in *file* stand for *spiffe_id*.
+    def hand_out(self, agent: str, spiffe_id: str, file: Path, *, anew: bool = False) -> bool:
+        """Let the token in *file* stand for *spiffe_id*; returns whether it is another one than before.
 
         Args:
             agent: Whose token it is.
@@ -95,16 +97,17 @@ class FileAttestor:
             file: Where the agent reads it; written where there is none that we know.
             anew: Make another one; the one before stands for nobody.
         """
-        known = self._records.get(agent)
-        kept = b"" if anew or not file.exists() else file.read_bytes().strip()
-        if known is not None and hmac.compare_digest(known.sha256, sha256(kept).hexdigest()):
-            record = _Record(spiffe_id, known.sha256)
-        else:
-            token = secrets.token_urlsafe(TOKEN_BYTES).encode()
+        with self._handing_out:
+            known = self._records.get(agent)
+            kept = b"" if anew or not file.exists() else file.read_bytes().strip()
+            good = known is not None and hmac.compare_digest(known.sha256, sha256(kept).hexdigest())
+            token = kept if good else secrets.token_urlsafe(TOKEN_BYTES).encode()
+            if not good:
+                write_private(file, token + b"\n")
             record = _Record(spiffe_id, sha256(token).hexdigest())
-            write_private(file, token + b"\n")
-        write_if_changed(self._directory / f"{agent}.json", msgspec.json.encode(record) + b"\n")
-        self._records[agent] = record
+            write_if_changed(self._directory / f"{agent}.json", msgspec.json.encode(record) + b"\n")
+            self._records[agent] = record
+        return not good
 
 
 def _read(path: Path) -> _Record:

@@ -50,3 +50,21 @@ class Renewal:
             OSError: Its file cannot be written.
         """
         self._files.write_token(agent, spiffe_id)
+
+    def lost(self, workload: str, spiffe_id: str) -> dict[str, str]:
+        """Write again what *workload* lost, or what somebody replaced; what is good stays as it is.
+
+        Args:
+            workload: An agent, or `team-<team>`.
+            spiffe_id: Of an agent; empty for a team, which enrols nothing.
+
+        Returns:
+            What each file that was written holds: `nats.creds` the `same user` or a `new user`, where the seed of its
+            own was lost too or is revoked; `enrol.token` a `new token`.
+
+        Raises:
+            ConfigError, IdentityError, OSError: A file of ours cannot be read or written.
+        """
+        creds = self._files.keep_credentials(workload, self._standing.users.get(workload, {}))
+        token = self._files.keep_token(workload, spiffe_id) if spiffe_id else ""
+        return {name: what for name, what in (("nats.creds", creds), ("enrol.token", token)) if what}

@@ -116,7 +116,9 @@ class Revoker:
         await self._store.revoke(dict.fromkeys(kids, cut_ms))
 
     def _record(self, asked: Asked, workload: str, kids: list[str], cut_ms: int) -> None:
-        facts = {"workload": workload or None, "kids": kids, "from_ms": cut_ms, "epoch": self._store.epoch}
+        """With the cut that holds: a key that was revoked from an earlier time stays so."""
+        from_ms = min((self._store.revoked.get(kid, cut_ms) for kid in kids), default=None)
+        facts = {"workload": workload or None, "kids": kids, "from_ms": from_ms, "epoch": self._store.epoch}
         self._policies.audit(audit.TRUST_REVOKED, **facts, **asked.said)
 
     async def _holding(self, kid: str, *, unknown: bool) -> list[TrustStore]:

@@ -38,6 +38,7 @@ class Wanted:
         workloads: Whose NATS users.
         ca: The mesh CA; with *revoke_old* none of before certifies anybody any more.
         store: The encryption key of the server's store.
+        skipped: Agents that are barred: among all, they are left out.
     """
 
     agents: Mapping[str, str]
@@ -45,6 +46,7 @@ class Wanted:
     ca: bool
     revoke_old: bool
     store: bool
+    skipped: tuple[str, ...]
 
     @classmethod
     def of(cls, asked: Asked, grants: Grants, barred: frozenset[str]) -> Wanted:
@@ -64,10 +66,9 @@ class Wanted:
             raise BadAttribute("say what is to be rotated", expected="agents, teams, all agents, the CA, or the store")
         if asked.revoke_old and not asked.ca:
             raise BadAttribute("the old mesh CA goes only where there is a new one", next="give --ca as well")
-        _known("agent", asked.agents, grants.agents)
-        _known("team", asked.teams, grants.teams)
-        if out := sorted(set(named) & barred):
-            raise WorkloadBarred(f"{out[0]} was revoked", next=f"`mesh trust admit {out[0]}`")
+        check_known("agent", asked.agents, grants.agents)
+        check_known("team", asked.teams, grants.teams)
+        _check_admitted(asked, barred)
         all_agents = asked.everybody or asked.revoke_old
         agents = [name for name in grants.agents if all_agents and name not in barred] or list(asked.agents)
         credentials = [*(agents if asked.credentials else ()), *teams]
@@ -77,10 +78,19 @@ class Wanted:
             ca=asked.ca,
             revoke_old=asked.revoke_old,
             store=asked.store,
+            skipped=tuple(sorted(barred & grants.agents.keys())) if all_agents else (),
         )
 
 
-def _known(noun: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _check_admitted(asked: Asked, barred: frozenset[str]) -> None:
+    out = [(f"the agent {name}", name) for name in asked.agents if name in barred]
+    out += [(f"the team {name}", f"--team {name}") for name in asked.teams if team_workload(name) in barred]
+    for who, how in out:
+        raise WorkloadBarred(f"{who} was revoked", next=f"`mesh trust admit {how}`")
+
+
+def check_known(noun: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises NotFound where *names* (of agents or teams, as *noun* says) has one that is not *known*."""
     if missing := sorted(set(names) - set(known)):
         raise NotFound(
             f"the policies know no {noun} {missing[0][:64]}", expected=", ".join(sorted(known)), got=missing[0][:64]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NOBODY = '{"barred": [], "users": {}}'  # the file of a tenant in which nobody was ever barred
+
+
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     barred: tuple[str, ...] = ()
     users: dict[str, dict[str, int]] = {}
@@ -31,7 +34,7 @@ class Standing:
     Changes come from threads, several at a time: each waits for the one before, so that none is lost.
 
     Args:
-        file: Where; it need not be there yet.
+        file: Where; it need not be there yet: see `begin`.
 
     Raises:
         ConfigError: The file cannot be read. Nobody barred is not a guess to make.
@@ -43,6 +46,27 @@ class Standing:
         state = _read(file)
         self._barred = frozenset(state.barred)
         self._users = {workload: dict(users) for workload, users in state.users.items()}
+
+    def begin(self, *, is_new: bool) -> None:
+        """Have the file from a tenant's first start on: one that is gone later was lost, and with it who is barred.
+
+        Args:
+            is_new: Nobody can have been barred in this tenant yet.
+
+        Raises:
+            ConfigError: The file is missing, and the tenant is not new; or it cannot be written.
+        """
+        if self._file.exists():
+            return
+        if not is_new:
+            raise ConfigError(
+                f"{self._file} is missing: it says who is barred",
+                expected="the file, which is there from the first start on",
+                next=f"restore it from a backup; or write {NOBODY} into it (among `barred` whom you know of: an agent's"
+                " name, or team-<team>), start, and revoke again whom `mesh audit list --kind trust-revoked` shows",
+            )
+        with self._changing:
+            self._save(self._barred, self._users)
 
     @property
     def barred(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from mesh.control import readiness, shadow, trust_audit, trust_service
 from mesh.control.accounts import Accounts
 from mesh.control.attest import FileAttestor
 from mesh.control.bundles import BundleStore
-from mesh.control.datadir import write_private
+from mesh.control.datadir import DataDirectory, write_private
 from mesh.control.door import ControlDoor, policy_handlers
 from mesh.control.enforce import Enforcer
 from mesh.control.enrol import Enrolment
@@ -95,12 +95,13 @@ async def open_tenant(
 
     Raises:
         StreamsMissing: The server has another store than this directory belongs to; nothing was made.
+        ConfigError: Who is barred cannot be read, or was lost (see `Standing.begin`).
         ConfigError: The mesh CA is revoked, and the root's key is not there to sign another one.
         MeshError: See `Policies.open`, `TrustStore.open` and `Policies.apply`.
     """
     creds = shared.operator.control_creds(name)
     write_private(shared.data.admin_creds(name, names), creds)
-    standing = Standing(shared.data.standing(name))
+    standing = _standing(shared.data, name)
     accounts = Accounts(shared.system, shared.operator, name, standing)
     await accounts.open()
     tls = None if shared.tls is None else shared.tls.control
@@ -124,6 +125,13 @@ async def open_tenant(
     finally:
         shared.stores.pop(name, None)
         await connection.close()
+
+
+def _standing(data: DataDirectory, name: str) -> Standing:
+    """Who is barred. A tenant is new before its first trust statement: until then nobody could be."""
+    standing = Standing(data.standing(name))
+    standing.begin(is_new=not data.statement(name).exists())
+    return standing
 
 
 def _say_other_policies(name: str, revision: int, given: Given, progress: Callable[[str], None]) -> None:

@@ -179,6 +179,7 @@ class TrustService:
             self._store_key.check()
         done: dict[str, Any] = {"agents": [], "cut_ms": None, "ca": None, "credentials": [], "store": False}
         done["revoked_cas"] = []
+        done["skipped"] = list(wanted.skipped)
         try:
             await self._rotate_keys(wanted, told, done)
             await self._rotate_rest(asked, wanted, told, done)
@@ -253,10 +254,12 @@ class TrustService:
         """Let a barred workload back, with a new NATS user and a new enrolment token. Its revoked keys stay revoked.
 
         Returns:
-            With `admitted` False where it was not barred; nothing was changed then.
+            With `admitted` False where it was not barred; then `written` says what it had lost of its files and has
+            again (see `Renewal.lost`), and nothing else was changed.
 
         Raises:
             BadAttribute: The request names no workload.
+            NotFound: It is not barred, and the policies know none of this name.
             ConfigError: A file of ours cannot be written; it stays barred.
             RequestFailed, Unavailable: NATS refused or did not answer; the account opens with the next push.
         """
@@ -264,7 +267,7 @@ class TrustService:
             raise BadAttribute("say who is to be admitted", expected="one of an agent, a team")
         workload = asked.agent or team_workload(asked.team)
         if workload not in self._standing.barred:
-            return {"tenant": self._policies.tenant, "workload": workload, "admitted": False}
+            return await self._write_again(asked, workload)
         grants = self._policies.grants
         if asked.agent in grants.agents or asked.team in grants.teams:
             await anyio.to_thread.run_sync(self._renewal.user, workload)
@@ -274,3 +277,13 @@ class TrustService:
         self._policies.audit(audit.TRUST_ADMITTED, workload=workload, **asked.said)
         await self._accounts.refresh(workload)
         return {"tenant": self._policies.tenant, "workload": workload, "admitted": True}
+
+    async def _write_again(self, asked: Asked, workload: str) -> dict[str, Any]:
+        grants = self._policies.grants
+        rotation.check_known("agent", filter(None, [asked.agent]), grants.agents)
+        rotation.check_known("team", filter(None, [asked.team]), grants.teams)
+        spiffe_id = grants.agents[asked.agent].spiffe_id if asked.agent else ""
+        written = await anyio.to_thread.run_sync(self._renewal.lost, workload, spiffe_id)
+        if written:
+            self._policies.audit(audit.TRUST_ADMITTED, workload=workload, written=written, **asked.said)
+        return {"tenant": self._policies.tenant, "workload": workload, "admitted": False, "written": written}

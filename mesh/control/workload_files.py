@@ -114,6 +114,37 @@ class WorkloadFiles:
         """Replace the creds file by one of the user that *workload* has today; clients read it at each dial."""
         write_private(self.credentials(workload), self._operator.workload_creds(self.tenant, workload))
 
+    def keep_credentials(self, workload: str, revoked: Container[str]) -> str:
+        """Write credentials where there are none of the user that *workload* has; one that is revoked gets a successor.
+
+        `Renewal.user` leaves either behind where it is cut short, and nobody would connect with what lies there.
+
+        Args:
+            workload: An agent, or `team-<team>`.
+            revoked: Public keys of users that connect no more.
+
+        Returns:
+            `same user` or `new user` where it wrote them, else nothing.
+        """
+        keys, name, path = self._operator.keys, f"{self.tenant}/{workload}", self.credentials(workload)
+        with self.renewing:
+            user = keys.find("user", name)
+            if user is None or user.public in revoked:
+                if user is not None:
+                    log.warning("revoked_user_replaced", tenant=self.tenant, workload=workload)
+                keys.renew("user", name)
+                self.write_credentials(workload)
+                return "new user"
+            if path.exists() and user.seed.encode() in path.read_bytes():
+                return ""
+            self.write_credentials(workload)
+            return "same user"
+
+    def keep_token(self, agent: str, spiffe_id: str) -> str:
+        """Write an enrolment token where there is none that stands for *agent*; returns `new token` where it did."""
+        wrote = self._attestor.hand_out(agent, spiffe_id, self._data.agent(agent) / "enrol.token")
+        return "new token" if wrote else ""
+
     def write_token(self, agent: str, spiffe_id: str) -> None:
         """Replace an agent's enrolment token; the one before stands for nobody."""
         self._attestor.hand_out(agent, spiffe_id, self._data.agent(agent) / "enrol.token", anew=True)
@@ -141,29 +172,15 @@ class WorkloadFiles:
 
     def _write_team(self, team: str, grants: Grants, revoked: Mapping[str, Container[str]]) -> None:
         workload = team_workload(team)
-        self._keep_credentials(workload, revoked.get(workload, ()))
+        self.keep_credentials(workload, revoked.get(workload, ()))
         for cipher in grants.team_ciphers.get(team, ()):
             self._write_cipher(self._data.team(team), cipher)
-
-    def _keep_credentials(self, workload: str, revoked: Container[str]) -> None:
-        """Write credentials where there are none of the user that *workload* has; one that is revoked gets a successor.
-
-        `Renewal.user` leaves either behind where it is cut short, and nobody would connect with what lies there.
-        """
-        keys, name, path = self._operator.keys, f"{self.tenant}/{workload}", self.credentials(workload)
-        with self.renewing:
-            user = keys.find("user", name)
-            if user is not None and user.public in revoked:
-                user = keys.renew("user", name)
-                log.warning("revoked_user_replaced", tenant=self.tenant, workload=workload)
-            if user is None or not path.exists() or user.seed.encode() not in path.read_bytes():
-                self.write_credentials(workload)
 
     def _write_agent(self, agent: AgentGrants, grants: Grants, revoked: Mapping[str, Container[str]]) -> None:
         """Everything an agent reads."""
         name, directory = agent.agent, self._data.agent(agent.agent)
-        self._keep_credentials(name, revoked.get(name, ()))
-        self._attestor.hand_out(name, agent.spiffe_id, directory / "enrol.token")
+        self.keep_credentials(name, revoked.get(name, ()))
+        self.keep_token(name, agent.spiffe_id)
         self._data.token(name)
         self._data.dedupe_key(name)
         private_directory(directory / "domains")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,15 @@ from nacl.bindings import crypto_sign_seed_keypair
 
 from mesh import audit
 from mesh.control import rotation
+from mesh.control.attest import FileAttestor
+from mesh.control.datadir import DataDirectory
 from mesh.control.reconcile import now_ms
 from mesh.control.trust_requests import LEAD_MS
 from mesh.control.truststore import TrustStore
-from mesh.errors import NotFound, Unavailable
+from mesh.errors import ConfigError, NotFound, Unavailable, WorkloadBarred
+from mesh.jetstream.link import Credentials
 from tests.contract.policy_mesh import PolicyMesh, policies, reads
+from tests.contract.test_tenant import tenant_of
 from tests.contract.test_trust_service import IDS, World
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +48,8 @@ async def world(shared: World) -> AsyncIterator[World]:
     shared.audited.clear()
     yield shared
     for workload in shared.standing.barred:
-        await shared.ask("admit", agent=workload)
+        team = workload.removeprefix("team-")
+        await shared.ask("admit", **({"agent": workload} if team == workload else {"team": team}))
 
 
 async def key_of(world: World, spiffe_id: str, *, ended_ms: int = 0) -> str:
@@ -192,3 +198,125 @@ async def test_a_mesh_ca_is_revoked_in_every_store_that_answers(world: World, de
     deaf.undo()
     await world.ask("revoke", kid=old)
     assert old in world.other.revoked
+
+
+# --- what is on record -----------------------------------------------------------------------------------------------
+
+
+async def test_a_repeated_revocation_is_recorded_with_the_cut_that_holds(world: World) -> None:
+    """The earlier one, as the answer has it; an agent that has no key left to revoke is recorded without one."""
+    kid = await key_of(world, LAKE)
+    first = await world.ask("revoke", kid=kid, now=True)
+    again = await world.ask("revoke", kid=kid)
+    assert again["cut_ms"] > first["cut_ms"]
+    assert world.facts(audit.TRUST_REVOKED)["from_ms"] == again["keys"][0]["from_ms"] == first["cut_ms"]
+    for key in await key_of(world, LAKE), None:
+        said = await world.ask("revoke", agent="lake")
+        facts = world.facts(audit.TRUST_REVOKED)
+        assert (key in facts["kids"], facts["from_ms"]) == ((True, said["cut_ms"]) if key else (False, None))
+
+
+# --- admitting who is not barred -------------------------------------------------------------------------------------
+
+NOTHING: dict[str, str] = {}
+SEED = "../../../keys/acme/lake.user.nk"  # of the NATS user, the control plane's own
+LOST: list[tuple[str, dict[str, bytes | None], dict[str, str]]] = [
+    ("lake", {"enrol.token": None}, {"enrol.token": "new token"}),
+    ("lake", {"enrol.token": b"of another mesh\n"}, {"enrol.token": "new token"}),
+    ("lake", {"nats.creds": None}, {"nats.creds": "same user"}),
+    ("lake", {"nats.creds": b"half"}, {"nats.creds": "same user"}),
+    ("lake", {SEED: None}, {"nats.creds": "new user"}),
+    ("lake", {"nats.creds": None, "enrol.token": None}, {"nats.creds": "same user", "enrol.token": "new token"}),
+    ("team-support", {"nats.creds": None}, {"nats.creds": "same user"}),
+]
+
+
+@pytest.mark.parametrize(("workload", "lost", "written"), LOST)
+async def test_files_that_were_lost_come_back(
+    world: World, workload: str, lost: dict[str, bytes | None], written: dict[str, str]
+) -> None:
+    """Without a restart, and no more than was lost; it connects and would enrol. Asked again, nothing is missing."""
+    team = workload.removeprefix("team-")
+    asked = {"agent": workload} if team == workload else {"team": team}
+    path = world.files.credentials(workload).parent
+    before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for name, instead in lost.items():
+        (path / name).unlink() if instead is None else (path / name).write_bytes(instead)
+    said = await world.ask("admit", **asked, author="ada")
+    assert (said["admitted"], said["written"]) == (False, written)
+    assert world.facts(audit.TRUST_ADMITTED) == {
+        "workload": workload, "written": written, "author": "ada", "reason": None,
+    }  # fmt: skip
+    after = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    assert {name: after[name] for name in before if name not in written} == {
+        name: content for name, content in before.items() if name not in written
+    }
+    users = {Credentials.parse(files["nats.creds"]).seed for files in (before, after)}
+    assert len(users) == (2 if written.get("nats.creds") == "new user" else 1)
+    assert (await world.connect(workload)).connected
+    if "agent" in asked:
+        for attestor in (world.attestor, FileAttestor(world.data.enrolment("acme"))):  # of the next start, too
+            assert (await attestor.attest(world.token(workload))).spiffe_id == LAKE
+    world.audited.clear()
+    assert (await world.ask("admit", **asked))["written"] == NOTHING
+    assert world.audited == []
+
+
+@pytest.mark.parametrize(("asked", "names"), [({"agent": "nobody"}, "lake"), ({"team": "nobody"}, "support")])
+async def test_nobody_is_admitted_under_a_name_that_is_none(world: World, asked: dict[str, str], names: str) -> None:
+    """A slip of the pen is no success: the names there are are told, and nothing was written."""
+    with pytest.raises(NotFound) as refused:
+        await world.ask("admit", **asked)
+    assert names in refused.value.expected
+    assert not world.data.agent("nobody").exists()
+    assert not world.data.team("nobody").exists()
+    assert world.audited == []
+
+
+# --- rotating past who is barred -------------------------------------------------------------------------------------
+
+
+async def test_a_rotation_of_all_names_whom_it_left_out(world: World) -> None:
+    """Barred agents; a barred team is not asked for by `--all`. Among agents that are named none is left out."""
+    await world.ask("revoke", agent="desk")
+    await world.ask("revoke", team="support")
+    assert (await world.ask("rotate", everybody=True))["skipped"] == ["desk"]
+    assert (await world.ask("rotate", agents=["lake"]))["skipped"] == []
+
+
+@pytest.mark.parametrize(
+    ("who", "asked", "admit"),
+    [
+        ({"agent": "desk"}, {"agents": ["desk"]}, "admit desk"),
+        ({"team": "support"}, {"teams": ["support"]}, "admit --team support"),
+    ],
+)
+async def test_who_is_barred_is_told_how_it_comes_back(
+    world: World, who: dict[str, str], asked: dict[str, list[str]], admit: str
+) -> None:
+    """A command that works when it is copied."""
+    await world.ask("revoke", **who)
+    with pytest.raises(WorkloadBarred) as refused:
+        await world.ask("rotate", **asked)
+    assert refused.value.next == f"`mesh trust {admit}`"
+
+
+# --- who is barred, lost ---------------------------------------------------------------------------------------------
+
+
+async def test_a_mesh_that_lost_who_is_barred_does_not_start(tmp_path: Path) -> None:
+    """Every barred workload would be back. The file is there from the first start on, whoever is barred or not."""
+    data = DataDirectory.open(tmp_path / "data")
+    data.lock_file.touch()
+    async with tenant_of(data):
+        pass
+    file = data.standing("acme")
+    kept = file.read_bytes()
+    file.unlink()
+    with pytest.raises(ConfigError, match="is missing"):
+        async with tenant_of(data):
+            pass
+    assert not file.exists()
+    file.write_bytes(kept)
+    async with tenant_of(data):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 
 from mesh.control import standing as module
 from mesh.control.datadir import write_private
-from mesh.control.standing import Standing
+from mesh.control.standing import NOBODY, Standing
 from mesh.errors import ConfigError
 
 USER, OTHER = "U" + "A" * 55, "U" + "B" * 55
@@ -54,6 +55,30 @@ def test_a_revoked_user_stays_revoked(file: Path) -> None:
     again = Standing(file)
     assert {name: dict(users) for name, users in again.users.items()} == {"crm-adapter": {USER: 2000, OTHER: 3000}}
     assert again.barred == frozenset()
+
+
+def test_a_new_tenant_has_the_file_from_its_first_start_on(file: Path) -> None:
+    """Empty as it is: the next start tells nobody barred from a file that was lost. One that is there stays."""
+    Standing(file).begin(is_new=True)
+    assert json.loads(file.read_bytes()) == json.loads(NOBODY)
+    Standing(file).bar("crm-adapter")
+    for is_new in (True, False):
+        standing = Standing(file)
+        standing.begin(is_new=is_new)
+        assert standing.barred == Standing(file).barred == {"crm-adapter"}
+
+
+def test_a_lost_file_is_not_nobody(file: Path) -> None:
+    """It would let every barred workload back; what the error says to write into it is taken."""
+    with pytest.raises(ConfigError, match="is missing") as refused:
+        Standing(file).begin(is_new=False)
+    assert not file.exists()
+    assert NOBODY in refused.value.next
+    file.parent.mkdir()
+    file.write_text(NOBODY)
+    standing = Standing(file)
+    standing.begin(is_new=False)
+    assert (standing.barred, dict(standing.users)) == (frozenset(), {})
 
 
 def test_the_file_is_private(file: Path) -> None:

@@ -20,7 +20,7 @@ from mesh.cli.policy.options import JsonOption
 from mesh.cli.policy.request import ask, problem_error, progress
 from mesh.cli.times import length, moment_ms, shown
 from mesh.cli.trust.keys import NOUN
-from mesh.cli.trust.options import KeyCommand, admit_line, team_of
+from mesh.cli.trust.options import KeyCommand, admit_line, lets_back, team_of
 from mesh.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -186,7 +186,8 @@ async def admit(
 ) -> None:
     """Let a barred agent or team back, with new NATS credentials and a new enrolment token in its directory.
 
-    What was revoked stays revoked: keys, and the credentials it had. Exit 0, also where it was not barred.
+    What was revoked stays revoked: keys, and the credentials it had. Of one that is not barred, files that were lost
+    are written again; exit 0 all the same.
     """
     if (agent is None) == (team is None):
         raise ConfigError("say who is to be admitted", expected="one of AGENT and --team", next="see --help")
@@ -197,8 +198,11 @@ async def admit(
         print_json(said)
     elif said["admitted"]:
         console.print(f"{escape(said['workload'])} is admitted; its credentials are new")
+    elif said["written"]:
+        files = ", ".join(f"{name} ({what})" for name, what in said["written"].items())
+        console.print(f"{escape(said['workload'])} was not barred; written again: {escape(files)}", soft_wrap=True)
     else:
-        console.print(f"{escape(said['workload'])} was not barred: nothing was changed")
+        console.print(f"{escape(said['workload'])} was not barred, and has its files: nothing was changed")
 
 
 async def _store_renewed(connection: OperatorConnection) -> None:
@@ -269,6 +273,8 @@ def _rotated(said: dict[str, Any]) -> None:
     for one in said["agents"]:
         if one["state"] == "late":
             console.print(f"[bold yellow]look at[/] {escape(one['agent'])}: it runs and has no new key; see its log")
+    for name in said["skipped"]:
+        console.print(f"{escape(name)} is barred, and was left out: {lets_back(escape(name))}")
     for workload in said["credentials"]:
         console.print(f"{escape(workload)} has new NATS credentials; those before are refused")
     if said["store"]:
