@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +24,7 @@ from agent.process import EXIT_FAILED
 from agent.webhooks.door import Webhooks
 from mesh import logs
 from mesh.errors import ConfigError
+from mesh.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -158,7 +158,7 @@ class Sidecar:
         }
         if self._ports is not None:
             try:
-                write_whole(self._ports, msgspec.json.encode(ports))
+                replace_file(self._ports, msgspec.json.encode(ports))
             except OSError as error:
                 self._no_ports(error)
         log.info("ready", url=self.intake.url, webhooks_url=self.webhooks.url, health_url=self.health.url)
@@ -184,15 +184,3 @@ async def _first(*works: Awaitable[object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace *path* by *content*, mode 0600; a reader sees the old file or the new one."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -7,16 +7,14 @@ file, so that a process begins with it while NATS is away, and refuses an older 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from mesh import logs
 from mesh.errors import BadBundle, BundleChain, ConfigError, RevisionNeeded
+from mesh.files import replace_file
 from mesh.policy.compile import Plans
 from mesh.policy.envelope import MAX_ENVELOPE_BYTES, follows, open_bundle
 from mesh.reports import PolicyState, Refused
@@ -215,19 +213,8 @@ class LastGood:
     def write(self, envelope: bytes) -> None:
         """Replace it whole, mode 0600: a crash leaves the old one or the new one."""
         try:
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+            replace_file(self.path, envelope)
         except OSError as error:
-            self._complain(error)
-            return
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(envelope)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self.path)
-        except OSError as error:
-            with suppress(OSError):
-                Path(name).unlink()
             self._complain(error)
 
     def _complain(self, error: OSError) -> None:

@@ -11,16 +11,14 @@ A directory that cannot be written is said once in the log, and all goes on with
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mesh import logs
 from mesh.certificates import read_certificate, split_chain
 from mesh.errors import IdentityError
+from mesh.files import replace_file
 from mesh.identity import MAX_TRUST_BYTES
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ class TrustFiles:
         try:
             self.directory.mkdir(mode=0o700, exist_ok=True)
             for name, content in contents.items():
-                self._replace(self.directory / name, content)
+                replace_file(self.directory / name, content)
         except OSError as error:
             self._complain(error)
 
@@ -81,19 +79,6 @@ class TrustFiles:
         except OSError as error:
             self._complain(error)
             return None
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except OSError:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:

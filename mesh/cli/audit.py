@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -15,9 +14,9 @@ from mesh.audit_check import Verification
 from mesh.cli.events import ContextOption, JsonOption, TenantOption
 from mesh.cli.operator import operator_connection
 from mesh.cli.output import NO, command, console, print_json
+from mesh.cli.times import moment_ms, shown
 from mesh.control.trail import last_sequence, stored_trail
 from mesh.errors import ConfigError
-from mesh.policy.texts import seconds
 
 if TYPE_CHECKING:
     from mesh.audit import Record
@@ -50,7 +49,7 @@ async def list_(
     """Print audit records, oldest first: ids, rules and the policies' paths, never an event's values."""
     if kind is not None and kind not in audit.KINDS:
         raise ConfigError(f"no audit record is called {kind}", expected=", ".join(audit.KINDS), got=kind)
-    begin = _time(since) if since else ""
+    begin = shown(moment_ms(since), timespec="milliseconds") if since else ""
     found: deque[Record] = deque(maxlen=count or None)
     unreadable = 0
     name, _, instance = (writer or "").partition(".")
@@ -141,24 +140,6 @@ def _text(value: Any) -> str:
 
 def _moment(at_ms: int) -> str:
     try:
-        return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return shown(at_ms)
     except (ValueError, OverflowError, OSError):
         return str(at_ms)  # a workload wrote it
-
-
-def _time(text: str) -> str:
-    """*text* as RFC 3339: a time, or how long ago."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = _ago(text)
-    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).isoformat()
-
-
-def _ago(text: str) -> datetime:
-    try:
-        return datetime.now(UTC) - timedelta(seconds=seconds(text))
-    except (ValueError, OverflowError):
-        raise ConfigError(
-            "that is no time", expected="RFC 3339, or a length such as 90s, 15m, 24h, 7d", got=text[:40]
-        ) from None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-import tempfile
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import ConfigError
+from mesh.files import replace_file
 
 CIPHER_BYTES = 64  # AES-SIV with two keys of 256 bits
 KEY_BYTES = 32  # dedupe and domain keys: BLAKE2b takes up to 64, 32 are beyond guessing
@@ -40,16 +40,7 @@ def private_directory(path: Path) -> Path:
 def write_private(path: Path, content: bytes) -> None:
     """Replace *path* whole by *content*, mode 0600."""
     private_directory(path.parent)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, content)
 
 
 def write_if_changed(path: Path, content: bytes) -> bool:
