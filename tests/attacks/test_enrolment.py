@@ -308,7 +308,7 @@ async def test_asking_too_often(world: World) -> None:
     """Fill the trust store, or keep the control plane from certifying others.
 
     Holds: rival's credentials and token. Tries: requests as fast as they go. Stopped: each workload has so many, then
-    one each ten minutes; others enrol on.
+    one a minute; others enrol on.
     """
     codes = []
     for _ in range(BURST + 5):
