@@ -246,9 +246,9 @@ class TrustStore:
         self._epoch, self._issued_ms, self._revoked, self._owed = epoch, at_ms, revoked, True
         try:
             await self._clock.put(TRUST_KEY, sealed)
-            if news:
+            if news:  # what is only issued again is found by the next look, which all take at times of their own
                 self._changed.set()
-            await notice(self._connection, "trust", epoch)
+                await notice(self._connection, "trust", epoch)
         finally:
             await self._copies.keep_statement(sealed)
         self._owed = False
