@@ -179,6 +179,10 @@ async def test_reinjection_by_a_pull(world: World) -> None:
         await thief.nc.publish(f"{NEXT}.{CRM}.{VICTIM}", b'{"batch":1,"no_wait":true}', reply=target)
     assert await thief.pull(VICTIM)
     assert (await sequences(admin))[CRM] == before
+    while await thief.pull(VICTIM, 100):
+        pass  # what other tests left: a pull that finds nothing is answered, and the answer would be stored
+    await world.publish()
+    before = (await sequences(admin))[CRM]
     await admin.nc.publish(f"{NEXT}.{CRM}.{VICTIM}", b'{"batch":1,"no_wait":true}', reply=SUBJECT)
     assert stored(await admin.ask("ev.local.bare.s00.crm.note.written.v1", b"{}")) == before + 1
 
