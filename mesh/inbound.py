@@ -41,6 +41,7 @@ class Admitted:
 
     `data` is the event's data, `fields` every attribute and the data; both are in the view the team reads.
     `stale_trust` marks an event that came while no newer trust statement did: its key may have been revoked since.
+    `replay` and `redrive` name the run of `mesh replay` or `mesh dlq redrive` that brought it again; empty for others.
     """
 
     fields: dict[str, Any]
@@ -52,6 +53,13 @@ class Admitted:
     attempt: int
     rule: str | None
     stale_trust: bool = False
+    replay: str = ""
+    redrive: str = ""
+
+    @property
+    def replayed(self) -> bool:
+        """Whether it comes because somebody asked for a replay: it may well have been handled before."""
+        return bool(self.replay)
 
     @property
     def id(self) -> str:
@@ -265,4 +273,6 @@ def _admitted(verified: Verified, fields: dict[str, Any], rule: str | None) -> A
         received.stream_ms,
         received.deliveries,
         rule,
+        replay=received.replay,
+        redrive=received.redrive,
     )

@@ -89,7 +89,8 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 
     `msg_ids` holds every `Nats-Msg-Id` found. `signature` is None only when there is no `Mesh-Signature` at all.
     `stream_ms` is the server's time of storing, `sequence` its number in `stream`, `deliveries` counts from 1, and
-    `reply` is where the ack goes.
+    `reply` is where the ack goes. An event that is delivered anew because an operator asked for it names the run: of
+    `mesh replay` in `replay`, of `mesh dlq redrive` in `redrive`.
     """
 
     subject: str
@@ -101,6 +102,8 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     stream_ms: int
     deliveries: int
     reply: str
+    replay: str = ""
+    redrive: str = ""
 
 
 class Verified(msgspec.Struct, frozen=True, gc=False):

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
+from mesh.limits import BreakerPolicy, PoisonPolicy, RateLimit
 from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern
 
@@ -78,6 +80,12 @@ class SubscriptionGrant:
             the filters says `since`, it is no earlier than the earliest of them.
         retry: Deliveries, their backoff, and how long a handler may be silent.
         max_in_flight: Events one replica handles at a time.
+        ordered: Whether events of one source and partition key are handled in their order (`order_by: partitionkey`):
+            then there is a durable for each slot.
+        client: Who pulls: `mesh`, our library or agent, which counts attempts itself, or `nats`, a plain client, for
+            whom the server ends deliveries after `retry.attempts`.
+        rate: How many events a second one replica is handed; None for as many as it takes.
+        breaker, poison: When it pauses by itself.
     """
 
     team: str
@@ -90,6 +98,11 @@ class SubscriptionGrant:
     start: str = "new"
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_in_flight: int = DEFAULT_MAX_IN_FLIGHT
+    ordered: bool = False
+    client: Literal["mesh", "nats"] = "mesh"
+    rate: RateLimit | None = None
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    poison: PoisonPolicy = field(default_factory=PoisonPolicy)
 
     @property
     def durable(self) -> str:

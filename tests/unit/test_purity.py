@@ -20,7 +20,7 @@ PURE = {
     "mesh.attributes", "mesh.certificates", "mesh.content", "mesh.deadletters", "mesh.delivery", "mesh.errors",
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.inbound", "mesh.journey", "mesh.jsontext",
     "mesh.keys",
-    "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.staleness", "mesh.statements", "mesh.subjects",
+    "mesh.limits", "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.staleness", "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
     "mesh.jetstream.refusals", "mesh.jetstream.sealing",
