@@ -35,6 +35,7 @@ __all__ = [
     "parse_physical",
     "physical",
     "physical_pattern",
+    "slot_name",
     "slot_of",
     "stream_name",
     "versioned",
@@ -326,9 +327,14 @@ def parse_physical(subject: str) -> Physical:
     )
 
 
-def physical_pattern(site: str, view: str, pattern: Pattern) -> str:
-    """The NATS subject, for grants and filters, of all slots of *pattern* in one view."""
-    return f"ev.{site}.{view}.*.{pattern.text}"
+def physical_pattern(site: str, view: str, pattern: Pattern, slot: str = "*") -> str:
+    """The NATS subject, for grants and filters, of all slots of *pattern* in one view; of one where *slot* names it."""
+    return f"ev.{site}.{view}.{slot}.{pattern.text}"
+
+
+def slot_name(slot: int) -> str:
+    """How subjects and durables name a slot: `s03`."""
+    return f"s{slot:02d}"
 
 
 def stream_name(site: str, domain: str) -> str:

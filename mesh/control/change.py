@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mesh.control.reconcile import now_ms
 from mesh.errors import PolicyError
+from mesh.jetstream.accounts import MAX_SUBSCRIPTIONS
+from mesh.jetstream.durables import durables, replays
 from mesh.policy.bundle import FORMAT, Bundle, Past
 from mesh.policy.compile import Plans
 from mesh.policy.diff import compare
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from mesh.policy.grants import Grants
     from mesh.policy.model import AnyDocument
     from mesh.reports import Report
+
+MAX_DURABLES = MAX_SUBSCRIPTIONS - 20  # beside what a connection hears of its own: inboxes, notices, other members
 
 Progress = Callable[[str], None]
 Audit = Callable[..., None]
@@ -147,6 +151,27 @@ def checked(files: Mapping[str, str], fixtures: Mapping[str, bytes], tenant: str
     mine = policies if tenant is None else PolicySet(policies.of(tenant))
     run_suite(mine, fixtures, now_ms()).require()
     return policies
+
+
+def check_durables(grants: Grants) -> None:
+    """Whether one connection of each team can pull all that it is delivered, with its replays and redrives.
+
+    Raises:
+        PolicyError: A team's subscriptions have more durables than a connection may have subscriptions.
+    """
+    for team in grants.teams:
+        mine = [grant for grant in grants.active if grant.team == team]
+        count = sum(
+            len(durables(grants.site, grants.domains, grant)) + len(replays(grants.site, grants.domains, grant)) + 1
+            for grant in mine
+        )
+        if count > MAX_DURABLES:
+            raise PolicyError(
+                f"the subscriptions of team {team} come to {count} durables, limit {MAX_DURABLES}",
+                expected="fewer subscriptions, streams or ordered ones: each of those has one in every slot and stream",
+                got=", ".join(sorted(grant.name for grant in mine if grant.ordered))[:200] or "none that is ordered",
+                next="split the team, let subscriptions name fewer domains, or leave `order_by` out",
+            )
 
 
 def next_bundle(  # noqa: PLR0917 - one fact each

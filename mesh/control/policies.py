@@ -29,6 +29,7 @@ from mesh.control.change import (
     Steps,
     Workloads,
     behind,
+    check_durables,
     checked,
     facts,
     narrowed,
@@ -36,7 +37,7 @@ from mesh.control.change import (
 )
 from mesh.control.drain import Drain
 from mesh.control.expiry import Expiry
-from mesh.control.opening import bounded_starts
+from mesh.control.opening import bounded_starts, opened_ms
 from mesh.control.reconcile import notice, now_ms, team_workload
 from mesh.control.rollout import running, wait_adopted
 from mesh.errors import BundleChain, MeshError, NoBundle, NotFound
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from mesh.control.bundles import BundleStore
     from mesh.control.enforce import Enforcer
     from mesh.jetstream.connection import Connection
-    from mesh.policy.grants import Grants
+    from mesh.policy.grants import Grants, SubscriptionGrant
 
 HISTORY = 20  # revisions shown unless asked for more
 
@@ -110,6 +111,11 @@ class Policies:
         return self.plans.grants(now_ms=now_ms())
 
     @property
+    def changing(self) -> anyio.Lock:
+        """Held while rights change: what somebody finds and makes under it fits together."""
+        return self._lock
+
+    @property
     def draining(self) -> list[str]:
         """Durables that still deliver an old view."""
         return self._drain.durables
@@ -133,6 +139,20 @@ class Policies:
         self._adopt(plans, at_ms)
         await self._drain.begin(grants)
         return bundle
+
+    async def opened_ms(self, grant: SubscriptionGrant) -> int:
+        """Since when stored copies of what *grant* reads are open to its team: see `opening.opened_ms`.
+
+        Raises:
+            RequestFailed, Unavailable: The store does not answer.
+        """
+        bundle, entry = self.plans.bundle, await self.store.entry()
+        began_ms = bundle.created_ms if entry is None else entry.at_ms
+
+        async def past(revision: int) -> Bundle:
+            return await self.store.past(bundle, revision)
+
+        return await opened_ms(grant, self.grants, bundle, past, began_ms=began_ms)
 
     async def run(self) -> None:
         """Take ended grants away and drain old views, until cancelled."""
@@ -169,6 +189,7 @@ class Policies:
             PolicyErrors: They do not load.
             PolicyTestsFailed: One of their own tests fails.
             ConfigError: They cannot run here.
+            PolicyError: See `check_durables`.
             BundleChain: Another revision is in force than *expected*.
             RequestFailed, Unavailable: NATS refused or did not answer; what had been taken away was given back.
         """
@@ -262,6 +283,7 @@ class Policies:
         self._workloads.check(plans)
         candidate.encode()  # too large a bundle is refused before anything changes
         grants = await self._bounded(plans.grants(now_ms=at_ms), candidate, current)
+        check_durables(grants)
         try:
             steps.begin("withdraw")
             self._drain.forget()
@@ -295,7 +317,7 @@ class Policies:
                 raise NotFound(f"there is no bundle of revision {revision}")
             return await self.store.past(current, revision)
 
-        existing = await self._enforcer.durables()
+        existing = await self._enforcer.subscriptions()
         return await bounded_starts(grants, bundle, past, existing=existing)
 
     def _adopt(self, plans: Plans, at_ms: int) -> None:

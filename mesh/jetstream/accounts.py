@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +53,7 @@ __all__ = [
     "operator_jwt",
     "publish_imports",
     "subscription_imports",
+    "term_of",
     "user_jwt",
     "workload_imports",
     "workload_subscribe",
@@ -66,6 +68,8 @@ MAX_ACCOUNT_JWT_BYTES = 1_048_576 - 576
 MAX_SUBSCRIPTIONS = 1000  # of one connection: an inbox, the notices, and one for each durable that it pulls
 MAX_CONNECTIONS = 256  # of one account, over all servers: as many replicas, or members of a team
 
+_TERM = "mesh-term:"  # a tag, which gives nobody anything
+_TERM_RE = re.compile(rf"{_TERM}[0-9]{{1,15}}")
 _SIGNATURE_CHARS = 86  # 64 bytes of Ed25519 as base64url
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 _PREFIXES = {
@@ -144,6 +148,7 @@ class Account:
         closed: Nobody may connect, and who is connected is cut off: how a workload ends.
         revocations: By public key of a user, the Unix second up to which JWTs made for it are refused; who is connected
             with one is cut off.
+        term: Of the control plane that says so, where several may lead one after the other; 0 where there is one.
     """
 
     public: str
@@ -153,6 +158,7 @@ class Account:
     jetstream: bool = False
     closed: bool = False
     revocations: Mapping[str, int] = field(default_factory=dict)
+    term: int = 0
 
     def claims(self) -> dict[str, Any]:
         """What its JWT says under `nats`."""
@@ -164,6 +170,8 @@ class Account:
             nats["exports"] = shared
         if self.revocations:
             nats["revocations"] = dict(self.revocations)
+        if self.term:
+            nats["tags"] = [f"{_TERM}{self.term}"]
         return nats
 
     def token(self, operator: Nkey, *, iat: int) -> str:
@@ -251,6 +259,12 @@ def claims_of(token: str) -> dict[str, Any]:
 def grants_of(token: str) -> Mapping[str, Any]:
     """What matters in an account JWT: its claims without `iat` and `jti`, so that equal grants compare equal."""
     return {key: value for key, value in claims_of(token).items() if key not in {"iat", "jti"}}
+
+
+def term_of(token: str) -> int:
+    """The term of the control plane that made an account JWT; 0 where it says none."""
+    tags = claims_of(token)["nats"].get("tags") or ()
+    return max((int(tag.removeprefix(_TERM)) for tag in tags if _TERM_RE.fullmatch(tag)), default=0)
 
 
 def _limits(*, jetstream: bool, closed: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mesh.jetstream import wire
 NO_RESPONDERS = 503  # ADR-22: nobody hears the subject, or our account does not import it
 WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publish that expects another stream's name
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
+_IN_PROCESS = 10158  # "duplicate message id is in process": the first one is not replicated yet
 _FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
 _V1_TOKENS = 9
 _HASH_CHARS = 8  # of the base62 account hash; names of our durables have `--` in them
@@ -78,11 +79,16 @@ class ApiError(NamedTuple):
     @property
     def passes(self) -> bool:
         """Whether waiting helps: the stream has no leader, or is overloaded. A full one is full until somebody acts."""
-        return self.code in _NOT_NOW and self.err_code not in _FULL
+        return self.err_code == _IN_PROCESS or (self.code in _NOT_NOW and not self.full)
+
+    @property
+    def full(self) -> bool:
+        """Whether the stream, or its server, has no room for what was published."""
+        return self.err_code in _FULL
 
     def as_error(self) -> MeshError:
         """The error for whoever published."""
-        if self.err_code in _FULL or self.passes:
+        if self.full or self.passes:
             return StreamUnavailable(
                 "the stream is full, or its server is out of resources", next="add space", err_code=self.err_code
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from mesh.jetstream.durables import subscription_of
 from mesh.jetstream.topology import Config, ConsumerSpec, StreamSpec, Topology
 from mesh.subjects import stream_name
 
@@ -101,11 +102,14 @@ def _consumer_changes(spec: ConsumerSpec, actual: Config | None) -> list[Change]
 
 def _deletions(desired: Topology, actual: Actual, *, force: bool) -> list[Change]:
     wanted = {(c.stream, c.name) for c in desired.consumers}
+    kin = {(c.stream, subscription_of(c.name)) for c in desired.consumers}
     streams = {s.name for s in desired.streams}
     events = stream_name(desired.site, "")
     changes = []
     for stream, name in sorted(actual.consumers):
-        if (stream, name) not in wanted and stream.startswith(events) and "--" in name:
+        if (stream, name) in wanted or (not force and (stream, subscription_of(name)) in kin):
+            continue  # what stands beside a subscription's durables: see `durables.py` and `succession.py`
+        if stream.startswith(events) and "--" in name:
             text = f"delete consumer {name} on {stream}: its place in the stream is lost"
             changes.append(Change("delete", stream, name, _held(text, force), refused=not force))
     for stream in sorted(actual.streams):

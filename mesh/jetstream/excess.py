@@ -28,7 +28,7 @@ _NEVER = (
     "mirror", "sources", "republish", "subject_transform", "subject_delete_marker_ttl", "no_ack", "sealed",
     "allow_msg_counter", "allow_atomic", "allow_batched",
 )  # fmt: skip
-_OWN_FIELDS = {"type", "version", "limits", "imports", "exports", "revocations"}  # of an account's claims
+_OWN_FIELDS = {"type", "version", "limits", "imports", "exports", "revocations", "tags"}  # of an account's claims
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -195,8 +195,8 @@ def stream_flags(spec: StreamSpec | None, config: Config, state: Mapping[str, An
             yield Flag(
                 where, "stream-setting", f"`{name}` is {_shown(config.get(name))}, it has to be {_shown(stated[name])}"
             )
-    if spec.max_per_subject != -1:
-        return  # the newest message of a subject replaces the one before: holes are its nature
+    if spec.max_per_subject != -1 or spec.emptied:
+        return  # holes are its nature: the newest of a subject replaces the one before, or what is done with goes
     if state.get("num_deleted"):
         yield Flag(where, "messages-deleted", f"messages deleted inside it: {state['num_deleted']}")
     if not spec.max_age_s and spec.full == "new" and state.get("first_seq", 0) > 1:

@@ -6,8 +6,10 @@ first signature outlives the event that carried it, and so do the keys that seal
 has no time to live, only the number of entries is bounded: a frozen server may store what is in its socket buffer at
 any time.
 
-What stays open until the spool keeps this on disk: a process that ends while the server is frozen does not tell its
-successor, who takes the `duplicate` of a copy over 100 s old for an ack. To distrust every `duplicate` after a restart
+A copy in the agent's spool has the same knowledge beside it on disk, so a process that ends while the server is frozen
+tells its successor. What stays open is a copy that was sent and never spooled, for whose event nobody got a 202: killed
+within the seconds before the spool takes over, the process tells nobody, and if its caller repeats the event to the
+next one, that takes the `duplicate` of a copy over 100 s old for an ack. To distrust every `duplicate` after a restart
 would close that and store each repeated event of an ordinary crash twice (measured: 460 copies over 20 kills), worse.
 
 Pure: time comes in as Unix milliseconds.
@@ -50,9 +52,15 @@ class Former:
         """Let *item*, whose `base_id` is set, go on where the same event stood before."""
         generation = self._stored.get(item.base_id)
         if generation is not None:
-            item.generation = generation
+            if generation != item.generation:
+                item.generation, item.first_signed_ms, item.kids = generation, 0, ()
         elif item.base_id in self._given_up:
-            item.generation, item.first_signed_ms, item.kids = self._given_up[item.base_id]
+            known = self._given_up[item.base_id]
+            if known.generation > item.generation or not item.first_signed_ms:
+                item.generation, item.first_signed_ms, item.kids = known
+            elif known.generation == item.generation:
+                item.first_signed_ms = min(item.first_signed_ms, known.first_signed_ms)
+                item.kids = tuple({*item.kids, *known.kids})
 
     def stored(self, item: Outgoing) -> None:
         """The ack of *item* counted."""

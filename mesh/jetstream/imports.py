@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mesh.jetstream.topology import durables
+from mesh.jetstream.durables import durables, redrive, replays
 from mesh.policy.grants import outermost
 from mesh.subjects import physical_pattern
 
@@ -114,10 +114,13 @@ def publish_imports(tenant: str, site: str, grants: Iterable[PublishGrant]) -> l
 def subscription_imports(
     tenant: str, site: str, domains: Iterable[str], grants: Iterable[SubscriptionGrant]
 ) -> list[Import]:
-    """The pulls, acks and dead letters of *grants*, by exact durable: an ack subject is also a read right (`+NXT`)."""
+    """The pulls, acks and dead letters of *grants*, by exact durable: an ack subject is also a read right (`+NXT`).
+
+    The durables of its replays and redrives are granted beside the subscription's own, there or not.
+    """
     domains, imports = tuple(domains), []
     for grant in grants:
-        for durable in durables(site, domains, grant):
+        for durable in (*durables(site, domains, grant), *replays(site, domains, grant), redrive(grant)):
             imports += [
                 Import(tenant, f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"),
                 Import(tenant, f"$JS.ACK.{durable.stream}.{durable.name}.>"),

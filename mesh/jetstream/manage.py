@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mesh.jetstream.topology import Config
 
 API_TIMEOUT_S = 10.0  # a stream of many blocks is created or read while the disk is busy
+NO_CONSUMER = 10014  # err_code: no such consumer on the stream
 
 
 async def read_actual(connection: Connection) -> Actual:

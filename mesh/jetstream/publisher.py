@@ -43,6 +43,9 @@ DUPLICATE_ACKS = counter(
 
 log = logs.get("publisher")
 
+TakeOver = Callable[[str, list[Outgoing]], None]
+"""`take_over(stream, events)`: the stream does not acknowledge; these were in flight, in this order, until now."""
+
 
 class Publisher:
     """Publishes over one connection; `run` has to run beside it, for deadlines and recovery.
@@ -58,6 +61,9 @@ class Publisher:
         give_up_s: From submit; after it the event is done with `StreamUnavailable`.
         held: Why to send nothing until `release`, after each connect anew; empty to send as soon as there is one. For
             whoever has to learn first whether its key is still believed.
+
+    Attributes:
+        on_open: Called when something can and may be sent again.
     """
 
     def __init__(
@@ -94,6 +100,8 @@ class Publisher:
         self._sealer = Sealer(seal, message_id, inbox=self._inbox, former=self._former)
         self._listener = connection.listen(f"{self._inbox}*", self._on_ack)
         self._closed: MeshError | None = None
+        self._take_over: TakeOver | None = None
+        self.on_open: Callable[[], None] = lambda: None
         self._forget = [connection.on_connect(self._online), connection.on_disconnect(self._offline)]
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -107,6 +115,11 @@ class Publisher:
     def room(self) -> int:
         """Events that `submit` takes now."""
         return 0 if self._bytes >= self._window_bytes else self._window - len(self._sealer.by_token)
+
+    @property
+    def max_body(self) -> int:
+        """Bytes of a body that this server takes, with our headers."""
+        return self._connection.max_payload - HEADER_ROOM
 
     def submit(self, batch: Sequence[Outgoing]) -> None:
         """Seal and send a batch of one view, at most 256; each event's `on_done` says how it ended.
@@ -124,7 +137,7 @@ class Publisher:
             raise self._closed
         if len(batch) > self.room:
             raise Overloaded("the publisher's window is full", expected=f"at most {self.room}", got=f"{len(batch)}")
-        limit = self._connection.max_payload - HEADER_ROOM
+        limit = self.max_body
         for item in batch:
             if len(item.body) > limit:
                 raise TooLarge("event over the server's limit", limit=limit, size=len(item.body))
@@ -150,11 +163,30 @@ class Publisher:
     def _fits(self, n: int) -> bool:
         return self.room >= n or not self._sealer.by_token
 
+    def hand_over_to(self, take_over: TakeOver, *, after_s: float) -> None:
+        """Give up no event: what a stream has not acknowledged for *after_s*, or has no room for, is another's.
+
+        Args:
+            take_over: Gets everything in flight on that stream; from then on no ack of it means anything here.
+            after_s: Since the last ack of the stream, and since the oldest event came. Before the first `submit`.
+        """
+        self._take_over = take_over
+        self._rules = self._rules._replace(hand_over_s=after_s)
+
+    def believed(self, first_signed_ms: int, kids: Sequence[str]) -> bool:
+        """Whether an ack now proves a copy that consumers accept, where the first under its id was signed then."""
+        return self._sealer.believed(first_signed_ms, kids, self._clock_ms())
+
+    def give_up(self, item: Outgoing, error: MeshError) -> None:
+        """End an event that was handed over with *error*: nobody keeps it; it may be stored all the same."""
+        self._former.given_up(item)
+        guarded(item.on_done, item, error)
+
     def hold(self, because: str) -> None:
         """Send nothing until `release`; what is submitted meanwhile waits, and is sealed when it is sent."""
         self._held = because
         for lane in self._lanes.values():
-            lane.offline(self._blocked)
+            lane.offline(self.blocked)
 
     def release(self) -> None:
         """End `hold`, until the next connect where the publisher was made to be held."""
@@ -232,7 +264,7 @@ class Publisher:
     def _lane(self, stream: str, now: float) -> Lane:
         lane = self._lanes.get(stream)
         if lane is None:
-            lane = self._lanes[stream] = Lane(stream, self._rules, offline=self._blocked, now=now)
+            lane = self._lanes[stream] = Lane(stream, self._rules, offline=self.blocked, now=now)
             self._ack_prefixes[stream] = acks.ack_prefix(stream)
         return lane
 
@@ -283,6 +315,8 @@ class Publisher:
             for refused, reason in lane.rejected(item, now, by_stream=error.err_code != 0):
                 self._finish(refused, reason)
             self._wake_before(lane.due_at())
+        elif error.full and self._take_over is not None:
+            self._hand_over(lane.stream, lane.hand_over(now))
         else:
             self._resend(lane.drop(item), now)
             self._finish(item, error.as_error())
@@ -303,6 +337,14 @@ class Publisher:
         guarded(item.on_done, item, result)
         self._room.admit()
 
+    def _hand_over(self, stream: str, items: list[Outgoing]) -> None:
+        for item in items:
+            self._sealer.forget(item)
+            self._bytes -= len(item.body)
+        if self._take_over is not None:
+            self._take_over(stream, items)
+        self._room.admit()
+
     # --- time --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -320,9 +362,11 @@ class Publisher:
     def _step(self) -> None:
         now = self._now()
         for lane in tuple(self._lanes.values()):
-            send, failed, witness = lane.step(now)
+            send, failed, witness, handed = lane.step(now)
             for item, error in failed:
                 self._finish(item, error)
+            if handed:
+                self._hand_over(lane.stream, handed)
             if send:
                 self._resend(send, now)
             if witness is not None:
@@ -334,7 +378,7 @@ class Publisher:
             self._wake.set()
 
     @property
-    def _blocked(self) -> str:
+    def blocked(self) -> str:
         """Why nothing can or may be sent; empty where it may."""
         return self._held if self._connection.connected else NO_CONNECTION
 
@@ -343,12 +387,13 @@ class Publisher:
         self._resume()
 
     def _resume(self) -> None:
-        if self._blocked:
+        if self.blocked:
             return
         now = self._now()
         for lane in self._lanes.values():
             lane.online(now)
         self._wake_before(now)
+        guarded(self.on_open)
 
     def _offline(self) -> None:
         for lane in self._lanes.values():

@@ -88,6 +88,7 @@ class Puller:
         self._pulling = False
         self._soon = False  # a rest of credit waits to grow
         self._wake = asyncio.Event()
+        self.resting = False  # asks for nothing more; what it has asked for still arrives
         self.status = ""  # why the server ended our last pull, where that needs somebody's care
 
     @property
@@ -145,7 +146,7 @@ class Puller:
 
     def _pull(self, *, all_of_it: bool = False) -> None:
         """Ask for more, if enough credit is free and nothing says to wait."""
-        if self._listener is None:
+        if self._listener is None or self.resting:
             return
         credit, unsettled = self._credit, len(self._open)
         if not credit.is_free(unsettled, all_of_it=all_of_it):
@@ -159,9 +160,11 @@ class Puller:
         if not self._credit.asked:
             self._heard_at = now  # silence counts from here: until now the server had no reason to beat
         wanted = self._credit.next_pull(len(self._open), now)
-        ask = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (wanted, _ns(self._expires_s), _ns(self._heartbeat_s))
         with suppress(Disconnected):
-            self._connection.write(wire.publish_frame(self._next, ask, f"{self._inbox}.{wanted}"))
+            self._connection.write(wire.publish_frame(self._next, self._ask(wanted), f"{self._inbox}.{wanted}"))
+
+    def _ask(self, wanted: int) -> bytes:
+        return b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (wanted, _ns(self._expires_s), _ns(self._heartbeat_s))
 
     def _tick(self) -> float:
         """Seconds after which to look at pauses, small rests of credit and silence."""

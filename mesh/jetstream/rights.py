@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mesh.jetstream.durables import REDRIVE, is_sideline, slot_in, subscription_of
 from mesh.jetstream.transition import filters_of
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class _Found:
         if "*" in durable or ">" in durable:
             return f"what every durable in {_place(durable)} delivers{acks}"
         config = self._consumers.get((stream, name))
+        if config is None and is_sideline(name):
+            return f"what is replayed or redriven to {subscription_of(name)}, while something is{acks}"
         if config is None:
             return f"nothing: {_place(durable)} is not there"
         by_types: dict[str, set[str]] = {}
@@ -151,7 +154,7 @@ class _Found:
         for text in filters_of(config) or (">",):
             parts = _split(text)
             if parts is None:
-                said.add(f"everything on {text}")
+                said.add(_again(text) if name.endswith(f"--{REDRIVE}") else f"everything on {text}")
             else:
                 by_types.setdefault(parts[3], set()).add(_view(parts[1]))
         said |= {f"{types} in {', '.join(sorted(views))}" for types, views in by_types.items()}
@@ -173,8 +176,17 @@ def _events(types: str, site: str, slot: str, views: set[str]) -> str:
     return f"{types} in {', '.join(sorted(views))} ({'every site' if site == '*' else f'site {site}'}{where})"
 
 
+def _again(subject: str) -> str:
+    """What a redrive delivers."""
+    family, _, whose = subject.partition(".")
+    return f"dead letters of {whose.replace('.', '/')}, again" if family == REDRIVE else f"everything on {subject}"
+
+
 def _place(durable: str) -> str:
+    """A durable and its stream; those of all slots are told as one."""
     stream, _, name = durable.partition(".")
+    if (slot := slot_in(name)) != "*":
+        name = f"{name.removesuffix(slot)}s*"
     return f"{name or 'anything'} on {stream}"
 
 

@@ -102,7 +102,11 @@ class Sealer:
 
     def ack_counts(self, item: Outgoing, now_ms: int) -> bool:
         """Whether an ack now proves that a copy was stored which consumers accept."""
-        return now_ms - item.first_signed_ms <= ACK_COUNTS_MS and self._distrusted.isdisjoint(item.kids)
+        return self.believed(item.first_signed_ms, item.kids, now_ms)
+
+    def believed(self, first_signed_ms: int, kids: Iterable[str], now_ms: int) -> bool:
+        """Whether whatever is stored under an id first signed then, by these keys, is something consumers accept."""
+        return now_ms - first_signed_ms <= ACK_COUNTS_MS and self._distrusted.isdisjoint(kids)
 
     def distrust(self, kid: str) -> list[Outgoing]:
         """From now on no ack proves anything about a copy that *kid* sealed; the events in flight that have one."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mesh.jetstream.topology import Config
 
 _FILTER_TOKENS = 4  # ev.<site>.<view>.<slot>, then the type
+_Place = tuple[str, str, str]  # site, view, slot; the last is `*` for all
 
 
 # --- filters of durables ---------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def filters_of(config: Config) -> tuple[str, ...]:
 
 
 def remaining(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
-    """The filters of a durable while it changes: *exact*, and of those it *held* the parts still read in any view.
+    """The filters of a durable while it changes: *exact*, and what `still_read` leaves of those it *held*.
 
     Args:
         held: As the server has them.
@@ -44,14 +45,25 @@ def remaining(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
     Returns:
         Sorted, none inside another: the server refuses that.
     """
-    wanted = [parsed for text in exact if (parsed := _parse(text)) is not None]
-    found = _by_view(exact)
-    for text in held:
-        parsed = _parse(text)
-        if parsed is not None:
-            site, view, pattern = parsed
-            parts = (pattern.intersection(now) for _, _, now in wanted)
-            found.setdefault((site, view), []).extend(part for part in parts if part is not None)
+    exact = tuple(exact)
+    return _joined(_by_place((*exact, *still_read(held, exact))))
+
+
+def still_read(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
+    """The parts of the filters *held* whose types are read now, in whatever view: a copy stays in the view it is in.
+
+    Args:
+        held: As the server has them.
+        exact: What the grants of now ask for.
+
+    Returns:
+        As `remaining`; empty where nothing of it is read any more.
+    """
+    wanted = [parsed[1] for text in exact if (parsed := _parse(text)) is not None]
+    found: dict[_Place, list[Pattern]] = {}
+    for place, patterns in _by_place(held).items():
+        parts = [both for p in patterns for now in wanted if (both := p.intersection(now)) is not None]
+        found[place] = parts
     return _joined(found)
 
 
@@ -64,36 +76,34 @@ def widened(held: Iterable[str], exact: Iterable[str]) -> tuple[str, ...]:
     Returns:
         As `remaining`; filters that are none of ours are not kept.
     """
-    return _joined(_by_view((*held, *exact)))
+    return _joined(_by_place((*held, *exact)))
 
 
-def _by_view(filters: Iterable[str]) -> dict[tuple[str, str], list[Pattern]]:
-    found: dict[tuple[str, str], list[Pattern]] = {}
-    for text in filters:
-        parsed = _parse(text)
-        if parsed is not None:
-            site, view, pattern = parsed
-            found.setdefault((site, view), []).append(pattern)
-    return found
+def in_slot(filters: Iterable[str], slot: str) -> tuple[str, ...]:
+    """*filters* as a durable of *slot* has them, or with `*` one of all slots: what an ordered subscription takes over.
 
-
-def _joined(found: Mapping[tuple[str, str], list[Pattern]]) -> tuple[str, ...]:
-    return tuple(
-        physical_pattern(site, view, pattern)
-        for (site, view), patterns in sorted(found.items())
-        for pattern in outermost(patterns)
-    )
+    Returns:
+        As `remaining`.
+    """
+    found: dict[_Place, list[Pattern]] = {}
+    for (site, view, _), patterns in _by_place(filters).items():
+        found.setdefault((site, view, slot), []).extend(patterns)
+    return _joined(found)
 
 
 def takes_away(held: Iterable[str], then: Iterable[str]) -> bool:
     """Whether a durable that goes from the filters *held* to *then* loses something it could be delivered."""
+    then = tuple(then)
     kept = [parsed for text in then if (parsed := _parse(text)) is not None]
     for text in held:
+        if text in then:
+            continue
         parsed = _parse(text)
         if parsed is None:
             return True
-        site, view, pattern = parsed
-        if not any((site, view) == (s, v) and wide.covers(pattern) for s, v, wide in kept):
+        (site, view, slot), pattern = parsed
+        places = ((site, view, slot), (site, view, "*"))
+        if not any(place in places and wide.covers(pattern) for place, wide in kept):
             return True
     return False
 
@@ -103,12 +113,29 @@ def with_filters(spec: ConsumerSpec, filters: tuple[str, ...]) -> ConsumerSpec:
     return replace(spec, filters=filters)
 
 
-def _parse(text: str) -> tuple[str, str, Pattern] | None:
-    """(site, view, pattern) of one of our filters; None for anything else."""
+def _by_place(filters: Iterable[str]) -> dict[_Place, list[Pattern]]:
+    found: dict[_Place, list[Pattern]] = {}
+    for text in filters:
+        parsed = _parse(text)
+        if parsed is not None:
+            found.setdefault(parsed[0], []).append(parsed[1])
+    return found
+
+
+def _joined(found: Mapping[_Place, list[Pattern]]) -> tuple[str, ...]:
+    return tuple(
+        physical_pattern(site, view, pattern, slot)
+        for (site, view, slot), patterns in sorted(found.items())
+        for pattern in outermost(patterns)
+    )
+
+
+def _parse(text: str) -> tuple[_Place, Pattern] | None:
+    """Where one of our filters is, and of which types; None for anything else."""
     tokens = text.split(".", _FILTER_TOKENS)
     if len(tokens) <= _FILTER_TOKENS or tokens[0] != "ev":
         return None
-    return tokens[1], tokens[2], Pattern.from_text(tokens[4])
+    return (tokens[1], tokens[2], tokens[3]), Pattern.from_text(tokens[4])
 
 
 # --- subjects of publishers ------------------------------------------------------------------------------------------

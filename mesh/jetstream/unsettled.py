@@ -1,4 +1,7 @@
-"""Deliveries that nobody has settled yet, by their ack subject. Each can be settled once."""
+"""Deliveries that nobody has settled yet, by their ack subject. Each can be settled once.
+
+One whose turn comes much later can be laid aside: it stays unsettled, and no longer counts as in flight.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,18 @@ class Unsettled:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.replies: set[str] = set()  # ack subjects of deliveries, as `AckSubject` read them
+        self._aside: set[str] = set()  # of those laid aside
         self._held: list[bytes] = []  # at most as many as were in flight
         self._forget: Callable[[], None] | None = None
 
     def settle(self, reply: str, verb: bytes) -> bool:
         """Send *verb*, now or after the next connect; False where the delivery is settled already."""
-        if reply not in self.replies:
+        if reply in self.replies:
+            self.replies.remove(reply)
+        elif reply in self._aside:
+            self._aside.remove(reply)
+        else:
             return False
-        self.replies.remove(reply)
         frame = wire.ack_frame(reply, verb)
         try:
             self._connection.write(frame)
@@ -37,9 +44,20 @@ class Unsettled:
 
     def progress(self, reply: str) -> None:
         """Tell the server that it is being worked on; without a connection that can wait for the next time."""
-        if reply in self.replies:
+        if reply in self.replies or reply in self._aside:
             with suppress(Disconnected):
                 self._connection.write(wire.ack_frame(reply, b"+WPI"))
+
+    def lay_aside(self, reply: str) -> None:
+        """It is unsettled as before, and not in flight."""
+        if reply in self.replies:
+            self.replies.remove(reply)
+            self._aside.add(reply)
+
+    def forget(self, reply: str) -> None:
+        """It is no longer ours: whoever has it next settles it."""
+        self.replies.discard(reply)
+        self._aside.discard(reply)
 
     def _hold(self, frames: bytes) -> None:
         self._held.append(frames)

@@ -10,7 +10,8 @@ stream answers on another subject of ours, after one 503 of the probe and before
 and its events leave the window instead of stopping all others. The witness is a publish that stores nothing (it expects
 a stream of another name), for a real event sent ahead of the probe would be stored ahead of it.
 
-A lane is offline while there is no connection, and while somebody holds it: then nothing is sent at all.
+A lane is offline while there is no connection, and while somebody holds it: then nothing is sent at all. Where somebody
+takes over (an agent's spool) nothing is given up: all that is in flight is handed over in its order, once it is time.
 
 Pure: time comes in as monotonic seconds, and what comes out is what to send and what has failed.
 """
@@ -32,6 +33,7 @@ class Rules(NamedTuple):
     probe_last_s: float = 0.5
     give_up_s: float = 10.0  # from submit; then the caller, or its spool, has the event back
     refused_for_s: float = 2.0  # between two tries of a refused subject; a new import is live in milliseconds
+    hand_over_s: float = 0.0  # without an ack; then whoever takes over has all that is in flight. 0: nobody does
 
 
 NO_CONNECTION = "no connection to NATS"
@@ -40,11 +42,19 @@ KNOWN_SUBJECTS = 16  # that this stream acknowledged lately: candidates for a wi
 
 
 class Step(NamedTuple):
-    """What a lane wants: events to send, in this order; events that leave with an error; a subject to ask on."""
+    """What a lane wants.
+
+    Attributes:
+        send: Events to send, in this order.
+        failed: Events that leave with an error.
+        witness: A subject to ask on.
+        handed: Events that leave for whoever takes over, in their order.
+    """
 
     send: list[Outgoing]
     failed: list[tuple[Outgoing, MeshError]]
     witness: str | None = None
+    handed: list[Outgoing] | None = None
 
 
 NOTHING = Step([], [])
@@ -172,13 +182,15 @@ class Lane:
         head = self._head()
         if head is None:
             return NEVER
-        return min(head.give_up_at, self._missed_at(head) if self.flowing else self._probe_at)
+        return min(self._ends_at(head), self._missed_at(head) if self.flowing else self._probe_at)
 
     def step(self, now: float) -> Step:
         """What time asks for: probes that are due, events whose time is up."""
         head = self._head()
         if head is None or now < self.due_at():
             return NOTHING
+        if self._rules.hand_over_s and now >= self._ends_at(head):
+            return Step([], [], handed=self.hand_over(now))
         failed: list[tuple[Outgoing, MeshError]] = []
         while head is not None and head.give_up_at <= now:
             head.done = True
@@ -193,7 +205,25 @@ class Lane:
             return Step([], failed)
         return Step([head], failed, self._probing(head, now))
 
+    def hand_over(self, now: float) -> list[Outgoing]:
+        """Let go of everything, oldest first: somebody else answers for it. What comes next begins with a probe."""
+        handed = [item for item in self._queue if not item.done]
+        self._queue.clear()
+        self._stop(now)
+        return handed
+
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _ends_at(self, head: Outgoing) -> float:
+        """When the head is given up; where somebody takes over, when they do: soon after the last ack of all.
+
+        A stream that acks, but so slowly that the head waits as long as it may, is taken over from too.
+        """
+        rules = self._rules
+        if not rules.hand_over_s:
+            return head.give_up_at
+        since = max(head.give_up_at - rules.give_up_s, self._last_ack_at)
+        return min(since + rules.hand_over_s, head.give_up_at)
 
     def _head(self) -> Outgoing | None:
         return self._queue[0] if self._queue else None

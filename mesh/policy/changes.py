@@ -50,6 +50,15 @@ class Change:
         return self.kind != "narrowed"
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A subscription, `<team>/<name>`, that is delivered otherwise; nobody sees more or less by it."""
+
+    subscription: str
+    before: str
+    after: str
+
+
 def listed(words: Iterable[str]) -> str:
     """*words*, each once."""
     return " | ".join(sorted(set(words)))

@@ -14,6 +14,7 @@ from mesh.errors import ExpressionError
 from mesh.policy.bind import Path as At
 from mesh.policy.bind import shown
 from mesh.policy.check_cases import check_policy_test
+from mesh.policy.check_delivery import check_delivery, check_retry
 from mesh.policy.check_fields import attempt, check_fields
 from mesh.policy.check_masks import check_mask
 from mesh.policy.documents import Document, Findings
@@ -23,7 +24,6 @@ from mesh.policy.model import (
     Allow,
     Classification,
     Deny,
-    Retry,
     Route,
     Subscription,
     Tenant,
@@ -123,7 +123,7 @@ class _Checker:
             if spiffe_id in ids:
                 self._error(at, f"agent `{shown(ids[spiffe_id])}` has this identity already", "give each its own")
             ids[spiffe_id] = agent
-        self._retry(spec.delivery.retry, ("spec", "delivery", "retry"))
+        check_retry(spec.delivery.retry, ("spec", "delivery", "retry"), self._error)
         self._trust(spec.trust)
 
     def _trust(self, trust: Trust) -> None:
@@ -143,18 +143,6 @@ class _Checker:
             self._error(at, f"`{shown(text)}` names an agent of this tenant by the tenant", f"write `{shown(name)}`")
         for part in (owner, name) if slash else (name,):
             self._name(part, at)
-
-    def _retry(self, retry: Retry, at: At) -> None:
-        for index, text in enumerate(retry.backoff or ()):
-            self._delay(text, (*at, "backoff", index))
-        if retry.ack_wait is not None and self._delay(retry.ack_wait, (*at, "ack_wait")) == 0.0:
-            self._error((*at, "ack_wait"), "an `ack_wait` of nothing redelivers at once, for ever", "use 1s or more")
-
-    def _delay(self, text: str, at: At) -> float | None:
-        delay: float | None = self._try(seconds, text, at)
-        if delay is not None and delay > MAX_DELAY_S:
-            self._error(at, f"`{shown(text)}` is longer than a day", "use 24h or less; to wait longer is a schedule")
-        return delay
 
     # --- View --------------------------------------------------------------------------------------------------------
 
@@ -280,7 +268,4 @@ class _Checker:
             except ValueError:
                 fix = "use `new`, `all`, or a time such as 2026-12-01T00:00:00Z"
                 self._error(("spec", "start"), f"`{shown(spec.start)}` is no start", fix)
-        if spec.order_by is not None:
-            fix = "remove `order_by`; without it events of one key may be handled side by side"
-            self._error(("spec", "order_by"), "ordered delivery is not available in this version", fix)
-        self._retry(spec.retry, ("spec", "retry"))
+        check_delivery(spec, self._error)

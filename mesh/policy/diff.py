@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from mesh.policy.atoms import Atom, atoms, in_words
-from mesh.policy.changes import Change, What, listed
+from mesh.policy.changes import Change, Delivery, What, listed
 from mesh.policy.compile import Plans
 from mesh.policy.diff_rights import (
     agent_changes,
     changed_conditions,
+    delivery_changes,
     owner_changes,
     publishing_changes,
     route_changes,
@@ -35,7 +36,7 @@ from mesh.policy.paths import Path
 from mesh.policy.texts import instant_text
 from mesh.policy.wider import Kind, Sight, conjuncts, kind_of
 
-__all__ = ["Change", "Diff", "compare"]
+__all__ = ["Change", "Delivery", "Diff", "compare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ class Diff:
         changes: What it means, the widest first.
         conditions: Rules, routes and views (`rows of <view>`) whose condition is not the same; worth a replay.
         closed: What narrows beside, and is not worth telling: nothing shows inside what is now classified as a whole.
+        delivery: Subscriptions of both that are delivered otherwise: in order, at another rate, with other retries.
     """
 
     tenant: str
     changes: tuple[Change, ...]
     conditions: tuple[str, ...]
     closed: tuple[Change, ...] = ()
+    delivery: tuple[Delivery, ...] = ()
 
     @property
     def widens(self) -> bool:
@@ -91,7 +94,8 @@ def compare(old: Plans, new: Plans, now_ms: int) -> Diff:
     merged = sorted(_merged(changes, kinds), key=lambda c: (order[c.kind], c.what, c.who, c.types, c.path))
     shown = tuple(change for change in merged if change.what != "closed")
     closed = tuple(change for change in merged if change.what == "closed")
-    return Diff(new.bundle.tenant, shown, tuple(changed_conditions(old, new)), closed)
+    delivery = tuple(delivery_changes(old, new, now_ms))
+    return Diff(new.bundle.tenant, shown, tuple(changed_conditions(old, new)), closed, delivery)
 
 
 def _merged(changes: Iterable[Change], kinds: list[Atom]) -> Iterator[Change]:

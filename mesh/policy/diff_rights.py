@@ -1,15 +1,19 @@
-"""The parts of `diff` that are not about views: what agents may publish, where routes lead, how long trust lasts."""
+"""The parts of `diff` that are not about views: what agents may publish, where routes lead, how long trust lasts.
+
+And how subscriptions are delivered, which gives nobody more or less.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from mesh.policy.atoms import Atom
-from mesh.policy.changes import Change, listed
+from mesh.policy.changes import Change, Delivery, listed
 from mesh.policy.compile import Plans
 from mesh.policy.matrix import NONE
 from mesh.policy.model import Subscription
 from mesh.policy.owners import owners_of_rule
+from mesh.policy.pacing import changed
 from mesh.policy.routes import RouteRule
 from mesh.policy.rules import Rule
 from mesh.policy.texts import instant_text
@@ -142,6 +146,15 @@ def owner_changes(old: Plans, new: Plans) -> Iterator[Change]:
 def _owned(plans: Plans) -> dict[str, str]:
     documents = (document for document in plans.bundle.policies if not isinstance(document, Subscription))
     return {f"{d.kind} {d.metadata.name}": getattr(d.metadata, "owner", "") for d in documents}
+
+
+def delivery_changes(old: Plans, new: Plans, now_ms: int) -> Iterator[Delivery]:
+    """Subscriptions that both have, and that are delivered otherwise."""
+    was, now = (plans.grants(now_ms=now_ms).subscriptions for plans in (old, new))
+    for key in sorted(was.keys() & now.keys()):
+        before, after = changed(was[key], now[key])
+        if before or after:
+            yield Delivery("/".join(key), before, after)
 
 
 def changed_conditions(old: Plans, new: Plans) -> Iterator[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from mesh.policy.ciphers import cipher_name
+from mesh.policy.delivering import delivery_of
 from mesh.policy.grants import (
-    DEFAULT_MAX_IN_FLIGHT,
     AgentGrants,
     Grants,
     PublishGrant,
@@ -15,10 +15,9 @@ from mesh.policy.grants import (
     SubscriptionGrant,
     outermost,
 )
-from mesh.policy.model import Retry, Subscription
+from mesh.policy.model import Subscription
 from mesh.policy.rules import Rule, Tenancy, routable, spiffe_id
-from mesh.policy.texts import instant_ms, instant_text, seconds
-from mesh.retry import RetryPolicy
+from mesh.policy.texts import instant_ms, instant_text
 from mesh.subjects import Pattern, stream_name
 
 _Rights: TypeAlias = tuple[tuple[Pattern, ...], tuple[PublishGrant, ...], tuple[str, ...], tuple[str, ...]]
@@ -187,7 +186,6 @@ class GrantsCompiler:
         agent_only = False
         if not reason:
             filters, reason, agent_only = self._filters(wanted, [g for g in reads if g.view == view], team)
-        retry, max_in_flight = subscription_delivery(self._tenancy, document)
         return SubscriptionGrant(
             team=team,
             name=document.metadata.name,
@@ -197,8 +195,7 @@ class GrantsCompiler:
             reason=reason,
             agent_only=agent_only,
             start=_start(document.spec.start, [g for g in reads if g.view == view], filters),
-            retry=retry,
-            max_in_flight=max_in_flight,
+            **delivery_of(self._tenancy.tenant.spec.delivery, document.spec),
         )
 
     @staticmethod
@@ -252,23 +249,6 @@ def _start(written: str, reads: list[ReadGrant], filters: list[Pattern]) -> str:
     if written == "new" or not opened or len(opened) < len(since):
         return written
     return written if written != "all" and instant_ms(written) >= min(opened) else instant_text(min(opened))
-
-
-def subscription_delivery(tenancy: Tenancy, document: Subscription) -> tuple[RetryPolicy, int]:
-    """The retry policy and the in-flight bound of a subscription: its own, else the tenant's, else the defaults."""
-    mine, tenants = document.spec, tenancy.tenant.spec.delivery
-    return _retry(mine.retry, tenants.retry), mine.max_in_flight or tenants.max_in_flight or DEFAULT_MAX_IN_FLIGHT
-
-
-def _retry(mine: Retry, tenants: Retry) -> RetryPolicy:
-    backoff = mine.backoff or tenants.backoff
-    ack_wait = mine.ack_wait or tenants.ack_wait
-    usual = RetryPolicy()
-    return RetryPolicy(
-        attempts=mine.attempts or tenants.attempts or usual.attempts,
-        backoff_s=usual.backoff_s if backoff is None else tuple(seconds(text) for text in backoff),
-        ack_wait_s=usual.ack_wait_s if ack_wait is None else seconds(ack_wait),
-    )
 
 
 def _listed(patterns: Iterable[Pattern]) -> str:

@@ -23,6 +23,7 @@ from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern
 
 DEFAULT_MAX_IN_FLIGHT = 1000
+ORDERED_ACK_WAIT_S = 5.0  # at most: whoever takes a slot over waits for what the one before left unacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,16 @@ class SubscriptionGrant:
 
     @property
     def durable(self) -> str:
-        """`<team>--<name>`, in the stream of each domain its filters reach; neither holds `--`."""
+        """`<team>--<name>`, in the stream of each domain its filters reach; neither holds `--`.
+
+        Where it is ordered, the names of its durables begin so: `topology.durables` has them.
+        """
         return f"{self.team}--{self.name}"
+
+    @property
+    def ack_wait_s(self) -> float:
+        """Seconds after which the server delivers again what nobody acked or signalled progress for."""
+        return min(self.retry.ack_wait_s, ORDERED_ACK_WAIT_S) if self.ordered else self.retry.ack_wait_s
 
 
 @dataclass(frozen=True, slots=True)

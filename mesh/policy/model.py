@@ -27,6 +27,8 @@ MAX_LIST = 256  # patterns, tags or rules in one list: a page nobody reads is a 
 MAX_FIELDS = 1024  # classified paths in one document
 MAX_TEXT_CHARS = 1000  # a reason, a contact
 MAX_CONDITION_CHARS = 1000  # design section 4: expressions are bounded
+MAX_FAILURES = 1000  # in a row; a handler that fails more often than that has been failing for minutes
+MIN_POISON_OF, MAX_POISON_OF = 10, 10_000  # of fewer a share says nothing; more are gone before anybody notices
 
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
 Names: TypeAlias = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_LIST)]
@@ -123,6 +125,20 @@ class Retry(Spec, frozen=True):
     attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
     backoff: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=32)] | None = None
     ack_wait: Text | None = None
+
+
+class Breaker(Spec, frozen=True):
+    """A handler that failed `failures` times in a row (0: never mind) is left alone for `open`, such as `10s`."""
+
+    failures: Annotated[int, Meta(ge=0, le=MAX_FAILURES)] | None = None
+    open: Text | None = None
+
+
+class Poison(Spec, frozen=True):
+    """More than this share of the last `of` events became dead letters: the subscription pauses. 1 never pauses."""
+
+    share: float | None = None
+    of: Annotated[int, Meta(ge=MIN_POISON_OF, le=MAX_POISON_OF)] | None = None
 
 
 class Delivery(Spec, frozen=True):
@@ -308,7 +324,10 @@ class Route(_Owned, tag="Route", frozen=True):
 
 
 class SubscriptionSpec(Spec, frozen=True):
-    """What a team has delivered, from when, and how failures are retried."""
+    """What a team has delivered, from when, in what order, how failures are retried, and when it pauses by itself.
+
+    `client` says who pulls: `mesh`, our library or agent, or `nats`, any NATS client. `rate` is text such as `200/s`.
+    """
 
     types: Names
     view: Text | None = None
@@ -316,6 +335,10 @@ class SubscriptionSpec(Spec, frozen=True):
     retry: Retry = Retry()
     max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     order_by: Literal["partitionkey"] | None = None
+    client: Literal["mesh", "nats"] = "mesh"
+    rate: Text | None = None
+    breaker: Breaker = Breaker()
+    poison: Poison = Poison()
 
 
 class Subscription(_Document, tag="Subscription", frozen=True):

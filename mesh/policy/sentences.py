@@ -29,6 +29,7 @@ from mesh.policy.model import (
     Who,
     With,
 )
+from mesh.policy.pacing import unusual
 
 AGENT_ONLY: Final = "agent only"
 
@@ -144,11 +145,11 @@ class _Reader:
             return f"The subscription {name} of team {team} is inactive: {grant.reason}."
         start = {"new": "from new events on", "all": "from the first stored event on"}
         filters = listed(pattern.written for pattern in grant.filters)
-        ordered = ", each partition key in order" if value.spec.order_by else ""
+        paces = "".join(f", {words}" for words in unusual(grant))
         says = (
             f"The subscription {name} of team {team} is active: it reads {filters} in the view {grant.view}"
             f" {start.get(grant.start, f'from {grant.start} on')}, tries an event {_times(grant.retry.attempts)}"
-            f" and has {grant.max_in_flight} in hand at most{ordered}"
+            f" and has {grant.max_in_flight} in hand at most{paces}"
         )
         return says + (" (agent only: a deny inside it that NATS cannot tell)." if grant.agent_only else ".")
 

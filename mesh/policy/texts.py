@@ -1,4 +1,4 @@
-"""The small texts in policies: durations, times, tags, rule ids."""
+"""The small texts in policies: durations, times, rates, tags, rule ids."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _RFC3339_RE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
+_RATE_RE = re.compile(r"([0-9]{1,9})/(s|min)")
 _TAG_RE = re.compile(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){0,7}")
 _RULE_RE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 MAX_RULE_ID_CHARS = 80
@@ -25,6 +26,18 @@ def seconds(text: str) -> float:
     if match is None:
         raise ValueError("a duration is a whole number and ms, s, m, h or d")
     return int(match[1]) * _DURATION_S[match[2]]
+
+
+def per_second(text: str) -> float:
+    """The rate *text* (`200/s`, `30/min`) a second.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _RATE_RE.fullmatch(text)
+    if match is None:
+        raise ValueError("a rate is a count and /s or /min")
+    return int(match[1]) / (1.0 if match[2] == "s" else 60.0)
 
 
 def instant_ms(text: str) -> int:
