@@ -2,12 +2,14 @@
 
 It accepts CloudEvents on loopback (`intake`) and signed webhooks (`webhooks`), from whoever holds the token or signs
 as the provider. It checks every event, asks the policies who may see what, makes one masked copy for each view that
-somebody may read, seals the copies in batches (`lanes`) and publishes them. 202 means that every copy is durable. The
-key that it seals with is enrolled with the control plane (`enrolment`) and kept believed (`identity`).
+somebody may read, seals the copies in batches (`lanes`) and publishes them. 202 means that every copy is durable: its
+stream has it, or the disk, where it waits for a stream that is away (`spool`). The key that it seals with is enrolled
+with the control plane (`enrolment`) and kept believed (`identity`).
 
-It holds an event from the moment it is accepted until its last copy is acknowledged, in memory and bounded in events
-and bytes; a caller who finds no room is slowed, then told so. It holds the policy bundle in force, its own keys, and of
-what it has published only message ids, bounded, so that the same event sent again is judged by its true age.
+It holds an event from the moment it is accepted until its last copy is durable, in memory and bounded in events and
+bytes; a caller who finds no room is slowed, then told so. It holds the spool, bounded in bytes, the policy bundle in
+force, its own keys, and of what it has published only message ids, bounded, so that the same event sent again is judged
+by its true age.
 
 It drops nothing it has accepted: an event is durable, or its sender is told that it is not and may send it again under
 the same id. What it refuses (400s) is refused whole and named; what it cannot make durable now (503) says when to come

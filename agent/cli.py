@@ -1,4 +1,4 @@
-"""The command line of the sidecar, with its help: `mesh-agent run | config | --version`."""
+"""The command line of the sidecar, with its help: `mesh-agent run | config | spool | --version`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from agent.process import read_settings, run_from
 from agent.settings import CONFIG_VARIABLE, as_dict, rows
+from agent.spool import cli as spool
 
 app = typer.Typer(
     name="mesh-agent",
@@ -17,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(spool.app, name="spool")
 
 Config = Annotated[
     Path,

@@ -47,6 +47,7 @@ class ServerClock:
         self._unanswered = False
         self._woken = asyncio.Event()
         self.offset_ms: int | None = None  # ours less the server's, at least; None before the first measurement
+        self.on_change: Callable[[], None] = lambda: None  # after a measurement that made it wrong, or right again
 
     @property
     def wrong(self) -> bool:
@@ -102,6 +103,8 @@ class ServerClock:
             log.error("clock_wrong", offset_ms=offset_ms, limit_ms=MAX_OFFSET_MS)
         elif was_wrong and not self.wrong:
             log.info("clock_right", offset_ms=offset_ms)
+        if self.wrong != was_wrong:
+            self.on_change()
 
     async def _offset_ms(self) -> int:
         """Zero where the stamp lies between our two looks at our clock, else the distance to the nearer one."""

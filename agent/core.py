@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,11 +18,12 @@ from agent import metrics
 from agent.keys import clock_ms, read
 from agent.outbound import no_bundle
 from agent.parts import Files
+from agent.refusals import is_ours, reason, refused
 from agent.room import Room
 from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs
-from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, TooLarge
+from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, SpoolFull, TooLarge
 from mesh.event import Draft, Limits, draft_from_fields
 
 if TYPE_CHECKING:
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
     from agent.outbound import Outbound
     from agent.policies import PolicySide
     from agent.receipts import Receipt
+    from agent.sequences import Sequences
     from agent.settings import AgentSettings
+    from agent.spool.spool import Spool
     from mesh.jetstream.connection import Connection
     from mesh.jetstream.publisher import Publisher
     from mesh.policy.compile import Plans
+
+FIRST_KEY_S = 2.0  # for a key, where the spool could do without: with a control plane it is there in milliseconds
 
 log = logs.get("agent")
 
@@ -72,8 +77,11 @@ class Agent:
         self._publisher: Publisher | None = None
         self._policies: PolicySide | None = None
         self._identity: Identity | None = None
+        self._sequences: Sequences | None = None
+        self.spool: Spool | None = None
         self._tasks = Tasks()
         self._bundle_arrived = asyncio.Event()
+        self._opened = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
         self._draining = False
 
@@ -97,13 +105,19 @@ class Agent:
             ConfigError: The files to connect with are missing or are not what they should be.
         """
         parts = await self._files.assemble(self.clock_ms, self._adopt)
-        self._connection, self._publisher, self._policies, self._identity, self.outbound = parts
+        self._connection, self._publisher, self._policies, self._identity = parts[:4]
+        self.outbound, self._sequences, self.spool = parts[4:]
         self._gauges = metrics.watch(parts.outbound, lambda: not self.not_ready(), parts.identity.left_s)
         self._tasks.spawn("publisher", parts.publisher.run())
         self._tasks.spawn("identity", parts.identity.run())
         self._tasks.spawn("audit", parts.policies.audit.run())
+        self._tasks.spawn("sequences", parts.sequences.run())
         self._tasks.spawn("bundle", parts.policies.run(self._tasks))
         self._tasks.spawn("keys", self._watch_keys())
+        self._tasks.spawn("opening", self._open(parts.identity))
+        if parts.spool is not None:
+            self._gauges += metrics.watch_spool(parts.spool)
+            self._tasks.spawn("spool", parts.spool.run())
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until events are accepted.
@@ -115,15 +129,16 @@ class Agent:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await self._bundle_arrived.wait()
-                if self._identity is not None:
-                    await self._identity.enrolled.wait()
+                await self._opened.wait()
         except TimeoutError:
             self.check_open()
             raise NoBundle("no valid policy bundle arrived in time") from None
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take nothing new, finish what was accepted; True where all of it is durable."""
+        """Take nothing new, finish what was accepted; True where all of it is durable.
+
+        What the spool holds is. It goes on to streams that take it, and what is left waits for the next start.
+        """
         self._draining = True
         publisher = self._publisher
         if publisher is None or self.outbound is None:
@@ -135,13 +150,17 @@ class Agent:
         except TimeoutError:
             drained = False
         else:
-            drained = await publisher.drain(max(0.0, deadline - time.monotonic()))
+            if self.spool is not None:
+                await self.spool.drain(max(0.0, deadline - time.monotonic()))
+            drained = self.spool is not None or await publisher.drain(max(0.0, deadline - time.monotonic()))
+        if drained and self._sequences is not None:
+            self._sequences.finish()
         if not drained:
             log.error("drain_incomplete", waiting=self.outbound.room.used, in_flight=publisher.in_flight)
         return drained
 
     async def close(self) -> None:
-        """End every task and the connection; what is not acknowledged by now fails, `Disconnected`."""
+        """End every task and the connection; what is not durable by now fails, `Disconnected`."""
         self._draining = True
         closed = Disconnected(
             "the agent was closed before the stream acknowledged this",
@@ -155,8 +174,12 @@ class Agent:
         await self._tasks.cancel()
         if self.outbound is not None:
             self.outbound.close(closed)
+        if self.spool is not None:
+            self.spool.close(closed)
         if self._publisher is not None:
             self._publisher.close(closed)
+        if self.spool is not None:
+            await self.spool.end()
         if self._connection is not None:
             await self._connection.close()
 
@@ -255,10 +278,12 @@ class Agent:
 
         Raises:
             Draining: The agent is shutting down.
-            Disconnected: NATS will not have us, `reason` says why; or it is away, and no bundle has arrived yet.
+            Disconnected: NATS will not have us, `reason` says why, and there is no spool, or we are barred; or NATS is
+                away, and no bundle has arrived yet.
             NoBundle: No valid bundle yet.
             ClockWrong: Our clock is far from the server's, and nobody would believe what we seal.
-            NotEnrolled, SignerExpired: Nobody would believe what we seal.
+            NotEnrolled, SignerExpired: Nobody would believe what we seal, and there is no spool where it could wait for
+                a key; or the control plane refuses us one.
         """
         if self._draining:
             raise Draining(
@@ -266,10 +291,11 @@ class Agent:
                 expected="a running agent",
                 next="send the same again to the agent that takes over",
             )
-        if self._connection is not None and self._connection.refusal is not None:
-            raise _refused(self._connection.refusal)
+        refusal = self._refusal
+        if refusal is not None and (self.spool is None or is_ours(refusal)):
+            raise refused(refusal)
         if not self._bundle_arrived.is_set():
-            if self._connection is None or not self._connection.connected:
+            if not self._connected:
                 raise Disconnected(
                     "NATS is not reached, and no policy bundle has arrived yet",
                     expected="a connection to NATS",
@@ -278,8 +304,18 @@ class Agent:
             raise no_bundle()
         if self._policies is not None and self._policies.clock.wrong:
             raise self._policies.clock.error()
-        if self._identity is not None:
+        if self._identity is not None and not (
+            self.spool is not None and self._identity.hopeful and self._opened.is_set()
+        ):
             self._identity.check(clock_ms())
+
+    @property
+    def _refusal(self) -> MeshError | None:
+        return None if self._connection is None else self._connection.refusal
+
+    @property
+    def _connected(self) -> bool:
+        return self._connection is not None and self._connection.connected
 
     def not_alive(self) -> list[str]:
         """Why the process should be restarted; empty while it should not."""
@@ -297,6 +333,8 @@ class Agent:
         outbound = self.outbound
         if outbound is None or outbound.room.free <= 0 or self._bytes.free <= 0:
             reasons.append(Overloaded.code)
+        if self.spool is not None and self.spool.full:
+            reasons.append(SpoolFull.code)
         return reasons
 
     def state(self) -> dict[str, Any]:
@@ -304,11 +342,13 @@ class Agent:
         outbound = self.outbound
         refused = None if self._policies is None else self._policies.state.refused
         return {
-            "nats_connected": self._connection is not None and self._connection.connected,
+            "nats_connected": self._connected,
+            "nats_refused": None if self._refusal is None else reason(self._refusal),
             "bundle_revision": 0 if outbound is None else outbound.revision,
             "bundle_digest": "" if self._policies is None else self._policies.state.digest,
             "bundle_refused": None if refused is None else {"code": refused.code, "revision": refused.revision},
             "identity": {} if self._identity is None else self._identity.state(),
+            "spool": None if self.spool is None else self.spool.state(),
             "waiting_events": 0 if outbound is None else outbound.room.used,
             "domains_lacking": [] if outbound is None else self.keys.masks.lacking(outbound.domains),
             "ciphers_lacking": [] if outbound is None else self.keys.masks.lacking_ciphers(outbound.ciphers),
@@ -323,19 +363,16 @@ class Agent:
             self.outbound.adopt(plans)
         self._bundle_arrived.set()
 
+    async def _open(self, identity: Identity) -> None:
+        """Open for events once there is a bundle, and a key; with a spool a key is waited for shortly, if at all."""
+        await self._bundle_arrived.wait()
+        patience_s = None if self.spool is None else FIRST_KEY_S if self._connected else 0.0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await identity.enrolled.wait()
+        self._opened.set()
+
     async def _watch_keys(self) -> None:
         while True:
             await asyncio.sleep(max(self.settings.file_check_s, 1.0))
             self.keys.refresh()
-
-
-def _refused(refusal: MeshError) -> Disconnected:
-    """What a caller is told: nothing goes out until somebody has done what *refusal* asks for."""
-    reason = str(refusal.details.get("reason", refusal.code))
-    return Disconnected(
-        f"the agent is kept from NATS until somebody helps: {reason}",
-        expected="an agent that NATS takes with the files it has",
-        got=refusal.got,
-        next=refusal.next,
-        reason=reason,
-    )

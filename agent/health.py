@@ -1,10 +1,11 @@
 """Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`.
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
-accepts and has room. That NATS is reachable is not asked, since it comes back by itself and taking the application out
-of service would help nobody; that it does not refuse us is, since then everything is refused until somebody helps: the
-reason stands beside `nats-unreachable` in `because`. So it is with a bundle and an event key; which ones are in use and
-what was refused since (`bundle_revision`, `bundle_refused`, `identity`) is said and changes nothing. A pseudonym domain
+accepts and has room, in memory and in the spool. That NATS is reachable is not asked, since it comes back by itself and
+taking the application out of service would help nobody; that it has not barred us is, since then everything is refused
+until somebody helps: the reason stands beside `nats-unreachable` in `because`. So it is with a bundle, and where there
+is no spool with an event key; which ones are in use, what was refused since (`bundle_revision`, `bundle_refused`,
+`identity`) and what waits on disk (`spool`) is said and changes nothing. A pseudonym domain
 or a cipher without a key stops only the events masked with it, so it is named (`domains_lacking`, `ciphers_lacking`)
 and the rest goes on.
 """

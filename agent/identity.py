@@ -2,6 +2,7 @@
 
     trust read since this connect? ─ no ──────────────► held: our key may have been revoked while we were away
     a key, and its cut not yet come? ─ no ────────────► held: what is accepted waits for the next key
+    its certificate in force, our clock right? ─ no ──► held: nobody would believe what is sealed now
     ─ yes ────────────────────────────────────────────► released
 
 Held, the publisher sends nothing; what it takes meanwhile is sealed when it is sent, so a change of keys leaves no gap.
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 from agent import metrics
 from agent.enrolment import Enroller, KeyFiles
+from agent.keys import clock_ms
 from mesh import logs
 from mesh.errors import BadCertificate, MeshError, NotEnrolled, StaleTrust
 from mesh.trust_watch import TrustWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from agent.keys import Keys
     from mesh.identity import Keyring, Signer
@@ -49,6 +51,8 @@ KEPT_KEYS = 8  # that copies in flight may still be sealed with; a copy counts f
 UNREAD = "trust was not read since the connect"
 NO_KEY = "no event key yet"
 CUT = "the event key is revoked, and the next one not yet in hand"
+ENDED = "the event key's certificate is not in force"
+CLOCK = "our clock is far from the server's"
 
 log = logs.get("agent")
 
@@ -63,6 +67,7 @@ class Identity:
         keys: Seals with what we hand it.
         publisher: Held and released here; made to be held at each connect.
         now_ms: The server's time as well as we know it, Unix milliseconds.
+        clock_wrong: Whether our own clock, which signs, is far from that; call `settle` when that changes.
         file_check_s: How often managed files are looked at.
     """
 
@@ -76,7 +81,9 @@ class Identity:
         publisher: Publisher,
         now_ms: Callable[[], int],
         file_check_s: float,
+        clock_wrong: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._clock_wrong = clock_wrong
         self._source = source
         self._connection = connection
         self._keyring = keyring
@@ -121,6 +128,16 @@ class Identity:
                 next="" if self.problem is None else self.problem.next,
             )
 
+    @property
+    def hopeful(self) -> bool:
+        """Whether a key that is believed comes by itself, or is there: what is accepted meanwhile can wait for it.
+
+        It does not where the control plane refuses us one, and where whoever manages our key files has to act.
+        """
+        if isinstance(self._source, KeyFiles):
+            return self._used[-1].kid not in self._cut
+        return self.problem is None or self.problem.retryable
+
     def state(self) -> dict[str, Any]:
         """Facts for people who look at a probe."""
         return {
@@ -129,6 +146,19 @@ class Identity:
             "trust_read": self._trusted,
             "refused": None if self.problem is None else self.problem.code,
         }
+
+    def revoked(self, kids: Collection[str], signed_ms: int) -> bool:
+        """Whether what one of *kids* signed then may be refused: the trust statement names it, or its issuer.
+
+        Who issued the key of a process before this one is not known here: any cut since counts for it.
+        """
+        statement = self._keyring.statement
+        if statement is None:
+            return False
+        issuers = {signer.kid: signer.issuer_kid for signer in self._used}
+        named = statement.revoked
+        strange = any(kid not in issuers for kid in kids) and any(ms >= signed_ms for ms in named.values())
+        return strange or any(kid in named or issuers.get(kid) in named for kid in kids)
 
     def left_s(self) -> float:
         """Seconds that our certificate is still in force; 0 without one, or with one that is cut."""
@@ -167,7 +197,7 @@ class Identity:
 
     def _trust_changed(self) -> None:
         self._woken.set()
-        self._settle()
+        self.settle()
 
     async def _read_trust(self) -> None:
         """Read the trust statement once after each connect, trying again until there is one and it can be read.
@@ -189,14 +219,14 @@ class Identity:
                         log.warning("trust_not_read", code=error.code, error=error.message)
                 else:  # what was read before the link fell and returned says nothing of the time between
                     self._trusted = link == self._links and self._connection.connected
-                    self._settle()
+                    self.settle()
                 if not self._trusted:
                     await asyncio.sleep(READ_AGAIN_S[min(attempt, len(READ_AGAIN_S) - 1)])
                     attempt += 1
 
     # --- the one decision --------------------------------------------------------------------------------------------
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Cut the keys whose time has come; then hold or release, and come back at the next cut."""
         now_ms = self._now_ms()
         ahead: list[int] = []
@@ -220,9 +250,17 @@ class Identity:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        ahead += self._ends(now_ms)
         if ahead:
             pause = min((min(ahead) - now_ms) / 1000, LOOK_S)
-            self._timer = asyncio.get_running_loop().call_later(pause, self._settle)
+            self._timer = asyncio.get_running_loop().call_later(pause, self.settle)
+
+    def _ends(self, now_ms: int) -> list[int]:
+        """When to look again for the sake of our certificate: at its end, and now and then once it is not in force."""
+        if not self._used:
+            return []
+        left_ms = self._used[-1].not_after_ms - clock_ms()
+        return [now_ms + (left_ms + 1 if left_ms >= 0 else int(LOOK_S * 1000))]
 
     def _because(self) -> str:
         """Why nothing may be sent now; empty where it may."""
@@ -230,7 +268,12 @@ class Identity:
             return UNREAD
         if not self._used:
             return NO_KEY
-        return CUT if self._used[-1].kid in self._cut else ""
+        signer = self._used[-1]
+        if signer.kid in self._cut:
+            return CUT
+        if self._clock_wrong():
+            return CLOCK
+        return "" if signer.not_before_ms <= clock_ms() <= signer.not_after_ms else ENDED
 
     def _cut_ms(self, signer: Signer) -> int | None:
         """Stream time from which nobody takes what *signer* seals; None where that is not known to end."""
@@ -309,4 +352,4 @@ class Identity:
         self._renew_ms = signer.not_before_ms + int(life_ms * share)
         self._keys.seal_with(signer)
         self.enrolled.set()
-        self._settle()
+        self.settle()

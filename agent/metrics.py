@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from agent.outbound import Outbound
     from agent.receipts import Flight
+    from agent.spool.spool import Spool
 
 ACCEPTED = counter(
     "mesh.agent.accepted", "{event}", "events that got a receipt; falling while callers post: see refused"
@@ -46,6 +47,18 @@ LEFT = gauge(
 ANEW = counter(
     "mesh.agent.key.anew", "{copy}", "in flight at the cut of our key, and sent anew: a revocation came without notice"
 )
+SPOOLED = counter("mesh.agent.spooled", "{copy}", "kept on disk: their stream did not acknowledge; see spool.copies")
+DRAINED = counter(
+    "mesh.agent.spool.drained", "{copy}", "taken by their stream at last; flat while spool.copies is not: stuck"
+)
+SPOOL_REFUSED = counter(
+    "mesh.agent.spool.refused",
+    "{copy}",
+    "by reason: policy forbids to send what was accepted; `spool inspect` lists it",
+)
+SPOOL_COPIES = gauge("mesh.agent.spool.copies", "{copy}", "on disk; above 0: a stream cannot be reached, or is drained")
+SPOOL_BYTES = gauge("mesh.agent.spool.bytes", "By", "of spool_max_bytes, at which callers get 503 spool-full")
+SPOOL_OLDEST = gauge("mesh.agent.spool.oldest", "s", "age of the oldest copy on disk; rising: its stream is still away")
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
@@ -76,6 +89,15 @@ def landed(flight: Flight) -> None:
 def published(view: str) -> None:
     """One copy is durable."""
     PUBLISHED.at(view=view).value += 1
+
+
+def watch_spool(spool: Spool) -> list[Callable[[], None]]:
+    """The same for the spool."""
+    return [
+        SPOOL_COPIES.read(lambda: spool.copies),
+        SPOOL_BYTES.read(lambda: spool.bytes),
+        SPOOL_OLDEST.read(spool.oldest_s),
+    ]
 
 
 def watch(outbound: Outbound, ready: Callable[[], bool], left_s: Callable[[], float]) -> list[Callable[[], None]]:

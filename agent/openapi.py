@@ -29,6 +29,8 @@ _REFUSALS = {
     413: "The body, the event or the batch is over its limit (`limit`, `size`).",
     415: "Not one of the three CloudEvents modes, another charset than UTF-8, or a compressed body.",
     421: "The Host is not one of this door's names.",
+    422: "The event is past its `expirytime`. Of a batch, `index` says which.",
+    429: "A source sends faster than it may. Send the same again after Retry-After.",
     431: "Too many header fields, or too long ones.",
     503: "Not durable now: draining, overloaded, no bundle yet, or not acknowledged. Send the same again.",
 }
@@ -58,7 +60,10 @@ def document(settings: AgentSettings) -> dict[str, Any]:
 
 def _publish(settings: AgentSettings) -> dict[str, Any]:
     accepted = {
-        "description": "Durable: every copy is acknowledged by the stream. Repeating an id stores nothing new.",
+        "description": (
+            "Durable: every copy is acknowledged by its stream, or synced to the agent's spool, which sends it as soon "
+            "as that can be. Repeating an id stores nothing new."
+        ),
         "content": {
             "application/json": {
                 "schema": {"oneOf": [{"$ref": "#/components/schemas/Receipt"}, {"$ref": "#/components/schemas/Batch"}]}
@@ -146,7 +151,11 @@ def _schemas(settings: AgentSettings) -> dict[str, Any]:
         "Copy": {
             "type": "object",
             "required": ["view", "stream", "seq"],
-            "properties": {"view": text, "stream": text, "seq": count},
+            "properties": {
+                "view": text,
+                "stream": text,
+                "seq": count | {"description": "In its stream; 0 while the copy rests in the spool."},
+            },
         },
         "Batch": {
             "type": "object",

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from agent import metrics
 from agent.keys import clock_ms
 from agent.lanes import Lane
+from agent.rates import SourceRates
 from agent.receipts import Flight
 from agent.room import Room
 from mesh import audit, journey
-from mesh.errors import Denied, NoBundle, NoDomainKey, TooLarge
+from mesh.errors import Denied, EventExpired, NoBundle, NoDomainKey, TooLarge
+from mesh.event import refuse_expired
 from mesh.jetstream.topology import EVENT_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
     from agent.keys import Keys
     from agent.lanes import Window
     from agent.receipts import Receipt
+    from agent.sequences import Sequences
     from agent.settings import AgentSettings
     from agent.shadow import ShadowRun
+    from agent.spool.spool import Spool
     from mesh.audit_log import AuditLog
     from mesh.errors import MeshError
     from mesh.event import Draft
@@ -46,6 +50,8 @@ class Outbound:
         settings: Window sizes and deadlines.
         keys: What masks and message ids are keyed with.
         window: The publisher.
+        sequences: Numbers what sets out.
+        spool: Where copies go whose stream is away; None for nowhere. The window, where there is one.
         audit: Where refusals are recorded.
         shadow: Compares a candidate bundle with the one in force; it changes nothing.
     """
@@ -55,13 +61,18 @@ class Outbound:
         settings: AgentSettings,
         keys: Keys,
         window: Window,
+        sequences: Sequences,
         *,
+        spool: Spool | None = None,
         audit: AuditLog | None = None,
         shadow: ShadowRun | None = None,
     ) -> None:
         self._settings = settings
+        self._sequences = sequences
+        self._rates = SourceRates(settings.source_rate_per_s, settings.source_burst)
         self._keys = keys
         self._window = window
+        self._spool = spool
         self._audit = audit
         self._shadow = shadow
         self._lanes: dict[str, Lane] = {}
@@ -107,22 +118,23 @@ class Outbound:
         """Publish *drafts*; returns when every copy of every one is durable.
 
         Raises:
+            RateLimited: A source of theirs sends too fast.
             NoBundle: No valid bundle has arrived yet.
             Overloaded: No room in time.
+            SpoolFull: A stream is away, and the spool has no room for all of them; nothing was published.
+            EventExpired: One of them is past its `expirytime`; nothing was published.
             Denied: Policy refuses one of them, `index` says which; nothing was published.
             NoDomainKey: One of them is masked in a domain whose key we lack; nothing was published.
             Unavailable: Some copy is not durable, or `close` came first.
         """
         count = len(drafts)
-        await self.room.enter(count)
+        self._rates.take(drafts)
         try:
-            decided = await self._decide(drafts)
-            if self._closed is not None:
-                raise self._closed
-            landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            decided = await self._admit(drafts)
         except BaseException:
-            self.room.leave(count)
+            self._rates.give_back(drafts)
             raise
+        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def land(_: Flight) -> None:
             self.room.leave(count)
@@ -130,7 +142,8 @@ class Outbound:
             if not landed.done():  # the caller may have gone; its events are stored all the same
                 landed.set_result(None)
 
-        flight = Flight(decided, on_copy=self._copy_done, on_landed=land)
+        self._sequences.stamp(decided)  # no await from here to the lanes: numbers rise along each stream
+        flight = Flight(decided, on_copy=self._copy_done, on_landed=land, on_void=self._sequences.void)
         if not flight.waiting:
             land(flight)
         self._launch(flight)
@@ -139,6 +152,20 @@ class Outbound:
         await landed
         metrics.landed(flight)
         return flight.receipts()
+
+    async def _admit(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
+        """Decide *drafts* and keep room for them; after an error there is room for others."""
+        await self.room.enter(len(drafts))
+        try:
+            decided = await self._decide(drafts)
+            if self._closed is not None:
+                raise self._closed
+            if self._spool is not None:
+                self._spool.check_room(decided)
+        except BaseException:
+            self.room.leave(len(drafts))
+            raise
+        return decided
 
     async def _decide(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
         plans, revision = self._plans, self._revision  # one bundle for the whole request
@@ -149,8 +176,9 @@ class Outbound:
             if index and index % _DECIDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
             try:
+                refuse_expired(draft.fields, clock_ms())
                 decided.append(self._outbound(draft, plans, revision))
-            except (Denied, NoDomainKey, TooLarge) as error:
+            except (Denied, EventExpired, NoDomainKey, TooLarge) as error:
                 if isinstance(error, Denied):
                     self._refused(draft, error, revision)
                 if len(drafts) > 1:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.enrolment import Enroller, KeyFiles
+from agent.enrolment import Enroller, KeyFiles, our_id
 from agent.identity import UNREAD, Identity
 from agent.keys import CREDENTIALS, Keys, clock_ms, read
 from agent.outbound import Outbound
 from agent.policies import PolicySide
+from agent.sequences import Sequences
+from agent.spool.egress import Egress
+from agent.spool.opened import open_spool
+from agent.spool.spool import Spool
+from agent.spool.tools import SealingKeys
 from mesh.anchors import open_keyring
 from mesh.bundles import policy_key
 from mesh.jetstream.connection import Connection
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.settings import AgentSettings
+    from agent.spool.opened import Opened
     from mesh.policy.compile import Plans
 
 
@@ -32,6 +38,8 @@ class Parts(NamedTuple):
     policies: PolicySide
     identity: Identity
     outbound: Outbound
+    sequences: Sequences
+    spool: Spool | None
 
 
 class Files:
@@ -65,6 +73,16 @@ class Files:
             ConfigError: The files to connect with are missing or are not what they should be.
         """
         s, base = self._settings, self._base
+        opened = await open_spool(s, base)
+        try:
+            return await self._assemble(opened, clock, adopt)
+        except BaseException:
+            if opened is not None:
+                opened.database.close()
+            raise
+
+    async def _assemble(self, opened: Opened | None, clock: Callable[[], int], adopt: Callable[[Plans], None]) -> Parts:
+        s, base = self._settings, self._base
         creds = partial(read, base / s.creds_file, CREDENTIALS) if s.creds_file else None
         connection = await Connection.open(s.nats_url, name=s.name, creds=creds, tls=self._tls(), wait=False)
         publisher = Publisher(
@@ -78,7 +96,6 @@ class Files:
             held=UNREAD,
         )
         policies = PolicySide(s, base, connection, policy_key=self._policy_key, clock_ms=clock, adopt=adopt)
-        outbound = Outbound(s, self.keys, publisher, audit=policies.audit, shadow=policies.shadow)
         identity = Identity(
             self._source,
             connection,
@@ -86,9 +103,29 @@ class Files:
             keys=self.keys,
             publisher=publisher,
             now_ms=policies.server_ms,
+            clock_wrong=lambda: policies.clock.wrong,
             file_check_s=s.file_check_s,
         )
-        return Parts(connection, publisher, policies, identity, outbound)
+        policies.clock.on_change = identity.settle
+        spool = None
+        if opened is not None:
+            spool = Spool(
+                opened,
+                publisher,
+                policies,
+                Egress(our_id(s), policies.past),
+                SealingKeys(lambda: self.keys.signer.kid, identity.revoked),
+                limit_bytes=s.spool_max_bytes,
+                after_s=s.spool_after_s,
+                audit=policies.audit,
+            )
+        waiting = (lambda: 0) if spool is None else (lambda: spool.copies)
+        sequences = Sequences(lambda: self.keys.signer, policies.audit.write, clock_ms=clock, waiting=waiting)
+        if spool is not None:
+            spool.on_void = sequences.void
+        window = publisher if spool is None else spool
+        outbound = Outbound(s, self.keys, window, sequences, spool=spool, audit=policies.audit, shadow=policies.shadow)
+        return Parts(connection, publisher, policies, identity, outbound, sequences, spool)
 
     def _tls(self) -> TlsFiles | None:
         s, base = self._settings, self._base

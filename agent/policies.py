@@ -15,7 +15,7 @@ from agent.clock import ServerClock
 from agent.shadow import ShadowRun
 from mesh import audit
 from mesh.audit_log import AuditLog
-from mesh.errors import MeshError
+from mesh.errors import MeshError, NoBundle, RevisionNeeded
 from mesh.reports import PolicyState, Reporter
 from mesh.shadow_watch import ShadowWatch
 from mesh.watch import BundleWatch
@@ -87,6 +87,9 @@ class PolicySide:
         )
         self._candidate = ShadowWatch(connection, policy_key, on_change=self.shadow.adopt, on_look=self.shadow.looked)
         self.shadow.on_news = self.clock.wake
+        self._looked = False
+        self._links = 0
+        connection.on_disconnect(self._down)
 
     @property
     def state(self) -> PolicyState:
@@ -110,6 +113,46 @@ class PolicySide:
         tasks.spawn("clock", self.clock.run())
         tasks.spawn("candidate", self._candidate.run())
         await self._bundle.run()
+
+    # --- for what was accepted before --------------------------------------------------------------------------------
+
+    async def today(self) -> Plans:
+        """The plans of the bundle in force, looked for since the connection was made.
+
+        Raises:
+            NoBundle: There is none yet.
+            MeshError: It cannot be read.
+        """
+        if not self._looked:
+            links = self._links
+            await self._bundle.refresh()
+            self._looked = links == self._links and self._connection.connected
+        if self._adopted is None:
+            raise NoBundle("no valid policy bundle has arrived yet")
+        return self._adopted
+
+    def past(self, revision: int) -> Plans:
+        """The plans of an older revision; raises `RevisionNeeded` where `fetch` has to get them first."""
+        return self._bundle.past(revision)
+
+    async def fetch(self, revision: int) -> None:
+        """Get the plans of another revision: older ones by their number, newer ones by looking for the newest.
+
+        Raises:
+            BadBundle: What is stored under its number is not it.
+            RevisionNeeded: It is newer than any that is here yet.
+            MeshError: It cannot be read.
+        """
+        if revision < self.state.revision:
+            await self._bundle.fetch_past(revision)
+            return
+        await self._bundle.refresh()
+        if revision > self.state.revision:
+            raise RevisionNeeded(f"the policies of revision {revision} are not here yet", revision=revision)
+
+    def _down(self) -> None:
+        self._looked = False
+        self._links += 1
 
     async def stop(self) -> None:
         """Say good-bye, while the tasks still run: the last audit records, and a report that nobody waits for us."""

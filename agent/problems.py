@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mesh.errors import MeshError, MethodNotAllowed, Unauthorized, Unavailable
+from mesh.errors import MeshError, MethodNotAllowed, RateLimited, Unauthorized, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:mesh:problem:"
@@ -72,7 +72,7 @@ def headers(error: BaseException, *, retry_after_s: int) -> dict[str, str]:
         retry_after_s: Seconds, unless the error knows better.
     """
     fields = {"Cache-Control": "no-store"}
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | RateLimited):
         fields["Retry-After"] = str(max(1, int(error.details.get("retry_after_s", retry_after_s))))
     if isinstance(error, Unauthorized):
         fields["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 names a challenge

@@ -1,7 +1,8 @@
 """What a caller gets for an accepted event, and one request on its way to the stream: `Flight`. Pure.
 
-A flight lands when the last copy of its last event is acknowledged or given up. Then every event has its receipt, or
-the request has failed and says which events are durable all the same; sending the others again is safe, ids being ids.
+A flight lands when the last copy of its last event is acknowledged, spooled or given up. Then every event has its
+receipt, or the request has failed and says which events are durable all the same; sending the others again is safe, ids
+being ids.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
     from mesh.journey import Copy, Outbound
 
 STREAM = "stream"
+SPOOL = "spool"
 _VIEW = 2  # ev.<site>.<view>.…
 _LISTED = 100  # failed events named in a problem; a whole batch would be a page
 
 
 class CopyReceipt(msgspec.Struct, frozen=True, gc=False):
-    """Where one view's copy rests."""
+    """Where one view's copy rests; `seq` is 0 while that is the agent's spool."""
 
     view: str
     stream: str
@@ -35,7 +37,8 @@ class CopyReceipt(msgspec.Struct, frozen=True, gc=False):
 class Receipt(msgspec.Struct, frozen=True):
     """Every copy of one event is durable. No copies: policy allows the event and nobody may read it.
 
-    `duplicate` means every copy was there already: this is a repeated request, and consumers see nothing new.
+    `durable` is `stream` where every copy is in its stream, else `spool`: on the agent's disk, and sent as soon as that
+    can be. `duplicate` means every copy was there already: this is a repeated request, and consumers see nothing new.
     """
 
     id: str
@@ -68,16 +71,20 @@ class _Event:
         view = outgoing.subject.split(".", _VIEW + 1)[_VIEW]
         if isinstance(result, BaseException):
             self.error = result
+            self.flight.void(outgoing, None)
             self.flight.copy_done(view, durable=False)
             return
         self.copies.append(CopyReceipt(view, result.stream, result.sequence))
-        self.duplicates += result.duplicate
+        if result.duplicate:
+            self.duplicates += 1
+            self.flight.void(outgoing, result)
         self.flight.copy_done(view, durable=True)
 
     def receipt(self) -> Receipt:
         """The event's receipt; every copy is in."""
         copies = self.copies
-        return Receipt(self.id, STREAM, bool(copies) and self.duplicates == len(copies), copies)
+        durable = STREAM if all(copy.seq for copy in copies) else SPOOL
+        return Receipt(self.id, durable, bool(copies) and self.duplicates == len(copies), copies)
 
 
 class Flight:
@@ -87,9 +94,11 @@ class Flight:
         events: What the policies made of each event, in order.
         on_copy: Called for each copy that is done: its view, and whether it is durable or was given up.
         on_landed: Called once, when all are.
+        on_void: Called for each copy that may not be stored under its number: with the ack where the stream had the
+            event already, with None where the copy was given up.
     """
 
-    __slots__ = ("_events", "_on_copy", "_on_landed", "outgoing", "undurable", "waiting")
+    __slots__ = ("_events", "_on_copy", "_on_landed", "outgoing", "undurable", "void", "waiting")
 
     def __init__(
         self,
@@ -97,7 +106,9 @@ class Flight:
         *,
         on_copy: Callable[[str, bool], None],
         on_landed: Callable[[Flight], None],
+        on_void: Callable[[Outgoing, PubAck | None], None],
     ) -> None:
+        self.void = on_void
         self._on_copy = on_copy
         self._on_landed = on_landed
         self._events: list[_Event] = []

@@ -119,6 +119,10 @@ class AgentSettings:
         why="bodies on the webhook listener, whoever sends them; apart, so that strangers take no room from the door",
     )
     admit_wait_s: float = _setting(5.0, unit="s", low=0, high=30, why="a caller is slowed this long before it gets 503")
+    source_rate_per_s: float = _setting(
+        0.0, unit="events/s", low=0, why="of one source in the long run; beyond it 429; 0 lets all through"
+    )
+    source_burst: int = _setting(1000, unit="events", low=1, why="of one source at once, where there is such a rate")
     batch_events: int = _setting(64, unit="copies", low=1, high=256, why="one signature; more gains under 1 us each")
     batch_hold_s: float = _setting(
         0.002, unit="s", low=0, high=1, why="longest wait for the last batch's acks before the next one goes anyway"
@@ -126,7 +130,22 @@ class AgentSettings:
     publish_window: int = _setting(4096, unit="copies", low=256, high=65_536, why="sent and not acked: 4 MiB of 1 KiB")
     ack_deadline_s: float = _setting(1.0, unit="s", low=0.05, high=30, why="1,000 times a loopback ack; then recovery")
     give_up_s: float = _setting(
-        8.0, unit="s", low=0.1, high=300, why="then the caller gets 503; below GitHub's 10 s for a webhook"
+        8.0, unit="s", low=0.1, high=300, why="longest wait for acks: then the spool, or 503; GitHub waits 10 s"
+    )
+    spool_file: str = _setting(
+        "spool.db",
+        why="copies whose stream cannot be reached, sealed; on a disk that outlives the process; empty for none",
+    )
+    spool_key_file: str = _setting("spool.key", why="made with the spool, 0600; without it nobody can read the spool")
+    spool_max_bytes: int = _setting(
+        1024 * MIB, unit="B", low=1 * MIB, why="about 0.8 million copies of 1 KiB; then callers get 503 spool-full"
+    )
+    spool_after_s: float = _setting(
+        2.0,
+        unit="s",
+        low=0.05,
+        high=60,
+        why="a stream's silence, above any leader change that goes well; then 202 spool",
     )
     retry_after_s: int = _setting(2, unit="s", low=1, high=600, why="what a 503 asks the caller to wait")
 

@@ -20,6 +20,17 @@ only audit subject that NATS lets that workload publish: nobody writes in anothe
     trust-admitted       workload, author, reason; written (by file name) where it was not barred and had lost files
     enrolled             workload, spiffe_id, kid, attested (by which attestor), and what that found: a pod, for one
     enrolment-refused    workload, code
+    sequence-mark        epoch, index, rows, waiting, ends, kid, signed_ms, signature: how far an agent has counted
+                         (`sequences.py`)
+    spool-refused        event, type, source, view, reason, revision: a copy with a 202 that may not be sent any more
+    dlq-redriven         run, letters (how many), refused, first, last (numbers in DLQ), of (whose), for_* (the filter),
+                         author, reason
+    dlq-discarded        the same without run and refused
+    dlq-exported         likewise
+    replay-started       run, team, subscription, types, streams (first and last sequence of each), copies, author,
+                         reason
+    replay-finished      the same
+    replay-cancelled     the same, and left: how many copies were not settled
     audit-lost           lost: how many records before this one were dropped
 
 A flood of equal `denied` or `unmasked` records is folded (`audit_fold.py`): `count` says of how many events, `event` is
@@ -53,10 +64,19 @@ ENROLMENT_REFUSED: Final = "enrolment-refused"
 TRUST_REVOKED: Final = "trust-revoked"
 TRUST_ROTATED: Final = "trust-rotated"
 TRUST_ADMITTED: Final = "trust-admitted"
+SEQUENCE_MARK: Final = "sequence-mark"
+SPOOL_REFUSED: Final = "spool-refused"
+DLQ_REDRIVEN: Final = "dlq-redriven"
+DLQ_DISCARDED: Final = "dlq-discarded"
+DLQ_EXPORTED: Final = "dlq-exported"
+REPLAY_STARTED: Final = "replay-started"
+REPLAY_FINISHED: Final = "replay-finished"
+REPLAY_CANCELLED: Final = "replay-cancelled"
 LOST: Final = "audit-lost"
 KINDS: Final = (
     DENIED, UNMASKED, POLICY_APPLIED, POLICY_ROLLED_BACK, POLICY_REFUSED, SHADOW_STARTED, SHADOW_STOPPED,
-    ENROLLED, ENROLMENT_REFUSED, TRUST_REVOKED, TRUST_ROTATED, TRUST_ADMITTED, LOST,
+    ENROLLED, ENROLMENT_REFUSED, TRUST_REVOKED, TRUST_ROTATED, TRUST_ADMITTED, SEQUENCE_MARK, SPOOL_REFUSED,
+    DLQ_REDRIVEN, DLQ_DISCARDED, DLQ_EXPORTED, REPLAY_STARTED, REPLAY_FINISHED, REPLAY_CANCELLED, LOST,
 )  # fmt: skip
 
 MAX_TEXT = 300  # characters of a fact: a sentence fits, a payload does not

@@ -20,11 +20,12 @@ What = Literal["unreadable", "altered", "missing", "reordered", "forked", "forei
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """One line as the stream holds it: in which message, and on which subject."""
+    """One line as the stream holds it: in which message, on which subject, and since when (Unix milliseconds)."""
 
     line: bytes
     subject: str
     stream_seq: int
+    stream_ms: int = 0
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@
     ├── VerificationError   a stored event failed one of V1 to V9
     ├── IdentityError       a key, certificate or trust statement cannot be believed
     ├── Unavailable         something the mesh needs is away: 503, a retry helps
+    ├── RateLimited         a source sends faster than it may: 429, a retry helps
     └── ConfigError         a setting or a file of ours is wrong
 
 An error says what was expected, what came and what to do next, and never quotes a value from an event's data.
@@ -179,6 +180,20 @@ class MethodNotAllowed(InputError):
 
     code = "method-not-allowed"
     status = 405
+
+
+class ReplayOpen(InputError):
+    """A subscription has one replay at a time, and one is open."""
+
+    code = "replay-open"
+    status = 409
+
+
+class EventExpired(InputError):
+    """The event's `expirytime` is past: nobody would be handed it."""
+
+    code = "event-expired"
+    status = 422
 
 
 class RequestTimeout(InputError):
@@ -431,6 +446,12 @@ class Disconnected(Unavailable):
     code = "nats-unreachable"
 
 
+class Deposed(Disconnected):
+    """This replica of the control plane does not lead any more: another one may, so it sends nothing."""
+
+    code = "control-deposed"
+
+
 class StreamUnavailable(Unavailable):
     """The stream did not acknowledge in time, has no leader, or is full."""
 
@@ -454,6 +475,20 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
     status = 503
+
+
+class RateLimited(MeshError):
+    """A source sends more events than the agent's `source_rate_per_s` and `source_burst` let through."""
+
+    code = "rate-limited"
+    status = 429
+    retryable = True
+
+
+class SpoolFull(Unavailable):
+    """The agent's spool takes no more: its bound is reached, or its disk is full."""
+
+    code = "spool-full"
 
 
 class Draining(Unavailable):
@@ -517,6 +552,12 @@ class ConfigError(MeshError):
     """A setting, a context or one of our own files is wrong."""
 
     code = "bad-config"
+
+
+class SpoolDamaged(ConfigError):
+    """The agent's spool cannot be read as it was written: changed or damaged rows, or another key."""
+
+    code = "spool-damaged"
 
 
 def catalogue() -> list[type[MeshError]]:

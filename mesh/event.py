@@ -30,6 +30,7 @@ from mesh.attributes import (
 )
 from mesh.content import check_base64, set_data
 from mesh.errors import InputError, NotJson, TooLarge
+from mesh.expiry import expired, refuse_expired
 from mesh.headers import PREFIX, attribute_value, check_headers
 from mesh.headers import refuse as refuse_header
 from mesh.jsontext import decode, encode, not_json, too_deep
@@ -51,6 +52,8 @@ __all__ = [
     "draft_from_structured",
     "drafts_from_batch",
     "encode",
+    "expired",
+    "refuse_expired",
     "rfc3339",
 ]
 

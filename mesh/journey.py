@@ -1,7 +1,8 @@
 """One event through decide, route, mask and address on its way out. Nothing here does I/O.
 
 `outbound()` turns an accepted event into one unsealed copy per view that somebody may read, of the event itself and of
-each new event that a route makes of it, and leaves sending to the edge. The way in is `mesh/inbound.py`.
+each new event that a route makes of it, and leaves numbering (`sequences.py`) and sending to the edge. The way in is
+`mesh/inbound.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,292 @@
+"""From the disk into one stream: read, judge, remember, send, delete what is acknowledged. In order, always.
+
+While the stream does not answer, only the oldest copy is on its way: the probe. Its ack lets the others follow.
+
+Before a copy is sent, how it is sent (generation of its id, time and key of the first signature) is synced: who comes
+after a crash knows what an ack of it is worth. Nothing is sent that the disk has not, so a copy that comes back, for
+whatever reason, just stands where it stood.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from typing import TYPE_CHECKING
+
+from agent.spool.egress import EXPIRED
+from agent.spool.record import Sent
+from agent.spool.resent import Entry, Resent
+from mesh import logs
+from mesh.errors import MeshError, RevisionNeeded, SubjectRefused, TooLarge
+from mesh.jetstream.acks import PubAck
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from agent.spool.database import Row
+    from agent.spool.record import RefusedRow
+    from agent.spool.tools import Tools
+    from mesh.jetstream.outgoing import Outgoing
+    from mesh.policy.compile import Plans
+
+IN_FLIGHT = 1024  # copies of one stream on their way at once; a publisher's window is 4,096
+IN_FLIGHT_BYTES = 8 * 1024 * 1024
+BATCH = 256  # copies read, judged, remembered and sent together: one sync for all of them
+PROBE_BYTES = 256 * 1024  # read while the stream does not answer: the probe, and what may not be sent ahead of it
+AGAIN_S = 0.5  # after the stream did not take the probe, or the disk a deletion
+SUBJECT_AGAIN_S = 1.0  # after NATS refused a subject that the policies let us use: its imports may lag
+SUBJECT_LIMIT_S = 60.0  # of that; then the copy is put aside, for others wait behind it
+
+SUBJECT_REFUSED = "subject-refused"
+STREAM_TOO_SMALL = 10054  # JetStream's "message size exceeds maximum allowed": no other time will do
+
+log = logs.get("spool")
+
+
+class Sending:
+    """Sends what is on disk for one stream.
+
+    Args:
+        stream: Its name.
+        tools: The spool's.
+        unread: Copies on disk.
+        on_gone: Called with rows that the disk has no more.
+        on_news: Called when `advance` may have something to do.
+
+    Attributes:
+        unread: Copies on disk that were not read yet; whoever adds some counts them here.
+        healthy: Whether the stream took the last copy that was sent.
+        not_before: In the loop's time: when the next copy may be sent.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        tools: Tools,
+        *,
+        unread: int,
+        on_gone: Callable[[Sequence[Row]], None],
+        on_news: Callable[[], None],
+    ) -> None:
+        self.unread = unread
+        self.healthy = False
+        self.not_before = 0.0
+        self._stream = stream
+        self._tools = tools
+        self._on_gone = on_gone
+        self._on_news = on_news
+        self._loop = asyncio.get_running_loop()
+        self._last_read = 0
+        self._reading: asyncio.Future[list[Row]] | None = None
+        self._loaded: list[Entry] = []
+        self._in_flight: dict[int, Entry] = {}
+        self._in_flight_bytes = 0
+        self._acked: list[Row] = []
+        self._deleting = False
+        self._refusing: list[tuple[Entry, str]] = []
+        self._turn = 0  # changes whenever a copy comes back
+        self._closed = False
+
+    @property
+    def oldest_ms(self) -> int:
+        """When the oldest copy that was read was accepted; 0 where none is in hand."""
+        first = next(iter(self._in_flight.values()), None) or next(iter(self._loaded), None)
+        return 0 if first is None else first.row.at_ms
+
+    def close(self) -> None:
+        """Delete what is acknowledged by now, and nothing more: the file is about to be closed."""
+        self._deleting = False  # what the disk is at comes first in any case
+        self._delete()
+        self._closed = True
+        if self._reading is not None:
+            self._reading.cancel()
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    async def advance(self) -> bool:
+        """Take one step; whether there may be another at once.
+
+        Raises:
+            MeshError: Something is away: policies that decide, a key to sign with, room on the disk.
+        """
+        tools = self._tools
+        if self._refusing:
+            await self._put_aside()
+            return True
+        if self.healthy and not tools.publisher.room:
+            await tools.publisher.wait_for_room(1)
+        room = self._room()
+        if tools.publisher.blocked or room <= 0:
+            return False
+        plans = await tools.policies.today()
+        if not self._loaded:
+            await self._read()
+        batch = self._loaded[:BATCH]
+        if not batch:
+            return False
+        turn = self._turn
+        bodies = await self._judge(batch, plans, room)
+        sending = batch[: len(bodies)]
+        if self.healthy and len(self._loaded) <= BATCH:
+            self._begin_read()  # the next ones come in the same turn of the disk
+        await self._remember(sending)
+        if sending and turn == self._turn and not tools.publisher.blocked:
+            self._send(sending, bodies)
+        return True
+
+    def _room(self) -> int:
+        """Copies that may be sent now: one while the stream does not answer."""
+        if not self.healthy:
+            return 0 if self._in_flight else 1
+        if self._in_flight_bytes >= IN_FLIGHT_BYTES:
+            return 0
+        return min(IN_FLIGHT - len(self._in_flight), self._tools.publisher.room, BATCH)
+
+    def _begin_read(self) -> asyncio.Future[list[Row]] | None:
+        room = min(IN_FLIGHT_BYTES, self._tools.read_ahead.room) if self.healthy else PROBE_BYTES
+        if not self._loaded and not self._in_flight:
+            room = max(room, PROBE_BYTES)  # whatever the others hold, this stream goes on
+        if self._reading is None and self.unread and room > 0:
+            self._reading = self._tools.store.read(self._stream, self._last_read, limit=BATCH, max_bytes=room)
+        return self._reading
+
+    async def _read(self) -> None:
+        reading = self._begin_read()
+        if reading is None:
+            return
+        try:
+            rows = await reading
+        finally:
+            self._reading = None
+        self.unread -= len(rows)
+        self._tools.read_ahead.holds(rows)
+        if rows:
+            self._last_read = rows[-1].id
+            self._loaded.extend(Entry(row) for row in rows)
+
+    async def _judge(self, batch: Sequence[Entry], plans: Plans, room: int) -> list[bytes]:
+        """Bodies of *room* copies at the head of *batch* that may be sent; what may not, before them, is put aside."""
+        tools, now_ms = self._tools, self._tools.now_ms()
+        bodies: list[bytes] = []
+        for entry in batch:
+            if len(bodies) == room:
+                break
+            try:
+                verdict = tools.egress.judge(entry.row.copy, plans, now_ms)
+            except RevisionNeeded as needed:
+                if not bodies and not self._refusing:
+                    await tools.policies.fetch(int(needed.details["revision"]))
+                break
+            if isinstance(verdict, bytes) and len(verdict) > tools.publisher.max_body:
+                verdict = TooLarge.code
+            if isinstance(verdict, bytes) and not self._refusing:
+                bodies.append(verdict)
+            elif isinstance(verdict, str) and not bodies:
+                self._loaded.remove(entry)
+                self._refusing.append((entry, verdict))
+            else:
+                break  # the next step begins here
+        return bodies
+
+    async def _remember(self, batch: Sequence[Entry]) -> None:
+        changed: list[Entry] = []
+        for entry in batch:
+            entry.sent = self._tools.next_sent(entry.sent)
+            if entry.sent != entry.kept:
+                changed.append(entry)
+        if changed:
+            sent = [(entry.row.id, entry.sent) for entry in changed]
+            await self._tools.store.mark_sent(sent)
+            for entry, (_, known) in zip(changed, sent, strict=True):
+                entry.kept = known
+
+    def _send(self, batch: Sequence[Entry], bodies: Sequence[bytes]) -> None:
+        items = [Resent(e.row, body, e.sent, self._done) for e, body in zip(batch, bodies, strict=True)]
+        del self._loaded[: len(batch)]
+        for entry in batch:
+            self._in_flight[entry.row.id] = entry
+            self._in_flight_bytes += len(entry.row.copy.body)
+        try:
+            self._tools.publisher.submit(items)
+        except MeshError:
+            for item in items:
+                self.put_back(item)
+            raise
+
+    # --- back --------------------------------------------------------------------------------------------------------
+
+    def _done(self, item: Outgoing, result: PubAck | MeshError) -> None:
+        if not isinstance(item, Resent):
+            raise TypeError(type(item).__name__)
+        if isinstance(result, PubAck):
+            self._acked.append(self._landed(item).row)
+            self.healthy = True
+            self._tools.drained(item, result)
+            self._delete()
+        elif result.details.get("err_code") == STREAM_TOO_SMALL:
+            self._refusing.append((self._landed(item), TooLarge.code))
+        else:
+            entry = self.put_back(item)
+            self.not_before = self._loop.time() + SUBJECT_AGAIN_S
+            if isinstance(result, SubjectRefused):
+                self._refused(entry)
+            elif not result.retryable:
+                log.warning("spool_not_taken", stream=self._stream, code=result.code, error=result.message)
+        self._on_news()
+
+    def _refused(self, entry: Entry) -> None:
+        """NATS takes nothing on the subject of *entry*, though the stream is there and the policies allow it."""
+        now = self._loop.time()
+        entry.refused_since = since = entry.refused_since or now
+        if now - since >= SUBJECT_LIMIT_S:
+            self._loaded.remove(entry)
+            self._refusing.append((entry, SUBJECT_REFUSED))
+
+    def put_back(self, item: Resent) -> Entry:
+        """It stands where it stood, to be sent again."""
+        entry = self._landed(item)
+        entry.sent = Sent(item.generation, item.first_signed_ms, item.kids)
+        insort(self._loaded, entry)
+        self._turn += 1
+        return entry
+
+    def _landed(self, item: Resent) -> Entry:
+        self._in_flight_bytes -= len(item.row.copy.body)
+        return self._in_flight.pop(item.row.id)
+
+    def _delete(self) -> None:
+        """Forget what the stream has; while the disk is at it, more comes together."""
+        if self._deleting or self._closed or not self._acked:
+            return
+        rows, self._acked = self._acked, []
+        self._deleting = True
+
+        def done(error: MeshError | None) -> None:
+            self._deleting = False
+            if error is None:
+                self._tools.read_ahead.forgets(rows)
+                self._on_gone(rows)
+                self._delete()
+            else:
+                self._acked = [*rows, *self._acked]
+                self._loop.call_later(AGAIN_S, self._delete)
+
+        self._tools.store.delete([row.id for row in rows], done)
+
+    async def _put_aside(self) -> None:
+        """Move copies that may not be sent to where they are kept for people, those of one reason at a time.
+
+        Of what expired nobody wants more than that it did.
+        """
+        reason = self._refusing[0][1]
+        entries = {entry.row.id: entry for entry, why in self._refusing if why == reason}
+        rows = [entry.row for entry in entries.values()]
+        forgotten: list[RefusedRow] = []
+        if reason == EXPIRED:
+            await self._tools.store.drop(list(entries))
+        else:
+            forgotten = await self._tools.store.refuse(rows, reason, self._tools.now_ms())
+        self._refusing = [each for each in self._refusing if each[0].row.id not in entries]
+        self._tools.read_ahead.forgets(rows)
+        self._tools.refused(rows, reason, forgotten)
+        self._on_gone(rows)

@@ -1,0 +1,89 @@
+"""The numbers that copies carry. Pure.
+
+    sequence = <epoch>-<n>      n has twelve digits and counts from 1, for each source and view within an epoch
+    epoch    = 16 characters: when it began, then chance; of an agent process, so no two count alike
+
+A sequence is a string that orders as the numbers do. An epoch ends with its process, or once it counts very many
+sources. Numbers are given when copies set out, so along each stream they rise. What became of numbers that no copy
+stands under, the agent says in marks (`marks.py`).
+
+Source: CloudEvents 1.0.2, sequence extension; Crockford base 32, as ULIDs use it.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from mesh.jsontext import decode
+from mesh.statements import b64u
+
+CHANCE_BYTES: Final = 4
+DIGITS: Final = 12  # of a number: 30,000 a second for a year
+EPOCH: Final = r"[0-9A-HJKMNP-TV-Z]{16}"
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # in ASCII order
+_TIME_CHARS, _CHANCE_CHARS = 10, 6
+_SEQUENCE = re.compile(rf"({EPOCH})-([0-9]{{{DIGITS}}})")
+_KEY = b',"sequence":"'
+_TAIL = (
+    len(_KEY) + _TIME_CHARS + _CHANCE_CHARS + 1 + DIGITS + 2
+)  # the key, the sequence, the end of the string and of the event
+_EVENT_BYTES = 12
+
+
+class Number(NamedTuple):
+    """A sequence, read. `n` counts from 1."""
+
+    epoch: str
+    n: int
+
+
+def new_epoch(at_ms: int, chance: bytes) -> str:
+    """The name of an epoch that begins at *at_ms*, Unix milliseconds; *chance* is `CHANCE_BYTES` random bytes."""
+    return _base32(at_ms, _TIME_CHARS) + _base32(int.from_bytes(chance), _CHANCE_CHARS)
+
+
+def began_ms(epoch: str) -> int:
+    """When a well-formed *epoch* began, by its agent's clock: Unix milliseconds."""
+    value = 0
+    for char in epoch[:_TIME_CHARS]:
+        value = value * 32 + _ALPHABET.index(char)
+    return value
+
+
+def _base32(value: int, chars: int) -> str:
+    digits = []
+    for _ in range(chars):
+        value, digit = divmod(value, 32)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+def read(sequence: object) -> Number | None:
+    """The parts of a `sequence`, or None for what is none."""
+    match = _SEQUENCE.fullmatch(sequence) if isinstance(sequence, str) else None
+    return None if match is None or not int(match[2]) else Number(match[1], int(match[2]))
+
+
+def numbered(body: bytes, sequence: str) -> bytes:
+    """The encoded event *body*, which has none, with its `sequence` as the last member."""
+    return b'%b%b%b"}' % (body[:-1], _KEY, sequence.encode())
+
+
+def number_of(body: bytes) -> Number | None:
+    """The sequence of a copy that this mesh made; None where it has none.
+
+    Raises:
+        InputError: The body is no JSON object.
+    """
+    tail = body[-_TAIL:]
+    if tail.startswith(_KEY) and (number := read(tail[len(_KEY) : -2].decode(errors="replace"))):
+        return number
+    return read(decode(body).get("sequence"))
+
+
+def event_name(event_id: str) -> str:
+    """What a mark calls an event by: 16 characters, whatever its id is."""
+    return b64u(sha256(event_id.encode()).digest()[:12])
