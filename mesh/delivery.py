@@ -167,6 +167,13 @@ class DuplicateWindow:
         self._in_flight.add(key)
         return _NEW
 
+    def claim_again(self, key: Key) -> Claim:
+        """As `claim`, for an event that somebody asked to have again: that it was handled does not count."""
+        if key in self._in_flight:
+            return Claim.IN_FLIGHT
+        self._in_flight.add(key)
+        return _NEW
+
     def add(self, key: Key) -> None:
         """The handler succeeded: remember it."""
         self._in_flight.discard(key)

@@ -10,19 +10,19 @@ import itertools
 import random
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
-import msgspec
 
 from mesh import deadletters, logs
+from mesh.deadletters import Cause, History
 from mesh.delivery import Ack, DeadLetter, Retry, place, settle, worn_out
 from mesh.errors import MeshError, StreamUnavailable
+from mesh.redriven import Redriven
 from mesh.telemetry import counter
 
 if TYPE_CHECKING:
-    from mesh.delivery import DuplicateWindow, Place, Waits
+    from mesh.delivery import DuplicateWindow, Outcome, Waits
     from mesh.errors import VerificationError
     from mesh.feed import Pulled
     from mesh.jetstream.connection import Connection
@@ -38,17 +38,9 @@ DELIVERIES_EXHAUSTED = "deliveries-exhausted"
 ACKED = counter("mesh.inbound.acked", unit="{event}", watch="flat while verified rises: handlers hang")
 _acked = ACKED.at()
 RETRIED = counter("mesh.inbound.retried", unit="{event}", watch="rising: a handler, or what it calls, is failing")
-DEAD_LETTERED = counter("mesh.inbound.dead_lettered", unit="{event}", watch="rising: look at the DLQ stream")
+DEAD_LETTERED = counter("mesh.inbound.dead_lettered", unit="{event}", watch="rising: `mesh dlq list` says why")
 
 log = logs.get("settler")
-
-
-@dataclass(slots=True)
-class _History:
-    """What became of one event in this process so far."""
-
-    attempts: int = 0
-    first_error: str = ""
 
 
 class Settler:
@@ -72,7 +64,11 @@ class Settler:
         self._policy = policy
         self._window = window
         self._waits = waits
-        self._histories: OrderedDict[Place, _History] = OrderedDict()
+        self._histories: OrderedDict[_Run, History] = OrderedDict()
+
+    def follow(self, policy: RetryPolicy) -> None:
+        """From now on settle as *policy* says; attempts that were made count on."""
+        self._policy = policy
 
     def ack(self, pulled: Pulled) -> None:
         """Handled: remember it, so that it is not handled again, and never have it delivered again."""
@@ -89,15 +85,26 @@ class Settler:
         pulled.puller.nak(pulled.received, delay_s)
         RETRIED.add(1)
 
-    async def fail(self, pulled: Pulled, error: Exception) -> None:
-        """End it as *error* and the subscription's policy say: retry, or a dead letter.
+    async def fail(self, pulled: Pulled, error: Exception) -> Outcome:
+        """End it as *error* and the subscription's policy say: retry, or a dead letter. Returns which."""
+        outcome = self.judge(pulled, error)
+        match outcome:
+            case Ack():
+                self.ack(pulled)
+            case Retry(delay_s=delay_s):
+                self.retry(pulled, delay_s)
+            case DeadLetter(reason=reason):
+                await self.bury(pulled, reason, error)
+        return outcome
+
+    def judge(self, pulled: Pulled, error: Exception) -> Outcome:
+        """What *error* and the subscription's policy make of it. The attempt is counted, and nothing is settled.
 
         An attempt is a time that a handler of this process had it. The server counts deliveries, and those include
         what was prefetched and handed back.
         """
         history = self._history(pulled.received)
-        history.attempts += 1
-        history.first_error = history.first_error or _text(error)
+        history.add(_now_ms(), type(error).__name__, _text(error))
         attempt = history.attempts
         outcome = settle(error, attempt=attempt, policy=self._policy, jitter=random.random())  # noqa: S311 - no secret
         log.warning(
@@ -107,13 +114,7 @@ class Settler:
             error_class=type(error).__name__,
             outcome=type(outcome).__name__,
         )
-        match outcome:
-            case Ack():
-                self.ack(pulled)
-            case Retry(delay_s=delay_s):
-                self.retry(pulled, delay_s)
-            case DeadLetter(reason=reason):
-                await self.bury(pulled, reason, error)
+        return outcome
 
     def worn_out(self, pulled: Pulled) -> bool:
         """Whether it was delivered so often that its handling must be what ends the processes that try.
@@ -139,50 +140,59 @@ class Settler:
         DEAD_LETTERED.add(1)
         log.warning("event_dead_lettered", id=pulled.event.id, attempt=pulled.event.attempt)
 
-    async def quarantine(self, received: Received, puller: Puller, error: VerificationError) -> None:
-        """Record an event that failed verification, without its body, then end its deliveries."""
-        await self._store_surely(received, puller, error.code, error, verified=False)
+    async def put_back(self, received: Received, puller: Puller, code: str) -> None:
+        """Store a redriven event that nobody is handed as another letter, with *code* as its reason; then ack it."""
+        await self._store_surely(received, puller, code, None, verified=True)
         self._forget(received)
-        puller.term(received, error.code)
+        puller.ack(received)
+        DEAD_LETTERED.add(1)
+        log.warning("redriven_event_put_back", code=code, stream=received.stream, sequence=received.sequence)
+
+    async def quarantine(self, received: Received, puller: Puller, error: VerificationError) -> None:
+        """Record an event that failed verification, then end its deliveries.
+
+        Without its body; one that was redriven keeps what its letter held: it is verified before it is sent again.
+        """
+        was_letter = isinstance(received, Redriven)
+        letter = await self._store_surely(received, puller, error.code, error, verified=was_letter)
+        self._forget(received)
+        puller.term(received, deadletters.term_reason(error.code, letter))
 
     async def _store_surely(
         self, received: Received, puller: Puller, reason: str, error: BaseException | None, *, verified: bool
-    ) -> None:
+    ) -> int:
+        """Store the letter, however long that takes; returns its number in `DLQ`."""
         for number in itertools.count():
             try:
-                await self._store(received, reason, error, verified=verified)
+                return await self._store(received, reason, error, verified=verified)
             except MeshError as failure:
                 log.error(
                     "dead_letter_not_stored", code=failure.code, stream=received.stream, sequence=received.sequence
                 )
-            else:
-                return
             puller.progress(received)
             await anyio.sleep(BURY_RETRY_S[min(number, len(BURY_RETRY_S) - 1)])
+        raise AssertionError("unreachable")
 
-    def _history(self, received: Received) -> _History:
-        history = self._histories.setdefault(place(received), _History())
-        if len(self._histories) > MAX_HISTORIES:
-            self._histories.popitem(last=False)
+    def _history(self, received: Received) -> History:
+        history = self._histories.get(_run(received))
+        if history is None:
+            history = self._histories[_run(received)] = _begin(received)
+            if len(self._histories) > MAX_HISTORIES:
+                self._histories.popitem(last=False)
         return history
 
     def _forget(self, received: Received) -> None:
-        self._histories.pop(place(received), None)
+        self._histories.pop(_run(received), None)
         self._waits.forget(place(received))
 
-    async def _store(self, received: Received, reason: str, error: BaseException | None, *, verified: bool) -> None:
-        text = _text(error) if error is not None else ""
-        history = self._histories.get(place(received)) or _History()
+    async def _store(self, received: Received, reason: str, error: BaseException | None, *, verified: bool) -> int:
+        cause = Cause(reason) if error is None else Cause(reason, type(error).__name__, _text(error))
         letter = deadletters.record(
             received,
-            team=self._team,
-            subscription=self._subscription,
-            reason=reason,
-            error_class=type(error).__name__ if error is not None else "",
-            first_error=history.first_error or text,
-            last_error=text,
-            attempts=history.attempts or received.deliveries,
-            dead_ms=time.time_ns() // 1_000_000,
+            cause,
+            self._histories.get(_run(received)) or _begin(received),
+            owner=(self._team, self._subscription),
+            dead_ms=_now_ms(),
             verified=verified,
         )
         reply = await self._connection.request(
@@ -194,24 +204,28 @@ class Settler:
             },
             timeout_s=BURY_TIMEOUT_S,
         )
-        if not _stored(reply.data):
+        if not (number := deadletters.stored_as(reply.data)):
             raise StreamUnavailable(
                 "the dead letter stream did not take the record", expected="an acknowledgement of DLQ", next="check DLQ"
             )
+        return number
 
 
-class _Ack(msgspec.Struct):
-    stream: str = ""
-    error: msgspec.Raw | None = None
+_Run = tuple[str, int, str]  # stream, sequence, and the run that brought the event again
 
 
-def _stored(data: bytes) -> bool:
-    try:
-        ack = msgspec.json.decode(data, type=_Ack)
-    except msgspec.DecodeError:
-        return False
-    return ack.error is None and ack.stream == "DLQ"
+def _run(received: Received) -> _Run:
+    return received.stream, received.sequence, received.redrive or received.replay
+
+
+def _begin(received: Received) -> History:
+    """The history of an event that this process sees for the first time."""
+    return History(received.former, received.letter) if isinstance(received, Redriven) else History()
 
 
 def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[: deadletters.MAX_ERROR_CHARS]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

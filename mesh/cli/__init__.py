@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.cli import audit, events, policy, subscription, trust
+from mesh.cli import audit, control, dlq, events, policy, replay, subscription, trust
 from mesh.cli.demo import demo
 from mesh.cli.status import status
 from mesh.cli.up import up
@@ -27,9 +27,12 @@ app.command("demo", epilog="Examples:  mesh demo   |   mesh demo --events 1000 -
 app.command("status", epilog="Example:  mesh status --json")(status)
 app.add_typer(events.app, name="events")
 app.add_typer(subscription.app, name="subscription")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(replay.app, name="replay")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(trust.app, name="trust")
+app.add_typer(control.app, name="control")
 
 
 def _version(value: bool) -> None:

@@ -21,7 +21,7 @@ from rich.table import Table
 from mesh.errors import BadBundle, ConfigError, InputError, MeshError, NotFound, PolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +61,7 @@ def print_table(
     """A table with a title; says so where it is empty. Too wide for the terminal, cells fold; none is cut.
 
     Args:
-        title: Stands above it.
+        title: Stands above it, as it is: without markup.
         columns: Their names.
         rows: A cell for each column.
         keep: Columns that never fold: what a person copies from them has to be one word.
@@ -69,7 +69,7 @@ def print_table(
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     fits = sum(widths[:-1]) + COLUMN_GAP * len(widths) + MIN_LAST <= console.width
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         whole = column in keep
         table.add_column(
@@ -84,13 +84,19 @@ def print_table(
     if table.row_count:
         console.print(table)
     else:
-        console.print(f"[bold]{title}[/]: none")
+        console.print(f"[bold]{escape(title)}[/]: none")
 
 
-def fail(error: MeshError, *, as_json: bool) -> NoReturn:
-    """Print *error* and leave: 2 where the caller has to change something, else 1. What is not there is a "no"."""
+def fail(error: MeshError, *, as_json: bool, beside: Mapping[str, object] | None = None) -> NoReturn:
+    """Print *error* and leave: 2 where the caller has to change something, else 1. What is not there is a "no".
+
+    Args:
+        error: What went wrong.
+        as_json: For a machine, on standard output.
+        beside: What was done before, which a machine is told too.
+    """
     if as_json:
-        print_json({"error": error.as_dict()})
+        print_json({"error": error.as_dict(), **(beside or {})})
     else:
         errors.print(f"[bold red]error[/] [dim]{error.code}[/] {escape(error.message)}", soft_wrap=True)
         for name in ("expected", "got", "next"):

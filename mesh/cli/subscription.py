@@ -1,4 +1,4 @@
-"""`mesh subscription`: what each team has delivered, and how far behind it is."""
+"""`mesh subscription`: what each team has delivered, how, and how far behind it is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mesh.control.reconcile import now_ms
 from mesh.errors import NotFound
 from mesh.jetstream.manage import consumer_info
 from mesh.jetstream.topology import durables
+from mesh.policy.pacing import pacing
 
 app = typer.Typer(no_args_is_help=True, help="What each team has delivered, and how far behind it is.")
 
@@ -34,6 +35,9 @@ async def describe(session: Session, *, team: str | None) -> list[dict[str, Any]
             "types": [pattern.written for pattern in grant.filters],
             "durable": grant.durable,
             "agent_only": grant.agent_only,
+            "delivery": pacing(grant),
+            "ordered": grant.ordered,
+            "client": grant.client,
             "streams": [],
             "lag": 0,
             "in_flight": 0,
@@ -41,7 +45,8 @@ async def describe(session: Session, *, team: str | None) -> list[dict[str, Any]
         }
         for durable in durables(grants.site, grants.domains, grant) if grant.active else ():
             info = await consumer_info(session.connection, durable.stream, durable.name)
-            fact["streams"].append(durable.stream)
+            if durable.stream not in fact["streams"]:
+                fact["streams"].append(durable.stream)
             fact["lag"] += info["num_pending"] + info["num_ack_pending"]
             fact["in_flight"] += info["num_ack_pending"]
             fact["redelivered"] += info["num_redelivered"]
@@ -96,5 +101,5 @@ async def show(
         print_json(facts[0])
         return
     for key, value in facts[0].items():
-        text = " ".join(value) if isinstance(value, list) else str(value)
+        text = (", " if key == "delivery" else " ").join(value) if isinstance(value, list) else str(value)
         console.print(f"[cyan]{key:<13}[/]{escape(text)}", soft_wrap=True)

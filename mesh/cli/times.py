@@ -31,8 +31,12 @@ def _ago(text: str) -> datetime:
 
 
 def shown(at_ms: int, *, timespec: str = "seconds") -> str:
-    """Unix milliseconds as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+    """Unix milliseconds as RFC 3339 in UTC; `?` for a moment that no calendar has: whoever says it may say anything."""
+    try:
+        moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return "?"
+    return moment.isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def length(ms: int) -> str:

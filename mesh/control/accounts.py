@@ -21,7 +21,7 @@ from mesh.jetstream.accounts import TENANT_EXPORTS, Account
 from mesh.jetstream.imports import workload_imports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from mesh.control.reconcile import Operator
     from mesh.control.standing import Standing
@@ -42,9 +42,22 @@ class Accounts:
         operator: Signs.
         tenant: Whose accounts.
         standing: Who is barred, and which users are revoked; nobody unless given.
+        term: Of the leader, where several control planes may lead: see `accounts_push`.
+        save: Puts who is barred where the next leader finds it; None where there is only one control plane.
     """
 
-    def __init__(self, system: Connection, operator: Operator, tenant: str, standing: Standing | None = None) -> None:
+    def __init__(
+        self,
+        system: Connection,
+        operator: Operator,
+        tenant: str,
+        standing: Standing | None = None,
+        *,
+        term: int = 0,
+        save: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._term = term
+        self._save = save
         self._system = system
         self._operator = operator
         self._standing = standing
@@ -112,15 +125,33 @@ class Accounts:
             log.info("accounts_pushed", tenant=self.tenant, changed=pushed)
         return pushed
 
+    async def keep(self) -> None:
+        """Have who is barred, and whose user is revoked, where the next leader finds it: before any of it goes out.
+
+        Raises:
+            RequestFailed, Unavailable: The next leader could not find it.
+        """
+        if self._save is not None:
+            await self._save()
+
     async def refresh(self, workload: str) -> bool:
         """Bring one account to what the workload's standing has become: barred, admitted, with a user revoked.
+
+        It is kept first (see `keep`). Where that fails the account is brought to it all the same.
 
         Returns:
             Whether it changed. A workload that the policies do not know is closed, and stays so.
 
         Raises:
-            RequestFailed, Unavailable: See `push_to`.
+            RequestFailed, Unavailable: See `push_to` and `keep`.
         """
+        try:
+            await self.keep()
+        finally:
+            changed = await self._refresh(workload)
+        return changed
+
+    async def _refresh(self, workload: str) -> bool:
         async with self._lock:
             if workload not in self._held and workload not in self._operator.keys.accounts(self.tenant):
                 return False
@@ -159,10 +190,10 @@ class Accounts:
 
     def _tokens(self, accounts: Iterable[Account]) -> list[str]:
         iat = now_ms() // 1000
-        return [account.token(self._signer, iat=iat) for account in accounts]
+        return [replace(account, term=self._term).token(self._signer, iat=iat) for account in accounts]
 
     def _resign(self, public: str, at_least_s: int) -> str:
-        return self._said[public].token(self._signer, iat=at_least_s)
+        return replace(self._said[public], term=self._term).token(self._signer, iat=at_least_s)
 
     # --- servers that come back --------------------------------------------------------------------------------------
 

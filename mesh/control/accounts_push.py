@@ -3,6 +3,9 @@
 Through a user of the system account. A pushed import list is live within milliseconds and disconnects nobody. Servers
 take an older JWT over a newer one, and a restarted server takes the one with the later time from the others: so the
 time in an account's JWTs has to rise, and an older one is never pushed.
+
+Where several control planes may lead, one after the other, each JWT carries the term of the leader that made it. The
+first thing a leader does is to say every account again in its own term; whoever led before finds the higher one.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import anyio
 import msgspec
 
 from mesh.control.cluster import SILENT_S, ask_all, present
-from mesh.errors import MeshError, RequestFailed, Unavailable
-from mesh.jetstream.accounts import claims_of, grants_of
+from mesh.errors import Deposed, MeshError, RequestFailed, Unavailable
+from mesh.jetstream.accounts import claims_of, grants_of, term_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -46,6 +49,7 @@ async def push(connection: Connection, tokens: Iterable[str]) -> list[str]:
         The public keys of the accounts that were pushed; empty when all were already so on every server.
 
     Raises:
+        Deposed: A server has one of a later term.
         RequestFailed: A server refused a JWT, has a newer one, or holds another one afterwards.
         Unavailable: Too few servers confirmed in time.
     """
@@ -69,7 +73,7 @@ async def push_to(
             not older. Without it such a JWT is refused.
 
     Raises:
-        RequestFailed, Unavailable: As `push`.
+        Deposed, RequestFailed, Unavailable: As `push`.
     """
     pushing = _Push(connection, frozenset(servers), resign)
     tokens = list(tokens)
@@ -121,6 +125,7 @@ class _Push:
                 account = claims_of(token)["sub"]
                 held = await self._held(account)
                 grants = grants_of(token)
+                _check_term(token, held)
                 if len(held) == len(self.servers) and all(grants_of(one) == grants for one in held):
                     return
                 await self._send(account, self._newest(token, held))
@@ -193,6 +198,18 @@ class _Push:
                 reason = answer.get("error", {}).get("description", "no reason given")
                 raise RequestFailed(f"the account {account} was refused: {reason}", err_code=0)
         return {_server(one) for one in answers}
+
+
+def _check_term(token: str, held: list[str]) -> None:
+    """Raise Deposed where a server has the account from a leader after us."""
+    term, last = term_of(token), max(map(term_of, held), default=0)
+    if last > term:
+        raise Deposed(
+            "a server has an account from a control plane that led after us",
+            expected=f"term {term} or before",
+            got=f"term {last}",
+            next="nothing, where another replica leads; else look whether two meshes share these servers",
+        )
 
 
 def _server(answer: bytes) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mesh.errors import RequestFailed
+from mesh.jetstream.durables import durables
 from mesh.jetstream.manage import consumer_info
 from mesh.subjects import Pattern
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Copies that wait in one durable, among them all whose view, masks or rows were narrowed; `stream` holds them."""
+    """Copies in `stream` that wait for a subscription, among them all whose view, masks or rows were narrowed."""
 
     team: str
     subscription: str
@@ -50,11 +51,11 @@ async def narrowed_backlog(connection: Connection, old: Plans, diff: Diff, *, no
     for grant in grants.active:
         if not _meets(grant, diff):
             continue
-        for domain in sorted({p.domain for p in grant.filters if p.domain is not None}):
-            stream = grants.streams[domain]
-            waiting = await _waiting(connection, stream, grant.durable)
-            if waiting:
-                found.append(Backlog(grant.team, grant.name, grant.view, stream, waiting))
+        by_stream: dict[str, int] = {}
+        for durable in durables(grants.site, grants.domains, grant):
+            waiting = await _waiting(connection, durable.stream, durable.name)
+            by_stream[durable.stream] = by_stream.get(durable.stream, 0) + waiting
+        found += [Backlog(grant.team, grant.name, grant.view, stream, n) for stream, n in by_stream.items() if n]
     return found
 
 

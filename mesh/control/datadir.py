@@ -6,15 +6,21 @@ crash leaves the old one or the new one, never half of either. A second start on
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
 from base64 import urlsafe_b64encode
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mesh.errors import ConfigError
 from mesh.files import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CIPHER_BYTES = 64  # AES-SIV with two keys of 256 bits
 KEY_BYTES = 32  # dedupe and domain keys: BLAKE2b takes up to 64, 32 are beyond guessing
@@ -96,6 +102,27 @@ class DataDirectory:
                 next="name another with --data or MESH_DATA_DIR",
             ) from error
         return cls(root.resolve())
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Hold the directory's lock; the kernel lets go of it when we end, however we end.
+
+        Raises:
+            ConfigError: Somebody holds it.
+        """
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another mesh runs on {self.root}",
+                    expected="a directory nobody uses",
+                    next="stop it, or name another directory with --data",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
 
     @property
     def mesh_file(self) -> Path:

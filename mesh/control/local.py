@@ -1,8 +1,7 @@
 """The agents and teams of one tenant on one machine: their files, and the agents' processes.
 
-Every file is written before the bundle that needs it is handed out: an agent that adopts a revision has the keys it
-masks with. What a policy can change about an agent after its `agent.toml` was written (its identity, its team) is given
-to its process instead.
+What a policy can change about an agent after its `agent.toml` was written (its identity, its team) is given to its
+process instead.
 """
 
 from __future__ import annotations
@@ -14,37 +13,31 @@ import anyio
 import anyio.abc
 
 from mesh import logs
-from mesh.context import AgentAddress, SubscriptionAddress, TeamAddress, TenantAddress
+from mesh.context import AgentAddress
 from mesh.control.agents import AgentProcess, Ports
-from mesh.control.datadir import DataDirectory
-from mesh.control.preflight import check_tenant
+from mesh.control.workloads import WrittenWorkloads
 from mesh.errors import ConfigError
-from mesh.jetstream.topology import durables
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from mesh.control.datadir import DataDirectory
     from mesh.control.tls_files import MeshTls
     from mesh.control.workload_files import WorkloadFiles
-    from mesh.policy.compile import Plans
     from mesh.policy.grants import Grants
 
 log = logs.get("agents")
 
 
-class LocalWorkloads:
+class LocalWorkloads(WrittenWorkloads):
     """The agents and teams of one tenant of `mesh up`.
 
     Args:
-        tenant: Whose.
-        data: The data directory.
-        files: Writes what they read.
-        nats_url, site, trust_domain: Of the mesh.
+        tenant, data, files, site, trust_domain, taken, changed: See `WrittenWorkloads`.
+        nats_url: Of the server.
         barred: The agents that get no certificate, and so are not waited for.
         tls: Names TLS files; None for a mesh without TLS.
-        taken: The agents of all tenants, by name, and whose they are: each has one directory.
-        changed: Called when the agents, teams or subscriptions are other ones than before.
         forget: Called with an agent's name whenever none of its processes runs: what they reported counts no more.
     """
 
@@ -63,39 +56,14 @@ class LocalWorkloads:
         changed: Callable[[], Awaitable[None]],
         forget: Callable[[str], Awaitable[None]],
     ) -> None:
-        self.tenant = tenant
-        self.files = files
-        self._data = data
+        super().__init__(tenant, data, files, site=site, trust_domain=trust_domain, taken=taken, changed=changed)
         self._nats_url = nats_url
-        self._site = site
-        self._trust_domain = trust_domain
         self._barred = barred
         self._tls = tls
-        self._taken = taken
-        self._changed = changed
         self._forget = forget
         self._group: anyio.abc.TaskGroup | None = None
         self._lock = anyio.Lock()
         self.processes: dict[str, AgentProcess] = {}
-
-    # --- asked by `Policies` -----------------------------------------------------------------------------------------
-
-    def check(self, plans: Plans) -> None:
-        """Whether every agent can run here.
-
-        Raises:
-            ConfigError: See `check_tenant`.
-        """
-        check_tenant(self.tenant, plans, self._trust_domain, self._taken)
-
-    async def prepare(self, grants: Grants) -> None:
-        """Write the files of everybody.
-
-        Raises:
-            ConfigError, IdentityError: A file of ours is not what it should be.
-        """
-        self._taken.update(dict.fromkeys(grants.agents, self.tenant))
-        self.files.write(grants)
 
     async def follow(self, grants: Grants) -> None:
         """Start agents that are new or are somebody else now, stop those that are gone. What fails is logged."""
@@ -188,12 +156,8 @@ class LocalWorkloads:
 
     # --- `mesh.json` -------------------------------------------------------------------------------------------------
 
-    def address(self, grants: Grants) -> TenantAddress:
-        """Where the agents listen and what the teams subscribe to."""
-        return TenantAddress(
-            agents={name: self._agent_address(name, ports) for name, ports in self._ready()},
-            teams={team: self._team_address(team, grants) for team in sorted(grants.teams)},
-        )
+    def _agent_addresses(self) -> dict[str, AgentAddress]:
+        return {name: self._agent_address(name, ports) for name, ports in self._ready()}
 
     def _ready(self) -> list[tuple[str, Ports]]:
         """The agents that have said where they listen."""
@@ -207,23 +171,6 @@ class LocalWorkloads:
             token_file=str(self._data.agent(name) / "token"),
             creds_file=str(self._data.agent(name) / "nats.creds"),
             **self._tls_address(self._data.agent(name)),
-        )
-
-    def _team_address(self, team: str, grants: Grants) -> TeamAddress:
-        subscriptions = {}
-        for grant in grants.active:
-            if grant.team == team:
-                streams = tuple(durable.stream for durable in durables(self._site, grants.domains, grant))
-                subscriptions[grant.name] = SubscriptionAddress(
-                    stream=streams[0],
-                    durable=grant.durable,
-                    view=grant.view,
-                    streams=streams if len(streams) > 1 else (),
-                )
-        return TeamAddress(
-            creds_file=str(self._data.team(team) / "nats.creds"),
-            subscriptions=subscriptions,
-            **self._tls_address(self._data.team(team)),
         )
 
     def _tls_address(self, directory: Path) -> dict[str, str]:

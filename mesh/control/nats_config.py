@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mesh.control.store_key import CIPHER, VARIABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mesh.jetstream.tls import TlsFiles
@@ -47,13 +48,28 @@ def operator_config(
         tls: The server's own certificate and key, and the roots that clients' certificates have to lead to.
         encrypted: Whether the store is, with the key in the environment: see `store_key`.
     """
-    # interval: a server that was down during a push serves the old JWT for one interval (2 min unless set), measured
     return (
         f"{_COMMON}{_jetstream(store_dir, encrypted=encrypted)}{_tls(tls)}"
+        f"{operator_part(operator_jwt, system_account, {system_account: system_jwt}, resolver_dir=str(resolver_dir))}"
+    )
+
+
+def operator_part(operator_jwt: str, system_account: str, accounts: Mapping[str, str], *, resolver_dir: str) -> str:
+    """What makes a server one in operator mode, for a configuration that has the rest.
+
+    Args:
+        operator_jwt: See `operator_config`.
+        system_account: See `operator_config`.
+        accounts: The JWTs that a server knows from the start, by public key; the others are pushed.
+        resolver_dir: Where pushed account JWTs are kept over restarts.
+    """
+    # interval: a server that was down during a push serves the old JWT for one interval (2 min unless set), measured
+    known = ", ".join(f"{public}: {token}" for public, token in accounts.items())
+    return (
         f"operator: {operator_jwt}\n"
         f"system_account: {system_account}\n"
-        f'resolver {{ type: full, dir: {json.dumps(str(resolver_dir))}, allow_delete: false, interval: "5s" }}\n'
-        f"resolver_preload {{ {system_account}: {system_jwt} }}\n"
+        f'resolver {{ type: full, dir: {json.dumps(resolver_dir)}, allow_delete: false, interval: "5s" }}\n'
+        f"resolver_preload {{ {known} }}\n"
     )
 
 

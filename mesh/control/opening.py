@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
     from mesh.policy.bundle import Bundle
-    from mesh.policy.grants import Grants, SubscriptionGrant
+    from mesh.policy.grants import Grants, ReadGrant, SubscriptionGrant
 
 
 async def bounded_starts(
@@ -30,7 +30,7 @@ async def bounded_starts(
         grants: Of *candidate*.
         candidate: The next bundle, with its lineage.
         past: Reads the bundle of an older revision; BadBundle or NotFound where it cannot be had.
-        existing: Durables that are there: where they began is past.
+        existing: Subscriptions whose durables are there, as `<team>--<subscription>`: where they began is past.
     """
     bounded = {
         key: replace(grant, start=await _start(grant, grants, candidate, past))
@@ -40,16 +40,62 @@ async def bounded_starts(
     return replace(grants, subscriptions={**grants.subscriptions, **bounded})
 
 
-async def _start(
-    grant: SubscriptionGrant, grants: Grants, candidate: Bundle, past: Callable[[int], Awaitable[Bundle]]
-) -> str:
-    reads = [
+async def opened_ms(
+    grant: SubscriptionGrant,
+    grants: Grants,
+    bundle: Bundle,
+    past: Callable[[int], Awaitable[Bundle]],
+    *,
+    began_ms: int,
+) -> int:
+    """Since when stored copies of what a subscription reads are open to its team, to a plain NATS client as well.
+
+    Args:
+        grant: The subscription; active.
+        grants: Of *bundle*.
+        bundle: In force.
+        past: See `bounded_starts`.
+        began_ms: Since when *bundle* is in force, by the server's clock.
+
+    Returns:
+        Unix milliseconds; 0 for as long as anybody remembers.
+    """
+    since = [read.since_ms for read in _reads(grant, grants)]
+    opened = [at_ms for at_ms in since if at_ms is not None]
+    if len(opened) == len(since):
+        return min(opened, default=began_ms)
+    granted_ms = await _granted_ms(grant, bundle, past)
+    return began_ms if granted_ms is None else granted_ms
+
+
+def _reads(grant: SubscriptionGrant, grants: Grants) -> list[ReadGrant]:
+    """The grants behind a subscription's filters."""
+    return [
         read
         for read in grants.teams[grant.team]
         if read.view == grant.view and any(read.pattern.intersects(pattern) for pattern in grant.filters)
     ]
-    if all(read.since_ms is not None for read in reads):
+
+
+async def _start(
+    grant: SubscriptionGrant, grants: Grants, candidate: Bundle, past: Callable[[int], Awaitable[Bundle]]
+) -> str:
+    if all(read.since_ms is not None for read in _reads(grant, grants)):
         return grant.start
+    from_ms = await _granted_ms(grant, candidate, past)
+    if from_ms is None:
+        return "new"
+    late = not from_ms or (grant.start != "all" and instant_ms(grant.start) >= from_ms)
+    return grant.start if late else instant_text(from_ms)
+
+
+async def _granted_ms(
+    grant: SubscriptionGrant, candidate: Bundle, past: Callable[[int], Awaitable[Bundle]]
+) -> int | None:
+    """Since when the team has been granted what the filters reach: 0 for as long as anybody remembers.
+
+    None where it is since *candidate*.
+    """
     stamps = {known.revision: known.at_ms for known in candidate.lineage}
     granted = candidate.since_of(grant.team)  # since then nothing about what the team reads has changed
     while granted - 1 in stamps:
@@ -61,11 +107,8 @@ async def _start(
             break
         granted = before.since_of(grant.team)
     else:
-        return grant.start  # for as long as anybody remembers
-    if granted not in stamps:
-        return "new"
-    from_ms = stamps[granted]
-    return grant.start if grant.start != "all" and instant_ms(grant.start) >= from_ms else instant_text(from_ms)
+        return 0
+    return stamps.get(granted)
 
 
 def _granted(bundle: Bundle, grant: SubscriptionGrant, *, at_ms: int) -> bool:

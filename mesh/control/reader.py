@@ -110,6 +110,7 @@ async def reading(
     *,
     new_only: bool,
     first: Mapping[str, int] | None = None,
+    since: str = "",
 ) -> AsyncIterator[tuple[int, Events]]:
     """Read events that match *filters* by stream.
 
@@ -118,6 +119,7 @@ async def reading(
         filters: Stream -> subject filters, none contained in another.
         new_only: Begin with what is stored from now on, else with the oldest.
         first: By stream the sequence to begin with, instead of the oldest.
+        since: RFC 3339; begin with what was stored then, instead of the oldest.
 
     Yields:
         How many are stored now, and the events in the order of each stream; they go on with new ones for ever.
@@ -128,7 +130,8 @@ async def reading(
     try:
         for stream, subjects in filters.items():
             name = f"read-{secrets.token_hex(8)}"
-            request = _request(stream, name, subjects, new_only=new_only, first=(first or {}).get(stream, 0))
+            start = (first or {}).get(stream, 0)
+            request = _request(stream, name, subjects, new_only=new_only, first=start, since=since)
             info = await api(connection, f"CONSUMER.CREATE.{stream}.{name}", request)
             consumers[stream] = name
             stored += info["num_pending"]
@@ -156,7 +159,9 @@ def _puller(connection: Connection, stream: str, name: str, events: Events) -> P
     return puller
 
 
-def _request(stream: str, name: str, subjects: Sequence[str], *, new_only: bool, first: int) -> dict[str, object]:
+def _request(
+    stream: str, name: str, subjects: Sequence[str], *, new_only: bool, first: int, since: str
+) -> dict[str, object]:
     config: dict[str, object] = {
         "name": name,
         "deliver_policy": "new" if new_only else "all",
@@ -168,5 +173,7 @@ def _request(stream: str, name: str, subjects: Sequence[str], *, new_only: bool,
     }
     if first:
         config.update({"deliver_policy": "by_start_sequence", "opt_start_seq": first})
+    elif since:
+        config.update({"deliver_policy": "by_start_time", "opt_start_time": since})
     config.update({"filter_subject": subjects[0]} if len(subjects) == 1 else {"filter_subjects": list(subjects)})
     return {"stream_name": stream, "config": config, "action": "create"}

@@ -91,7 +91,11 @@ class Revoker:
         await anyio.to_thread.run_sync(self._standing.bar, workload)  # first: no key comes after those we see
         kids: list[str] = []
         try:
-            await self._refuse(self._store.present(cut_ms), ids, cut_ms, kids)  # of these we know without the broker
+            try:
+                await self._accounts.keep()  # a leader after us finds it, whatever became of us
+            finally:
+                known = self._store.present(cut_ms)  # without the broker
+                await self._refuse(known, ids, cut_ms, kids)
             if past:
                 await self._refuse(await self._store.certificates(), ids, cut_ms, kids)
         finally:  # who is barred is recorded and cut off, whatever became of the statement

@@ -5,41 +5,30 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
-from mesh import audit, logs
-from mesh.audit_log import AuditLog
-from mesh.control import readiness, shadow, trust_audit, trust_service
+from mesh import logs
+from mesh.control import readiness
 from mesh.control.accounts import Accounts
-from mesh.control.attest import FileAttestor
-from mesh.control.bundles import BundleStore
 from mesh.control.datadir import DataDirectory, write_private
-from mesh.control.door import ControlDoor, policy_handlers
-from mesh.control.enforce import Enforcer
-from mesh.control.enrol import Enrolment
-from mesh.control.local import LocalWorkloads
-from mesh.control.policies import Policies
-from mesh.control.proof import Proofs
 from mesh.control.reconcile import CONTROL, now_ms
-from mesh.control.renewal import Renewal
-from mesh.control.rollout import forget
 from mesh.control.shared import Options, Shared
 from mesh.control.standing import Standing
-from mesh.control.trust_audit import TrustAudit
-from mesh.control.truststore import TrustStore
-from mesh.control.workload_files import WorkloadFiles
-from mesh.jetstream.connection import Connection
-from mesh.reports import new_instance
+from mesh.control.tenant_parts import Task, assemble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from mesh.audit_log import AuditLog
     from mesh.context import TenantAddress
-    from mesh.control.door import Handler
+    from mesh.control.enrol import Enrolment
     from mesh.control.given import Given
+    from mesh.control.policies import Policies
+    from mesh.control.truststore import TrustStore
+    from mesh.control.workloads import WrittenWorkloads
+    from mesh.jetstream.connection import Connection
 
 __all__ = ["Options", "Shared", "Tenant", "open_tenant"]
 
@@ -50,7 +39,11 @@ log = logs.get("up")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One tenant that is up."""
+    """One tenant that is up.
+
+    Attributes:
+        tasks: What runs for as long as it is up, each until cancelled.
+    """
 
     name: str
     connection: Connection
@@ -58,8 +51,8 @@ class Tenant:
     store: TrustStore
     enrolment: Enrolment
     policies: Policies
-    workloads: LocalWorkloads
-    doors: tuple[ControlDoor, ...]
+    workloads: WrittenWorkloads
+    tasks: tuple[Task, ...]
     trail: AuditLog
     served: set[asyncio.Task[None]] = field(default_factory=set)  # see `_trusted`
 
@@ -70,13 +63,8 @@ class Tenant:
     async def run(self) -> None:
         """Keep it up until cancelled."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self.accounts.run)
-            group.start_soon(self.trail.run)
-            group.start_soon(self.policies.run)
-            for door in self.doors:
-                group.start_soon(door.run)
-            group.start_soon(self.workloads.supervise)
-            group.start_soon(self._serve)
+            for task in (*self.tasks, self.workloads.supervise, self._serve):
+                group.start_soon(task)
 
     async def _serve(self) -> None:
         """Raise what ends enrolment or the statements: a mesh without them is not up."""
@@ -101,14 +89,14 @@ async def open_tenant(
     """
     creds = shared.operator.control_creds(name)
     write_private(shared.data.admin_creds(name, names), creds)
+    await shared.save()  # before a server knows the tenant's key: the next leader must not make another one
     standing = _standing(shared.data, name)
-    accounts = Accounts(shared.system, shared.operator, name, standing)
+    accounts = Accounts(shared.system, shared.operator, name, standing, term=shared.term, save=shared.save)
     await accounts.open()
-    tls = None if shared.tls is None else shared.tls.control
-    connection = await Connection.open(shared.nats_url, name=CONTROL, creds=creds, tls=tls)
+    connection = await shared.connect(CONTROL, creds)
     try:
         await readiness.check(connection, shared.data.bundle(name), shared.authority.policy_public)
-        tenant = _assemble(shared, name, connection, accounts, standing)
+        tenant = Tenant(name=name, connection=connection, **assemble(shared, name, connection, accounts, standing))
         bundle = await tenant.policies.open()
         await tenant.store.open()
         if shared.authority.ca.kid in tenant.store.revoked:  # `admin/` from a backup of before `rotate --ca`
@@ -117,7 +105,7 @@ async def open_tenant(
             await _retire_event_keys(tenant)
         async with _trusted(tenant):
             if bundle is None:
-                await tenant.policies.apply(given.yaml, given.fixtures, author="mesh up", reason="first start")
+                await tenant.policies.apply(given.yaml, given.fixtures, author=given.author, reason="first start")
             elif given.fault is not None or given.differ_from(bundle):
                 _say_other_policies(name, bundle.revision, given, progress)
             yield tenant
@@ -181,101 +169,3 @@ async def _flush(trail: AuditLog) -> None:
             group.start_soon(trail.run)
             await trail.flush(FLUSH_S)
             group.cancel_scope.cancel()
-
-
-def _assemble(shared: Shared, name: str, connection: Connection, accounts: Accounts, standing: Standing) -> Tenant:
-    options, authority = shared.options, shared.authority
-    trail = AuditLog(connection, audit.CONTROL, new_instance())
-    attestor = FileAttestor(shared.data.enrolment(name))
-    workloads = _workloads(shared, name, connection, attestor, standing)
-    policies = Policies(
-        name,
-        connection=connection,
-        enforcer=Enforcer(connection, accounts, site=options.site),
-        store=BundleStore(connection, authority, shared.data.bundle(name)),
-        site=options.site,
-        trust_domain=options.trust_domain,
-        workloads=workloads,
-        audit=trail.write,
-    )
-    store = TrustStore(connection, authority, name, shared.data.statement(name))
-    shared.stores[name] = store
-    proofs = Proofs(authority.operator_key, name, since_ms=now_ms())
-    about_trust = _about_trust(shared, policies, store, standing, accounts, workloads.files)
-    return Tenant(
-        name=name,
-        connection=connection,
-        accounts=accounts,
-        store=store,
-        enrolment=Enrolment(
-            connection,
-            authority,
-            store,
-            standing,
-            attestor,
-            agents=lambda: policies.grants.agents,
-            told=trail.write,
-        ),
-        policies=policies,
-        workloads=workloads,
-        doors=(
-            ControlDoor(connection, {**policy_handlers(policies), **shadow.handlers(policies, authority)}, proofs),
-            ControlDoor(connection, about_trust, proofs, noun="trust"),
-        ),
-        trail=trail,
-    )
-
-
-def _about_trust(  # noqa: PLR0917 - each of another type
-    shared: Shared,
-    policies: Policies,
-    store: TrustStore,
-    standing: Standing,
-    accounts: Accounts,
-    files: WorkloadFiles,
-) -> dict[str, Handler]:
-    """What the door answers about trust."""
-    service = trust_service.handlers(
-        policies,
-        store=store,
-        standing=standing,
-        accounts=accounts,
-        authority=shared.authority,
-        renewal=Renewal(shared.operator.keys, files, standing),
-        stores=shared.stores.values,
-        renew_store=shared.renew_store,
-    )
-    return {
-        **service,
-        **trust_audit.handlers(TrustAudit(shared.system, shared.operator, accounts, policies, standing)),
-    }
-
-
-def _workloads(
-    shared: Shared, name: str, connection: Connection, attestor: FileAttestor, standing: Standing
-) -> LocalWorkloads:
-    options = shared.options
-    files = WorkloadFiles(
-        name,
-        shared.data,
-        shared.operator,
-        attestor,
-        nats_url=shared.nats_url,
-        site=options.site,
-        trust_domain=options.trust_domain,
-        ports=shared.ports,
-        tls=shared.tls,
-    )
-    return LocalWorkloads(
-        name,
-        shared.data,
-        files,
-        nats_url=shared.nats_url,
-        site=options.site,
-        trust_domain=options.trust_domain,
-        barred=lambda: standing.barred,
-        tls=shared.tls,
-        taken=shared.taken,
-        changed=shared.changed,
-        forget=partial(forget, connection),
-    )

@@ -1,27 +1,18 @@
-"""Reading the audit trail back, oldest first, page by page: nothing is consumed, and a long trail costs no memory."""
+"""Reading the audit trail back, oldest first, line by line: nothing is consumed, and a long trail costs no memory."""
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from mesh.audit import STREAM, SUBJECT, lines
 from mesh.audit_check import Stored
-from mesh.errors import RequestFailed, Unavailable
-from mesh.jetstream import wire
-from mesh.jetstream.manage import stream_info
+from mesh.control import stored_messages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from mesh.jetstream.connection import Connection
-
-PAGE = 100  # messages a request, of at most 64 KB each
-PAGE_S = 10.0  # for one page of answers
-_END = (204, 404)  # Direct Get (ADR-31): the end of a batch; no message
 
 
 async def last_sequence(connection: Connection) -> int:
@@ -31,7 +22,7 @@ async def last_sequence(connection: Connection) -> int:
         RequestFailed: The server refused.
         Unavailable: Nobody answered.
     """
-    return int((await stream_info(connection, STREAM))["state"]["last_seq"])
+    return await stored_messages.last_sequence(connection, STREAM)
 
 
 async def stored_trail(
@@ -42,7 +33,7 @@ async def stored_trail(
     Args:
         connection: The control plane's.
         name: Only this workload's.
-        since: RFC 3339 with an offset; only what was stored from then on.
+        since: RFC 3339 with an offset; only what was stored from that millisecond on.
         first: The number of the first message to read, where no *since* is given.
         last: That of the last; 0 for all that is stored now.
 
@@ -51,55 +42,9 @@ async def stored_trail(
         RequestFailed: The server refused.
         Unavailable: Nobody answered.
     """
-    last = last or await last_sequence(connection)
-    begin = datetime.fromisoformat(since) if since else None
-    ask: dict[str, Any] = {"seq": first} if begin is None else {"start_time": begin.isoformat()}
-    while last:
-        page, pending = await _page(connection, ask | {"next_by_subj": SUBJECT + (name or ">"), "batch": PAGE})
-        for message in page:
-            if message.sequence > last:
-                return
-            if begin is None or message.stored_at >= begin:  # after the last message a start time finds the first
-                for line in lines(message.body):
-                    yield Stored(line, message.subject, message.sequence)
-        if not page or not pending:
-            return
-        ask = {"seq": page[-1].sequence + 1}
-
-
-class _Message(NamedTuple):
-    subject: str
-    sequence: int
-    stored_at: datetime
-    body: bytes
-
-
-async def _page(connection: Connection, ask: dict[str, Any]) -> tuple[list[_Message], int]:
-    """Up to `PAGE` messages; how many follow."""
-    came: asyncio.Queue[tuple[dict[str, str], int | None, bytes]] = asyncio.Queue()
-
-    def on_reply(_subject: str, _reply: str, headers: bytes | None, data: bytes) -> None:
-        status = None if data else wire.status_of(headers)
-        came.put_nowait((wire.parse_headers(headers), status and status.code, data))
-
-    inbox = connection.new_inbox()
-    listener = connection.listen(inbox, on_reply)
-    page: list[_Message] = []
-    pending = 0
-    try:
-        await connection.publish(f"$JS.API.DIRECT.GET.{STREAM}", msgspec.json.encode(ask), reply=inbox)
-        async with asyncio.timeout(PAGE_S):
-            while True:
-                headers, status, data = await came.get()
-                fields = {key.lower(): value for key, value in headers.items()}
-                if status in _END:
-                    return page, pending
-                if status is not None:
-                    raise RequestFailed(f"{STREAM} cannot be read", got=f"status {status}", err_code=0)
-                pending = int(fields["nats-num-pending"])
-                stored_at = datetime.fromisoformat(fields["nats-time-stamp"])
-                page.append(_Message(fields["nats-subject"], int(fields["nats-sequence"]), stored_at, data))
-    except TimeoutError:
-        raise Unavailable(f"{STREAM} did not answer within {PAGE_S:g} s", reason="timeout") from None
-    finally:
-        listener.close()
+    since_ms = int(datetime.fromisoformat(since).timestamp() * 1000) if since else 0
+    async for message in stored_messages.stored(
+        connection, STREAM, SUBJECT + (name or ">"), first=1 if since else first, last=last, since_ms=since_ms
+    ):
+        for line in lines(message.body):
+            yield Stored(line, message.subject, message.sequence, message.stored_ms)

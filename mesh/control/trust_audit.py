@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from mesh.control.enforce import FOR_GOOD
+from mesh.control.durables import FOR_GOOD
 from mesh.control.identities import described, identities
 from mesh.control.live import read_live
 from mesh.control.reader import IDLE_NS
 from mesh.control.reconcile import now_ms
 from mesh.jetstream import excess, manage
 from mesh.jetstream.accounts import Account, claims_of
+from mesh.jetstream.durables import REPLAY, redrive, replays
 from mesh.jetstream.excess import Flag
-from mesh.jetstream.topology import desired
+from mesh.jetstream.topology import consumer, desired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from mesh.control.standing import Standing
     from mesh.jetstream.changes import Actual
     from mesh.jetstream.connection import Connection
-    from mesh.jetstream.topology import Config
+    from mesh.jetstream.topology import Config, ConsumerSpec
     from mesh.policy.grants import Grants
 
 _READER = "read-"  # consumers of `mesh.control.reader`
@@ -132,7 +133,7 @@ class TrustAudit:
         """Streams and consumers against what the grants ask for."""
         topology = desired(grants.site, grants.domains, grants.active)
         streams = {spec.name: spec for spec in topology.streams}
-        consumers = {(spec.stream, spec.name): spec for spec in topology.consumers}
+        consumers = {(spec.stream, spec.name): spec for spec in (*topology.consumers, *_sidelines(grants))}
         draining = set(self._policies.draining)
         flags: list[Flag] = []
         for name in sorted(actual.streams):
@@ -144,7 +145,7 @@ class TrustAudit:
                 stream,
                 name,
                 config,
-                draining=f"{name} on {stream}" in draining,
+                draining=f"{name} on {stream}" in draining or name.endswith(f"--{REPLAY}"),
                 ours=_of_a_reader(name, config) or config.get("pause_until") == FOR_GOOD,
             )
         return flags
@@ -201,6 +202,13 @@ def _empty(nats: Mapping[str, Any]) -> bool:
 
 def _grants(token: str) -> bytes:
     return msgspec.json.encode(claims_of(token)["nats"], order="sorted")
+
+
+def _sidelines(grants: Grants) -> Iterator[ConsumerSpec]:
+    """What may stand beside the durables of subscriptions: replays, which old views drain from too, and redrives."""
+    for grant in grants.active:
+        for durable in (*replays(grants.site, grants.domains, grant), redrive(grant)):
+            yield consumer(durable, grant)
 
 
 def _of_a_reader(name: str, config: Config) -> bool:

@@ -41,17 +41,21 @@ log = logs.get("control")
 
 
 class TrustStore:
-    """The trust store of one tenant. No workload can write it; this object is its only writer.
+    """The trust store of one tenant. No workload can write it; this object is its only writer at a time.
 
     Args:
         connection: The control plane's, in the tenant account.
         authority: Signs statements, and has the roots that certificates are checked against.
         tenant: Whose; a statement of another tenant is none here.
         file: Our own copy of the statement in force; those of the certificates go into a directory beside it.
+        alone: Nobody else ever issued certificates of this tenant: then one that we have no copy of is a sign of loss.
     """
 
-    def __init__(self, connection: Connection, authority: Authority, tenant: str, file: Path) -> None:
+    def __init__(
+        self, connection: Connection, authority: Authority, tenant: str, file: Path, *, alone: bool = True
+    ) -> None:
         self.tenant = tenant
+        self._alone = alone
         self._connection = connection
         self._store = KeyValue(connection, TRUST_BUCKET)
         self._clock = StreamClock(self._store, tenant)
@@ -130,7 +134,7 @@ class TrustStore:
         for held in unkept:
             self._present[held.kid] = held
             await self._copies.keep_certificate(held)
-        if unkept and not first:
+        if unkept and self._alone and not first:
             log.error("certificates_taken_up", tenant=self.tenant, count=len(unkept))
         missing = [held for held in self._present.values() if held.kid not in stored]
         for held in missing:

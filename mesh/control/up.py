@@ -7,9 +7,7 @@ directory goes on with its keys, events, durables and policies.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,7 +33,7 @@ from mesh.jetstream.connection import Connection
 from mesh.jetstream.manage import read_actual
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from mesh.jetstream.changes import Actual
     from mesh.policy.compile import Plans
@@ -173,7 +171,7 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
     data = DataDirectory.open(options.data)
     stack = AsyncExitStack()
     try:
-        stack.enter_context(_only_one(data))
+        stack.enter_context(data.only_one())
         data.mesh_file.unlink(missing_ok=True)  # it says "ready"
         operator = Operator(NkeyFiles(data.keys))
         authority = Authority(data.trust, data.admin, trust_domain=options.trust_domain, now_ms=now_ms())
@@ -215,24 +213,6 @@ async def running(options: Options, *, progress: Callable[[str], None] = lambda 
     finally:
         with anyio.CancelScope(shield=True):  # whatever ends the block, everything it started ends before we go on
             await stack.aclose()
-
-
-@contextmanager
-def _only_one(data: DataDirectory) -> Iterator[None]:
-    """Hold the directory's lock; the kernel lets go of it when we end, however we end."""
-    descriptor = os.open(data.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another mesh runs on {data.root}",
-                expected="a directory nobody uses",
-                next="stop it, or name another directory with --data",
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _tls(data: DataDirectory, authority: Authority, options: Options) -> MeshTls | None:

@@ -44,7 +44,7 @@ class WorkloadFiles:
         tenant: Whose.
         data: The data directory.
         operator: Makes credentials.
-        attestor: Hands out the tokens that agents enrol with.
+        attestor: Hands out the tokens that agents enrol with; None where their platform gives them.
         nats_url, site, trust_domain: What agents are told.
         ports: Where agents listen, one number after the other; None: free ports.
         tls: Keeps TLS certificates; None for a mesh without TLS.
@@ -58,7 +58,7 @@ class WorkloadFiles:
         tenant: str,
         data: DataDirectory,
         operator: Operator,
-        attestor: FileAttestor,
+        attestor: FileAttestor | None,
         *,
         nats_url: str,
         site: str,
@@ -142,12 +142,15 @@ class WorkloadFiles:
 
     def keep_token(self, agent: str, spiffe_id: str) -> str:
         """Write an enrolment token where there is none that stands for *agent*; returns `new token` where it did."""
+        if self._attestor is None:
+            return ""
         wrote = self._attestor.hand_out(agent, spiffe_id, self._data.agent(agent) / "enrol.token")
         return "new token" if wrote else ""
 
     def write_token(self, agent: str, spiffe_id: str) -> None:
-        """Replace an agent's enrolment token; the one before stands for nobody."""
-        self._attestor.hand_out(agent, spiffe_id, self._data.agent(agent) / "enrol.token", anew=True)
+        """Replace an agent's enrolment token; the one before stands for nobody. One of its platform is not ours."""
+        if self._attestor is not None:
+            self._attestor.hand_out(agent, spiffe_id, self._data.agent(agent) / "enrol.token", anew=True)
 
     def event_keys(self, agents: Iterable[str]) -> dict[str, str]:
         """The agents that have an event key of an earlier version in a file, each with its key id.

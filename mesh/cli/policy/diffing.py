@@ -27,6 +27,9 @@ def diff_as_dict(diff: Diff) -> dict[str, Any]:
         "owners": list(diff.owners),
         "changes": [_change(change) for change in diff.changes],
         "conditions": list(diff.conditions),
+        "delivery": [
+            {"subscription": one.subscription, "before": one.before, "after": one.after} for one in diff.delivery
+        ],
     }
 
 
@@ -68,6 +71,9 @@ def print_diff(diff: Diff) -> None:
         console.print(f"          {escape(change.before)} [bold]->[/] {escape(change.after)}{agree}", soft_wrap=True)
     for name in diff.conditions:
         console.print(f"[dim]CONDITION[/] {escape(name)}: which events it lets through shows in a replay")
+    for one in diff.delivery:
+        told = f"{escape(one.before)} [bold]->[/] {escape(one.after)}"
+        console.print(f"[dim]DELIVERY[/]  [cyan]{escape(one.subscription)}[/]  {told}", soft_wrap=True)
     if not diff.changes:
         console.print("nothing changes: everybody sees and may do what they did")
     elif diff.widens:

@@ -24,6 +24,7 @@ READS_S = {
     "status": 5.0,
     "history": 5.0,
     "store-status": 5.0,
+    "export": 15.0,
     "audit": 15.0,  # asks every server of a cluster
     "shadow-report": 15.0,  # asks every agent
 }  # what changes nothing, by verb
@@ -32,6 +33,8 @@ _AGAIN = {
     "trust": "`mesh trust list` says whether; asking again is safe",
     "policy": "`mesh policy status` says whether; asking again is safe",
     "policy rollback": "`mesh policy status` says whether; then roll back to a revision by its number, which is safe",
+    "replay": "`mesh replay list` says whether",
+    "dlq": "`mesh dlq list` says whether; asking again is safe",
     "policy shadow-start": "`mesh policy shadow report` says whether; asking again is safe",
     "policy shadow-stop": "`mesh policy shadow report` says whether; asking again is safe",
 }  # what to do about a change nobody answered for, by noun, or noun and verb

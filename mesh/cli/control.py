@@ -1,0 +1,179 @@
+"""`mesh control`: the control plane by itself, for servers and agents that others run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+
+from mesh import logs
+from mesh.cli.events import JsonOption
+from mesh.cli.output import NO, command, console, print_json, print_line
+from mesh.cli.up import DataOption, PoliciesOption
+from mesh.control.attest_kubernetes import KubernetesAttestor
+from mesh.control.datadir import DataDirectory
+from mesh.control.init import initialise
+from mesh.control.run import ReplicaOptions
+from mesh.control.run import run as run_replica
+from mesh.control.run_status import status as replica_status
+from mesh.errors import ConfigError
+from mesh.jetstream.tls import TlsFiles
+
+app = typer.Typer(no_args_is_help=True, help="The control plane by itself, in one to three replicas.")
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where a pod finds its own
+_REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+
+NatsOption = Annotated[str, typer.Option("--nats-url", envvar="MESH_NATS_URL", help="Several: with commas.")]
+TlsCaOption = Annotated[Path | None, typer.Option("--tls-ca", help="What NATS has to be known by.")]
+TlsCertOption = Annotated[Path | None, typer.Option("--tls-cert", help="What we show to NATS.")]
+TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", help="Its key.")]
+TrustDomainOption = Annotated[str, typer.Option("--trust-domain", help="Of the mesh's certificates.")]
+
+
+@command
+async def init(
+    data: DataOption = Path(".mesh"),
+    trust_domain: TrustDomainOption = "mesh.local",
+    resolver_dir: Annotated[
+        str, typer.Option("--resolver-dir", help="Where each nats-server keeps the accounts it is told.")
+    ] = "accounts",
+    *,
+    json_: JsonOption = False,
+) -> None:
+    """Make the keys of a mesh, and what its nats-servers have to include. What is there already stays."""
+    made = await anyio.to_thread.run_sync(
+        lambda: initialise(data, trust_domain=trust_domain, resolver_dir=resolver_dir)
+    )
+    if json_:
+        print_json({"data": str(made.data), "server_part": str(made.server_part), "key_files": made.key_files})
+        return
+    console.print(f"Keys of the mesh: {made.data}\n", soft_wrap=True)
+    console.print(f"Each nats-server:   include {shlex.quote(str(made.server_part))}", soft_wrap=True)
+    console.print("Each replica:       these files, below its --data or --keys; then `mesh control run`\n")
+    for name in made.key_files:
+        console.print(f"  {name}")
+
+
+@command
+async def run(  # noqa: PLR0917 - each an option
+    nats_url: NatsOption,
+    data: DataOption = Path(".mesh"),
+    keys: Annotated[
+        Path | None, typer.Option("--keys", help="A directory with the key files, such as a Secret; else --data.")
+    ] = None,
+    policies: PoliciesOption = None,
+    replica: Annotated[str, typer.Option("--replica", help="Our name; else the host's.")] = "",
+    site: Annotated[str, typer.Option("--site", help="Of the mesh.")] = "local",
+    trust_domain: TrustDomainOption = "mesh.local",
+    streams: Annotated[
+        int, typer.Option("--replicas-of-streams", help="1; 3 with three nats-servers or more.", min=1, max=5)
+    ] = 1,
+    attest: Annotated[str, typer.Option("--attest", help="file, or kubernetes: by TokenReview.")] = "file",
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    *,
+    json_: Annotated[bool, typer.Option("--json", help='Print {"state": "waits" | "leads"} at each change.')] = False,
+) -> None:
+    """Be a replica of the control plane until SIGTERM. One of all replicas leads; another takes over in 15 s.
+
+    It needs the key files of `mesh control init`, as every other replica does. Policies are for the first start of the
+    mesh; later they are changed by `mesh policy apply`, where a replica's directory is: any replica's will do.
+    """
+    logs.setup(service="mesh-control", level="info")
+    name = replica or socket.gethostname()
+    if not _REPLICA.fullmatch(name):
+        raise ConfigError(
+            "that cannot be a replica's name", expected="letters, digits, `-` and `.`", got=name[:64], next="--replica"
+        )
+    options = ReplicaOptions(
+        data=data,
+        nats_url=nats_url,
+        replica=name,
+        keys=keys,
+        policies=policies,
+        site=site,
+        trust_domain=trust_domain,
+        streams=streams,
+        tls=_tls(tls_ca, tls_cert, tls_key),
+        attestor=_attestor(attest, trust_domain),
+    )
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as group:
+
+            async def wait_for_signal() -> None:
+                async for _ in signals:
+                    group.cancel_scope.cancel()
+
+            group.start_soon(wait_for_signal)
+            await run_replica(options, said=_say if json_ else _ignore)
+
+
+@command
+async def status(
+    nats_url: NatsOption,
+    data: DataOption = Path(".mesh"),
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    *,
+    json_: JsonOption = False,
+) -> None:
+    """Show which replica leads, after its next renewal. Exit 0 where one does, else 1."""
+    said = await replica_status(DataDirectory(data), nats_url, _tls(tls_ca, tls_cert, tls_key))
+    if json_:
+        print_json(said)
+    elif said.lease is None or said.head is None:
+        console.print("No replica has led yet.")
+    else:
+        console.print(f"[bold]{said.lease.holder}[/] {'leads' if said.leads else 'led last'}, term {said.lease.term}")
+        console.print(f"[dim]state        generation {said.head.generation}, saved in term {said.head.term}[/]")
+    if not said.leads:
+        raise typer.Exit(NO)
+
+
+def _say(state: str) -> None:
+    print_line({"state": state})
+
+
+def _ignore(_state: str) -> None:
+    pass
+
+
+def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
+    if ca is None and cert is None and key is None:
+        return None
+    if ca is None or cert is None or key is None:
+        raise ConfigError("TLS needs three files", expected="--tls-ca, --tls-cert and --tls-key", next="name them all")
+    return TlsFiles(ca, cert, key)
+
+
+def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
+    match attest:
+        case "file":
+            return None
+        case "kubernetes":
+            host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+            if not host:
+                raise ConfigError("there is no API server", expected="KUBERNETES_SERVICE_HOST", next="run in a pod")
+            return KubernetesAttestor(
+                f"https://{f'[{host}]' if ':' in host else host}:{port}",
+                ca_file=SERVICE_ACCOUNT / "ca.crt",
+                token_file=SERVICE_ACCOUNT / "token",
+                trust_domain=trust_domain,
+            )
+        case _:
+            raise ConfigError("no such attestor", expected="file or kubernetes", got=attest[:32], next="see --attest")
+
+
+app.command("init", epilog="Example:  mesh control init --data /srv/mesh")(init)
+app.command("status", epilog="Example:  mesh control status --data /srv/mesh --nats-url nats://n1:4222")(status)
+app.command("run", epilog="Example:  mesh control run --data /srv/mesh --nats-url nats://n1:4222,nats://n2:4222")(run)
