@@ -29,7 +29,7 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants check lint fix bench docs lock install install-dev clean
+.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock install install-dev clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -58,6 +58,12 @@ test: install-dev ## all tests (ARGS="-k masking" for some)
 
 mutate-grants: install-dev ## widen each NATS grant in turn: an attack has to notice (minutes; ARGS="ack" for some)
 	$(BIN)/python -m tests.attacks.mutate --workers $(WORKERS) $(ARGS)
+
+RUNS ?= 100
+SEED ?= 1
+
+faults: install-dev ## kill, stop, cut and fill at random under load, and count what broke (RUNS=100 SEED=1; 20 min)
+	$(BIN)/python -m tests.faults --runs $(RUNS) --seed $(SEED) $(ARGS)
 
 fix: install-dev ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -4,17 +4,20 @@
                 grammar of types, patterns and NATS subjects.
 2. `policy`     The publisher's plan decides: may this agent say this? Which views of it does anybody read? Each view
                 keeps or drops the event (`rows`) and masks its fields.
-3. `journey`    `outbound()` puts 1 and 2 together and returns one `Copy` per view.
+3. `journey`    `outbound()` puts 1 and 2 together and returns one `Copy` per view; setting out, it gets its number
+                (`sequences`). `completeness` finds from numbers and signed `marks` what was taken, moved, brought in.
 4. `signing`    Copies that queued up together are sealed with one signature over a Merkle root; `identity` says whose.
 5. `jetstream`  The one door to NATS: the publisher sends sealed copies and waits for the stream's word that they are
                 stored; the puller brings them back out of a durable consumer as `Received`.
 6. `signing`    V1 to V9: nothing is believed before; then it is `Verified`.
 7. `inbound`    Today's policy is asked once more: the copy is `Admitted`, tightened where need be, or withheld.
-8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`.
+8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`. `settler` does it; `deadletters` is
+                what is stored of an event that was given up, and `redriven` how it comes again.
 
-`client` is the library a Python team uses, `control` the control plane that compiles policies and hands out rights,
-`cli` the command line. The agent beside an application is the package `agent`. Every error is in `errors`, every metric
-goes through `telemetry` and every log line through `logs`.
+`inbox` and `outbox` tie effects and publishing to an application's own database transactions; `protection` is what
+pauses a subscription. `client` is the library a Python team uses, `control` the control plane that compiles policies
+and hands out rights, `cli` the command line. The agent beside an application is the package `agent`. Every error is in
+`errors`, every metric goes through `telemetry` and every log line through `logs`.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from mesh.delivery import Reject, RetryLater
     from mesh.errors import MeshError
     from mesh.inbound import Admitted
+    from mesh.inbox import PostgresInbox, SqliteInbox
+    from mesh.outbox import PostgresOutbox, SqliteOutbox
     from mesh.subscription import Delivery, Subscription
 
 # Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
@@ -37,10 +42,14 @@ _PUBLIC = {
     "Delivery": "mesh.subscription",
     "Mesh": "mesh.client",
     "MeshError": "mesh.errors",
+    "PostgresInbox": "mesh.inbox",
+    "PostgresOutbox": "mesh.outbox",
     "PublishFailed": "mesh.client",
     "Receipt": "mesh.client",
     "Reject": "mesh.delivery",
     "RetryLater": "mesh.delivery",
+    "SqliteInbox": "mesh.inbox",
+    "SqliteOutbox": "mesh.outbox",
     "Subscription": "mesh.subscription",
     "connect": "mesh.client",
 }
@@ -50,10 +59,14 @@ __all__ = [
     "Delivery",
     "Mesh",
     "MeshError",
+    "PostgresInbox",
+    "PostgresOutbox",
     "PublishFailed",
     "Receipt",
     "Reject",
     "RetryLater",
+    "SqliteInbox",
+    "SqliteOutbox",
     "Subscription",
     "__version__",
     "connect",

@@ -18,10 +18,10 @@ from uuid import uuid4
 
 import msgspec
 
+from mesh.composing import compose
 from mesh.context import Context
 from mesh.door import AgentDoor
 from mesh.errors import ConfigError, MeshError
-from mesh.event import encode
 from mesh.reading import open_team
 from mesh.subscription import Subscription, handling
 
@@ -123,15 +123,9 @@ class Mesh:
             PublishFailed: The agent refused it, or could not make it durable.
             Unavailable: The agent cannot be reached.
         """
-        fields: dict[str, Any] = {"specversion": "1.0", "id": id or uuid4().hex, "source": source, "type": type}
-        optional = {"subject": subject, "time": time, "partitionkey": partitionkey, "data": data}
-        fields.update({name: value for name, value in optional.items() if value is not None})
-        cause = handling.get()
-        if cause is not None:
-            fields["correlationid"] = cause.correlationid
-            fields["causationid"] = cause.id
-        fields.update(extensions or {})
-        return await self._post(encode(fields))
+        said = {"id": id or uuid4().hex, "source": source, "type": type, "subject": subject, "time": time}
+        attributes = said | {"partitionkey": partitionkey, "data": data}
+        return await self._post(compose(attributes, extensions, handling.get()))
 
     async def _post(self, body: bytes) -> Receipt:
         if self._door is None:

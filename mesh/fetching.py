@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mesh.watch import BundleWatch
 
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)  # between two tries to reach a bucket; the last one repeats
-ASK_AGAIN_S = 0.9  # a bucket that had no certificate is not asked again sooner; below `feed.UNKNOWN_KEY_RETRY_S`
+ASK_AGAIN_S = 0.9  # a bucket that had no certificate is not asked again sooner; below `judging.UNKNOWN_KEY_RETRY_S`
 PATIENCE_S = 5.0  # that replicas of the trust bucket may lag: missing for that long, a certificate is nowhere
 SIDE_BY_SIDE = 64  # events in line whose certificates are asked for at a time
 MAX_MISSING = 10_000  # key ids remembered, the one first missed the longest ago goes first; about 2 MB

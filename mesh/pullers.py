@@ -7,7 +7,7 @@ from at once. What is gone is not asked any more; what had come from there is ha
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mesh import logs
 from mesh.errors import Unavailable
@@ -34,6 +34,26 @@ def places_of(grant: SubscriptionGrant, site: str) -> tuple[Place, ...]:
         return ()
     domains = {pattern.domain for pattern in grant.filters if pattern.domain is not None}
     return tuple((durable.stream, durable.name) for durable in durables(site, domains, grant))
+
+
+class Source(Protocol):
+    """What a feed's events come from."""
+
+    @property
+    def in_flight(self) -> int:
+        """Events delivered and not settled."""
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Pull, as tasks of this group, from now on."""
+
+    def follow(self, places: Iterable[Place]) -> tuple[list[str], list[str]]:
+        """Pull from exactly these places; returns the streams that are new, and those that were left."""
+
+    async def stop(self) -> None:
+        """Pull nothing more; what is there can still be settled."""
+
+    async def flush(self) -> None:
+        """Wait until the server has what was settled; not for long."""
 
 
 class Pullers:

@@ -82,7 +82,7 @@ class TeamReader:
             grant = plans.subscription(self._team, name, now_ms=time.time_ns() // 1_000_000)
         except NotFound:
             return None
-        streams = tuple(stream for stream, _ in places_of(grant, plans.bundle.site))
+        streams = tuple(dict.fromkeys(stream for stream, _ in places_of(grant, plans.bundle.site)))
         if not streams:
             return None
         return SubscriptionAddress(stream=streams[0], durable=grant.durable, view=grant.view, streams=streams)

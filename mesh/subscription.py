@@ -12,20 +12,22 @@ for as long as the tenant's policies allow, or not at all until a newer one does
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
 from mesh import logs
 from mesh.errors import Closed, NoBundle, NotFound
 from mesh.feed import Feed, Pulled
-from mesh.pullers import Place, places_of
+from mesh.handling import Delivery, handling
+from mesh.ordered import OrderedFeed
+from mesh.progress import Progress
+from mesh.protection import Protection
+from mesh.pullers import places_of
 from mesh.settler import DELIVERIES_EXHAUSTED, Settler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from contextvars import Token
     from types import TracebackType
 
     from anyio.abc import TaskGroup
@@ -34,93 +36,17 @@ if TYPE_CHECKING:
     from mesh.inbound import Admitted
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
+    from mesh.policy.grants import SubscriptionGrant
+    from mesh.protection import Pass
     from mesh.trust_watch import TrustWatch
     from mesh.watch import BundleWatch
 
-PROGRESS_SHARE = 0.4  # of ack_wait between two "in progress" signals: one may be lost before the event comes again
 DEFAULT_CONCURRENCY = 16  # handlers at once; most wait for a database or an API
 FIRST_BUNDLE_S = 10.0
 
+__all__ = ["Delivery", "Subscription", "handling"]
+
 log = logs.get("subscription")
-
-handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
-
-
-class Delivery:
-    """One event in a handler's hands.
-
-    Settle it once, by `ack`, `retry` or `reject`; or use it as `async with delivery as event:`, which acks on a clean
-    end and settles an exception by the subscription's policy.
-    """
-
-    __slots__ = ("_owner", "_pulled", "_settled", "_token")
-
-    def __init__(self, pulled: Pulled, owner: Subscription) -> None:
-        self._pulled = pulled
-        self._owner = owner
-        self._settled = False
-        self._token: Token[Admitted | None] | None = None
-
-    @property
-    def event(self) -> Admitted:
-        """The event, in the view the team reads."""
-        return self._pulled.event
-
-    def ack(self) -> None:
-        """Handled: never deliver it again."""
-        if self._first():
-            self._owner.settler.ack(self._pulled)
-
-    def retry(self, delay_s: float = 0.0) -> None:
-        """Not now: deliver it again after *delay_s* seconds."""
-        if self._first():
-            self._owner.settler.retry(self._pulled, delay_s)
-
-    async def reject(self, reason: str) -> None:
-        """Never again: store it as a dead letter with *reason*, then ack it."""
-        if self._first():
-            await self._owner.settler.bury(self._pulled, reason)
-
-    async def fail(self, error: Exception) -> None:
-        """Settle it by what its handling raised."""
-        if self._first():
-            await self._owner.settler.fail(self._pulled, error)
-
-    def hand_back(self) -> None:
-        """Not handled after all: deliver it again at once. What leaving the subscription does with unsettled events."""
-        if self._first():
-            self._owner.feed.hand_back(self._pulled)
-
-    def progress(self) -> None:
-        """Still working: start the redelivery clock again."""
-        if not self._settled:
-            self._pulled.puller.progress(self._pulled.received)
-
-    def _first(self) -> bool:
-        if self._settled:
-            return False
-        self._settled = True
-        self._owner.close_delivery(self)
-        return True
-
-    async def __aenter__(self) -> Admitted:
-        self._token = handling.set(self.event)
-        return self.event
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """Cancellation is not a verdict: the event is handed back, and delivered again."""
-        if self._token is not None:
-            handling.reset(self._token)
-        if error is None:
-            self.ack()
-            return False
-        if isinstance(error, Exception):
-            await self.fail(error)
-            return True
-        self.hand_back()
-        return False
 
 
 class Subscription:
@@ -148,7 +74,11 @@ class Subscription:
         self._on_unmask = on_unmask
         self._open: set[Delivery] = set()
         self._feed: Feed | None = None
+        self._ordered = False
         self._settler: Settler | None = None
+        self._protection: Protection | None = None
+        self._progress = Progress(self._in_hand)
+        self._turn = anyio.Lock()
         self._group: TaskGroup | None = None
 
     @property
@@ -157,6 +87,18 @@ class Subscription:
         if self._settler is None:
             raise self._not_running()
         return self._settler
+
+    @property
+    def protection(self) -> Protection:
+        """Says when the next event may be handled; there once the subscription runs."""
+        if self._protection is None:
+            raise self._not_running()
+        return self._protection
+
+    @property
+    def state(self) -> str:
+        """`running`; `open` or `half-open`, the breaker's; `paused` or `probing`, because of dead letters."""
+        return self.protection.state
 
     @property
     def feed(self) -> Feed:
@@ -172,34 +114,41 @@ class Subscription:
                 "no valid policy bundle has arrived", expected="one from the control plane", next="wait for it"
             )
         spec = plans.subscription(self.team, self.name, now_ms=_now_ms())
-        retry = spec.retry
-        streams = self.address.streams or (self.address.stream,)
-        self._feed = Feed(
-            self._connection,
-            team=self.team,
-            subscription=self.name,
-            durables=places_of(spec, plans.bundle.site) or [(stream, self.address.durable) for stream in streams],
-            bundle=self._bundle,
-            trust=self._trust,
-            max_in_flight=self._max_in_flight or spec.max_in_flight,
-        )
+        self._feed = self._new_feed(spec, plans.bundle.site)
+        self._protection = Protection(spec)
         self._settler = Settler(
             self._connection,
             team=self.team,
             subscription=self.name,
             durable=self.address.durable,
-            policy=retry,
+            policy=spec.retry,
             window=self._feed.window,
             waits=self._feed.waits,
         )
-        self._feed.on_rejected = self._settler.quarantine
+        self._feed.reject_by(self._settler.quarantine, self._settler.put_back)
         self._feed.on_unmask = self._on_unmask
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
         self._group.start_soon(self._feed.run)
         self._group.start_soon(self._follow, plans)
-        self._group.start_soon(self._signal_progress, retry.ack_wait_s * PROGRESS_SHARE)
+        self._progress.pace(spec.ack_wait_s)
+        self._group.start_soon(self._progress.run)
         return self
+
+    def _new_feed(self, spec: SubscriptionGrant, site: str) -> Feed:
+        streams = self.address.streams or (self.address.stream,)
+        options: dict[str, Any] = {
+            "team": self.team,
+            "subscription": self.name,
+            "durables": places_of(spec, site) or [(stream, self.address.durable) for stream in streams],
+            "bundle": self._bundle,
+            "trust": self._trust,
+            "max_in_flight": self._max_in_flight or spec.max_in_flight,
+        }
+        self._ordered = spec.ordered
+        if spec.ordered:
+            return OrderedFeed(self._connection, durable=spec.durable, ack_wait_s=spec.ack_wait_s, **options)
+        return Feed(self._connection, **options)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -213,6 +162,7 @@ class Subscription:
             for delivery in tuple(self._open):
                 delivery.hand_back()
             await self.feed.flush()
+        self.protection.close()
         group.cancel_scope.cancel()
         if isinstance(error, Exception):  # the caller's own: a task group would wrap it
             await group.__aexit__(None, None, None)
@@ -225,13 +175,48 @@ class Subscription:
             yield await self.next()
 
     async def next(self) -> Delivery:
-        """The next delivery; waits for one. What nobody ever lived to settle is buried instead of handed out."""
-        feed, settler = self.feed, self.settler
-        pulled = feed.take() or await feed.next()
-        while settler.worn_out(pulled):
-            await settler.bury(pulled, DELIVERIES_EXHAUSTED)
-            pulled = await feed.next()
-        delivery = Delivery(pulled, self)
+        """The next delivery; waits for one. What nobody ever lived to settle is buried instead of handed out.
+
+        While the subscription is paused, or its rate is used up, events wait in the feed, in their order.
+        """
+        protection = self.protection
+        while protection.calm:
+            if (delivery := await self._take(protection.at_once)) is not None:
+                return delivery
+        while True:
+            async with self._turn:  # one at a time: whoever waited longest gets the next event
+                await protection.ready()
+                if (delivery := await self._take(protection.admit)) is not None:
+                    return delivery
+
+    async def _take(self, admit: Callable[[], Pass | None]) -> Delivery | None:
+        """The next event, if *admit* gives leave for it and it is not worn out."""
+        pulled = self.feed.take() or await self._next()
+        leave = admit()
+        if leave is None:
+            self.feed.put_back(pulled)
+            return None
+        if not self.settler.worn_out(pulled):
+            return self._deliver(pulled, leave)
+        try:
+            await self.settler.bury(pulled, DELIVERIES_EXHAUSTED)
+        except BaseException:
+            self.protection.dropped(leave)
+            raise
+        self.protection.worn_out(leave)
+        return None
+
+    async def _next(self) -> Pulled:
+        while True:
+            feed = self.feed
+            try:
+                return await feed.next()
+            except Closed:
+                if self._feed is feed:
+                    raise
+
+    def _deliver(self, pulled: Pulled, leave: Pass) -> Delivery:
+        delivery = Delivery(pulled, self, leave)
         self._open.add(delivery)
         return delivery
 
@@ -259,30 +244,49 @@ class Subscription:
             adopted, current = self._bundle.adopted, self._bundle.plans
             if current is not None and current is not plans:
                 plans = current
-                self.feed.follow(self._places(plans))
+                await self._adopt(plans)
             await adopted.wait()
 
-    def _places(self, plans: Plans) -> tuple[Place, ...]:
-        revision = plans.bundle.revision
+    async def _adopt(self, plans: Plans) -> None:
+        revision, site = plans.bundle.revision, plans.bundle.site
         try:
             grant = plans.subscription(self.team, self.name, now_ms=_now_ms())
         except NotFound:
             log.warning("subscription_gone", team=self.team, subscription=self.name, revision=revision)
-            return ()
+            self.feed.follow(())
+            return
+        self.protection.follow(grant)
+        self.settler.follow(grant.retry)
+        self._progress.pace(grant.ack_wait_s)
+        if isinstance(self.feed, OrderedFeed):
+            self.feed.pace(grant.ack_wait_s)
         if not grant.active:
             log.warning(
                 "subscription_inactive", team=self.team, subscription=self.name, revision=revision, reason=grant.reason
             )
-        return places_of(grant, plans.bundle.site)
+        if grant.active and grant.ordered != self._ordered:
+            await self._begin_anew(grant, site)
+        else:
+            self.feed.follow(places_of(grant, site))
 
-    async def _signal_progress(self, interval_s: float) -> None:
+    async def _begin_anew(self, grant: SubscriptionGrant, site: str) -> None:
+        """It is ordered now, or no longer: what is not handed out yet goes back, and comes by the other durables."""
+        before = self.feed
+        self._feed = feed = self._new_feed(grant, site)
+        feed.take_over(before)
+        await before.stop()  # whoever waits for its next event goes on with ours
+        await before.flush()
+        before.end()
+        if self._group is not None:
+            self._group.start_soon(feed.run)
+        log.info("ordering_changed", team=self.team, subscription=self.name, ordered=grant.ordered)
+
+    def _in_hand(self) -> None:
         """Keep events that are in hand here from being delivered to somebody else."""
-        while True:
-            await anyio.sleep(interval_s)
-            if self._connection.connected:
-                self.feed.progress()
-                for delivery in tuple(self._open):
-                    delivery.progress()
+        if self._connection.connected:
+            self.feed.progress()
+            for delivery in tuple(self._open):
+                delivery.progress()
 
     def _not_running(self) -> Closed:
         return Closed(

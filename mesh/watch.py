@@ -32,7 +32,7 @@ TRUST_BUCKET = "mesh_trust"
 BUNDLE_KEY = "bundle"
 TRUST_KEY = "trust"
 POLL_S = 10.0  # the bound on how long a lost notice goes unnoticed
-KINDS = frozenset({"bundle", "trust", "shadow"})  # of notices: one for each thing that is watched
+KINDS = frozenset({"bundle", "trust", "shadow", "replay", "redrive"})  # of notices: what is watched, and side runs
 NOTICE_GAP_S = 0.02  # notices are coalesced: a burst of them costs one read
 
 log = logs.get("watch")

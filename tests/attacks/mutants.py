@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from mesh.jetstream import accounts, imports, topology
+from mesh.jetstream import accounts, durables, imports, topology
 from mesh.jetstream.imports import TENANT_EXPORTS, Export, Import
 
 READING, WRITING, ACCOUNTS = (f"tests/attacks/test_{name}.py" for name in ("reading", "writing", "accounts"))
 ENROLMENT, EVENTS = "tests/attacks/test_enrolment.py", "tests/attacks/test_events.py"
+SIDELINES = "tests/attacks/test_sidelines.py"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,14 @@ class Mutant:
 
 def plain(expression: str) -> str:
     """An expression for people."""
-    shown = re.sub(r"\\[12]|\(\[\^\.\]\+\)|\(\.\+\)", "X", expression)
+    shown = re.sub(r"\\[123]|\(\[\^\.\]\+\)|\(\.\+\)|\(s\.\.\)", "X", expression)
     return re.sub(r"\\(.)", r"\1", shown)
 
 
 GET = r"\$JS\.API\.DIRECT\.GET"
 NEXT = r"\$JS\.API\.CONSUMER\.MSG\.NEXT"
 W, P, S, F = "workload_imports", "publish_imports", "subscription_imports", "durables"
+R, D = "replays", "redrive"
 
 MUTANTS = (
     # what every workload takes
@@ -110,6 +112,18 @@ MUTANTS = (
     Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)\.>", r"$JS.ACK.\1.>", READING),
     Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)\.>", r"$JS.ACK.*.\2.>", READING),
     Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)\.>", "$JS.ACK.>", READING),
+    Mutant(S, rf"{NEXT}\.([^.]+)\.([^.]+)--s03", r"$JS.API.CONSUMER.MSG.NEXT.\1.*", READING),
+    Mutant(S, rf"{NEXT}\.([^.]+)\.([^.]+)--s03", r"$JS.API.CONSUMER.MSG.NEXT.*.\2--s03", SIDELINES),
+    Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)--s03\.>", r"$JS.ACK.\1.>", READING),
+    Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)--s03\.>", r"$JS.ACK.*.\2--s03.>", SIDELINES),
+    Mutant(S, rf"{NEXT}\.([^.]+)\.([^.]+)--replay", r"$JS.API.CONSUMER.MSG.NEXT.\1.*", SIDELINES),
+    Mutant(S, rf"{NEXT}\.([^.]+)\.([^.]+)--replay", r"$JS.API.CONSUMER.MSG.NEXT.*.\2--replay", SIDELINES),
+    Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)--replay\.>", r"$JS.ACK.\1.>", SIDELINES),
+    Mutant(S, r"\$JS\.ACK\.([^.]+)\.([^.]+)--replay\.>", r"$JS.ACK.*.\2--replay.>", SIDELINES),
+    Mutant(S, rf"{NEXT}\.REDRIVE\.([^.]+)", "$JS.API.CONSUMER.MSG.NEXT.REDRIVE.*", SIDELINES),
+    Mutant(S, rf"{NEXT}\.REDRIVE\.([^.]+)", r"$JS.API.CONSUMER.MSG.NEXT.*.\1", SIDELINES),
+    Mutant(S, r"\$JS\.ACK\.REDRIVE\.([^.]+)\.>", "$JS.ACK.REDRIVE.>", SIDELINES),
+    Mutant(S, r"\$JS\.ACK\.REDRIVE\.([^.]+)\.>", r"$JS.ACK.*.\1.>", SIDELINES),
     Mutant(S, r"dlq\.([^.]+)\.([^.]+)", r"dlq.\1.*", WRITING),
     Mutant(S, r"dlq\.([^.]+)\.([^.]+)", r"dlq.*.\2", WRITING),
     Mutant(S, r"dlq\.([^.]+)\.([^.]+)", "dlq.>", WRITING),
@@ -117,6 +131,13 @@ MUTANTS = (
     Mutant(F, r"ev\.local\.([^.]+)\.\*\.(.+)", r"ev.local.*.*.\2", READING),
     Mutant(F, r"ev\.local\.([^.]+)\.\*\.([^.]+)\.(.+)", r"ev.local.\1.*.\2.>", READING),
     Mutant(F, r"ev\.local\.([^.]+)\.\*\.(.+)", "ev.>", READING),
+    Mutant(F, r"ev\.local\.([^.]+)\.(s..)\.(.+)", r"ev.local.*.\2.\3", SIDELINES),
+    Mutant(F, r"ev\.local\.([^.]+)\.(s..)\.([^.]+)\.(.+)", r"ev.local.\1.\2.\3.>", SIDELINES),
+    # what comes again
+    Mutant(R, r"ev\.local\.([^.]+)\.\*\.(.+)", r"ev.local.*.*.\2", SIDELINES),
+    Mutant(R, r"ev\.local\.([^.]+)\.\*\.([^.]+)\.(.+)", r"ev.local.\1.*.\2.>", SIDELINES),
+    Mutant(D, r"redrive\.([^.]+)\.([^.]+)", r"redrive.\1.*", SIDELINES),
+    Mutant(D, r"redrive\.([^.]+)\.([^.]+)", r"redrive.*.\2", SIDELINES),
     # what a user may hear
     Mutant("workload_subscribe", r"_INBOX_([^.]+)\.>", ">", READING),
     Mutant("workload_subscribe", r"_INBOX_([^.]+)\.>", "*.>", READING),
@@ -156,6 +177,10 @@ def mutate(mutant: Mutant) -> None:
             put_value("TENANT_EXPORTS", (*(e for e in TENANT_EXPORTS if e.subject != "ctl.enrol.>"), Export("ctl.>")))
     elif mutant.family == F:
         put(topology.durables, F, lambda made: tuple(replace(d, filters=widened(d.filters, mutant)) for d in made))
+    elif mutant.family == R:
+        put(durables.replays, R, lambda made: tuple(replace(d, filters=widened(d.filters, mutant)) for d in made))
+    elif mutant.family == D:
+        put(durables.redrive, D, lambda made: replace(made, filters=widened(made.filters, mutant)))
     elif mutant.family == "workload_subscribe":
         put(accounts.workload_subscribe, mutant.family, lambda made: tuple(mutant.wide(subject) for subject in made))
     elif mutant.family == "TENANT_EXPORTS":

@@ -16,17 +16,32 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from mesh.jetstream import accounts, imports, topology
+from mesh.jetstream import accounts, durables, imports
 from mesh.jetstream.imports import TENANT_EXPORTS
 from mesh.policy.grants import PublishGrant, SubscriptionGrant
 from mesh.subjects import Pattern
-from tests.attacks.mutants import ACCOUNTS, ENROLMENT, MUTANTS, READING, WRITING, F, Mutant, P, S, W
+from tests.attacks.mutants import (
+    ACCOUNTS,
+    ENROLMENT,
+    MUTANTS,
+    READING,
+    SIDELINES,
+    WRITING,
+    D,
+    F,
+    Mutant,
+    P,
+    R,
+    S,
+    W,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIMIT_S = 300.0  # one run of the attacks; it takes a twentieth of it on a quiet machine
-GRANTS = (READING, WRITING, ACCOUNTS, ENROLMENT)  # what is run where the first file notices nothing
+GRANTS = (READING, SIDELINES, WRITING, ACCOUNTS, ENROLMENT)  # what is run where the first file notices nothing
 PYTEST = (
     "-m",
     "pytest",
@@ -46,6 +61,7 @@ ENVIRON = {**os.environ, "PYTHONPATH": str(ROOT)}  # for `-p`, which is looked u
 def granted() -> Iterator[tuple[str, str]]:
     """Every pattern that the product makes for an agent and a team, by what makes it."""
     sub = SubscriptionGrant("support", "contacts", "service", (Pattern.parse("crm.contact.>"),), start="all")
+    ordered = replace(sub, ordered=True)
     publish = [
         PublishGrant("service", Pattern.parse("crm.contact.>")),
         PublishGrant("bare", Pattern.parse("crm.order.*.v1")),
@@ -53,11 +69,14 @@ def granted() -> Iterator[tuple[str, str]]:
     for family, made in (
         (W, [*imports.workload_imports("T", "desk"), *imports.workload_imports("T", "team-support")]),
         (P, imports.publish_imports("T", "local", publish)),
-        (S, imports.subscription_imports("T", "local", ("crm",), [sub])),
+        (S, imports.subscription_imports("T", "local", ("crm",), [sub, ordered])),
         ("TENANT_EXPORTS", TENANT_EXPORTS),
     ):
         yield from ((family, one.subject) for one in made)
-    yield from ((F, one) for durable in topology.durables("local", ("crm",), sub) for one in durable.filters)
+    for grant in (sub, ordered):
+        yield from ((F, one) for durable in durables.durables("local", ("crm",), grant) for one in durable.filters)
+    yield from ((R, one) for durable in durables.replays("local", ("crm",), sub) for one in durable.filters)
+    yield from ((D, one) for one in durables.redrive(sub).filters)
     yield from (("workload_subscribe", one) for one in accounts.workload_subscribe("desk"))
 
 

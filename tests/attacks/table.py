@@ -39,7 +39,10 @@ THREATS = {
     "Masker lies": (
         "masks:a_copy_that_claims_another_view masks:a_copy_that_was_made_for_another masks:a_copy_from_before_a_mask"
     ),
-    "Gap and suppression by the broker": "broker:suppressing_an_event",
+    "Gap and suppression by the broker": (
+        "broker:suppressing_an_event suppression:taking_an_event_away suppression:moving_an_event"
+        " suppression:bringing_in_an_event suppression:storing_an_event_again"
+    ),
     "Reply confused deputy, inbox snooping": (
         "writing:a_reply_that_writes_policy writing:a_reply_that_moves_another_consumer reading:listening_to_inboxes"
     ),
@@ -84,6 +87,11 @@ OTHERS = {
         "reading:pulling_another_teams_durable reading:pulling_from_another_stream"
         " reading:creating_a_consumer reading:the_own_durable_hands_out_the_own_view"
         " reading:message_get_of_an_event reading:mirroring_the_stream"
+        " sidelines:pulling_another_teams_slot"
+    ),
+    "What comes again to another team": (
+        "sidelines:pulling_another_teams_replay sidelines:pulling_another_teams_redrive"
+        " sidelines:a_sideline_in_another_stream sidelines:what_comes_again_is_the_teams_own"
     ),
     "Another team's other data": (
         "reading:keys_that_nobody_was_given reading:reading_another_workloads_report"

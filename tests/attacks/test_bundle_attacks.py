@@ -56,9 +56,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             yield World(streams, agent, base, *envelopes)
 
 
-def agent_at(base: Path, streams: Streams) -> Agent:
+def agent_at(base: Path, streams: Streams, *, spool: str = "spool.db") -> Agent:
     """An agent of this directory."""
-    environ = {"MESH_AGENT_NATS_URL": streams.server.url}
+    environ = {"MESH_AGENT_NATS_URL": streams.server.url, "MESH_AGENT_SPOOL_FILE": spool}
     return Agent(load_settings((base / "agent.toml").read_text(), environ).settings, base)
 
 
@@ -188,7 +188,7 @@ async def test_an_older_bundle_is_refused_after_a_restart_too(world: World) -> N
     """The store is set back while the agent is away: the file beside it remembers."""
     await until((world.base / "bundle.last").exists)
     await world.streams.put(world.first)
-    async with agent_at(world.base, world.streams) as again:
+    async with agent_at(world.base, world.streams, spool="") as again:  # a spool has one agent
         await until(lambda: refused(again) == "bundle-rollback")
         with pytest.raises(Denied):
             await again.publish(event())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mesh.context import AgentAddress
+from mesh.control.local import LocalWorkloads
 from tests.attacks.insider import CONTACT
 from tests.attacks.world import World
 from tests.contract.agent_mesh import Http, event
@@ -158,8 +159,11 @@ async def test_bodies_beyond_every_limit(world: World) -> None:
 
 def agent_pid(world: World) -> int:
     """Of crm-adapter's process."""
-    (pid,) = [p.pid for t in world.mesh._tenants for name, p in t.workloads.processes.items() if name == "crm-adapter"]
-    return int(pid)
+    local = [t.workloads for t in world.mesh._tenants if isinstance(t.workloads, LocalWorkloads)]
+    (pid,) = [
+        process.pid for workloads in local for name, process in workloads.processes.items() if name == "crm-adapter"
+    ]
+    return pid
 
 
 async def test_a_request_that_never_ends(world: World) -> None:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from mesh.ca import MeshCA
 from mesh.certificates import split_chain
 from mesh.control.truststore import TrustStore
-from mesh.feed import REJECTED
 from mesh.identity import Signer, TrustStatement
+from mesh.judging import REJECTED
 from mesh.keys import SpiffeId, key_id
 from mesh.statements import b64u
 from tests.attacks.insider import CRM, contact, now_ms, sealed, until

@@ -24,10 +24,10 @@ from mesh.control.door import pack
 from mesh.control.tenant import Tenant
 from mesh.control.up import Options, Running, running
 from mesh.deadletters import DeadLetterRecord
-from mesh.feed import REJECTED, WITHHELD
 from mesh.identity import Signer
 from mesh.inbound import Admitted
 from mesh.jetstream.tls import TlsFiles, client_context
+from mesh.judging import REJECTED, WITHHELD
 from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, Insider, Wire, failed, now_ms, until
 from tests.attacks.keys import enrol, found, proof
 
@@ -192,7 +192,8 @@ class World:
                 connect(self.context(tenant=tenant, agent=agent))
             )
         data = more.pop("data", {"country": "DE", "email": "ada@example.org", "iban": "DE02", "notes": "hello"})
-        return (await self._doors[agent].publish(type_, data, source=f"/{team}", **more)).id
+        source = more.pop("source", f"/{team}")
+        return (await self._doors[agent].publish(type_, data, source=source, **more)).id
 
     async def reader(self, team: str = "support", subscription: str = "contacts", tenant: str = "acme") -> Reader:
         """An honest consumer of a subscription, started once."""

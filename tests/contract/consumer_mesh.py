@@ -222,7 +222,7 @@ class Reader:
     trust: TrustWatch
 
     @asynccontextmanager
-    async def subscription(self) -> AsyncIterator[Subscription]:
+    async def subscription(self, *, max_in_flight: int | None = None) -> AsyncIterator[Subscription]:
         """The subscription `contacts`."""
         reading = Subscription(
             self.connection,
@@ -231,6 +231,7 @@ class Reader:
             address=SubscriptionAddress(stream=STREAM, durable=DURABLE, view=VIEW),
             bundle=self.bundle,
             trust=self.trust,
+            max_in_flight=max_in_flight,
         )
         async with reading:
             yield reading

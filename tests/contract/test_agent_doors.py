@@ -513,11 +513,11 @@ def refusal(running: Sidecar) -> str | None:
     return refused and str(refused["code"])
 
 
-async def test_a_stream_that_is_away_gets_503_and_the_same_event_later_202(tmp_path: Path) -> None:
+async def test_without_a_spool_a_stream_that_is_away_gets_503_and_the_same_event_later_202(tmp_path: Path) -> None:
     """With the server gone the caller gets 503 and Retry-After; the same event is accepted when it is back."""
     async with (
         Streams.running(tmp_path / "nats") as streams,
-        sidecar(write_directory(tmp_path / "agent"), streams.server.url, give_up_s=0.5) as running,
+        sidecar(write_directory(tmp_path / "agent"), streams.server.url, give_up_s=0.5, spool_file="") as running,
     ):
         http = client(running)
         await until(lambda: not running.agent.not_ready())
@@ -555,7 +555,7 @@ async def test_an_agent_that_nats_refuses_says_so_at_once_until_it_is_let_in(tmp
         async with sidecar(base, mode.server.url, creds_file="nats.creds", give_up_s=0.5) as running:
             await until(lambda: not running.agent.not_ready())
             http = client(running)
-            assert (await http.post(event())).status == 202
+            assert (await http.post(event())).json["durable"] == "stream"
 
             mode.iat += 1
             closed = accounts.account_jwt(mode.operator, account.public, "crm-adapter", closed=True, iat=mode.iat)
@@ -584,7 +584,7 @@ async def test_an_agent_that_nats_refuses_says_so_at_once_until_it_is_let_in(tmp
             (base / "nats.creds").write_bytes(creds)
             await until(lambda: not running.agent.not_ready())
             assert not running.agent.state()["nats_connected"]
-            assert (await http.post(event())).json["code"] == "stream-unavailable"
+            assert (await http.post(event())).json["durable"] == "spool"
     finally:
         await mode.stop()
 
@@ -649,6 +649,7 @@ async def test_closing_ends_every_publish(tmp_path: Path) -> None:
             "MESH_AGENT_PUBLISH_WINDOW": "256",
             "MESH_AGENT_MAX_WAITING_EVENTS": "1000",
             "MESH_AGENT_GIVE_UP_S": "300",
+            "MESH_AGENT_SPOOL_AFTER_S": "60",
             "MESH_AGENT_ADMIT_WAIT_S": "30",
         }
         agent = Agent(load_settings((base / "agent.toml").read_text(), environ).settings, base)

@@ -132,7 +132,8 @@ async def test_an_agent_enrols_at_its_start(
                 assert (state["kid"], state["trust_read"], state["refused"]) == (kids[-1], True, None)
                 assert 86_000 < state["certificate_left_s"] <= 86_400
     assert await seen(streams, base, after) == {kids[0]: ["start-0"], kids[1]: ["start-1"]}
-    assert {path.relative_to(base).parts[0] for path in set(base.rglob("*")) - files} <= {"admin", "bundle.last"}
+    made = {path.relative_to(base).parts[0] for path in set(base.rglob("*")) - files}
+    assert made <= {"admin", "bundle.last", "spool.db", "spool.key"}
     token = (base / "enrol.token").read_text().strip()
     assert not any(token in repr(vars(record)) for record in caplog.records)
     assert token not in repr(control.told)
@@ -141,8 +142,8 @@ async def test_an_agent_enrols_at_its_start(
 async def test_without_a_control_plane_it_is_not_enrolled_and_goes_on_asking(
     streams: Streams, base: Path, control: Control
 ) -> None:
-    """The door says so, 503; once somebody answers the agent is ready by itself."""
-    async with running(agent_of(base, streams.server.url)) as agent:
+    """Without a spool the door says so, 503; once somebody answers the agent is ready by itself."""
+    async with running(agent_of(base, streams.server.url, spool_file="")) as agent:
         await until(lambda: identity_of(agent).problem is not None and agent.state()["bundle_revision"])
         assert agent.not_ready() == [NotEnrolled.code]
         with pytest.raises(NotEnrolled) as refused:
@@ -322,10 +323,10 @@ async def test_a_copy_that_may_have_been_stored_after_the_cut_is_no_proof(
     after, gate = await streams.stored(), asyncio.Event()
     gate.set()
     control.enrolment._attestor = Slow(control.attestor, gate)
-    async with control.answering(), agent_of(base, streams.server.url, give_up_s=60) as agent:
+    async with control.answering(), agent_of(base, streams.server.url, spool_file="", give_up_s=60) as agent:
         first = kid_of(agent)
         gate.clear()
-        await control.store.revoke({first: (cut_ms := now_ms() + 400)})
+        await control.store.revoke({first: (cut_ms := now_ms() + 1500)})
         await until(lambda: identity_of(agent)._cut_ms(agent.keys.signer) == cut_ms)
         streams.server.pause()
         hung = asyncio.create_task(publish(agent, "hung"))
@@ -357,10 +358,10 @@ async def test_a_key_that_was_cut_while_the_agent_was_away_seals_nothing(
 
 
 async def test_trust_that_cannot_be_read_holds_everything(streams: Streams, base: Path, control: Control) -> None:
-    """A statement that does not hold up is none: nothing is sent by it, the caller is told, and it ends by itself."""
+    """A statement that does not hold up is none: nothing is sent by it, and it ends by itself."""
     store = KeyValue(streams.connection, "mesh_trust")
     await store.put("trust", b"{}")
-    async with control.answering(), agent_of(base, streams.server.url, give_up_s=0.3) as agent:
+    async with control.answering(), agent_of(base, streams.server.url, spool_file="", give_up_s=0.3) as agent:
         assert agent.state()["identity"]["trust_read"] is False
         with pytest.raises(StreamUnavailable):
             await publish(agent, "unread")

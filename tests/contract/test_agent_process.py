@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -141,12 +142,18 @@ async def test_a_second_signal_ends_it_at_once(streams: Streams, tmp_path: Path)
     assert "drain_aborted" in [line["event"] for line in log]
 
 
+def _listening(path: Path) -> bool:
+    """Whether somebody takes connections there: a socket is in its place a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 async def test_it_starts_without_nats_and_goes_on_trying(tmp_path: Path) -> None:
     """With no server the process is up, alive and not ready; nothing is written about readiness."""
     base = write_directory(tmp_path)
     running = await Running.start(base, "nats://127.0.0.1:9", http_socket=str(tmp_path / "s"))
     try:
-        await until((tmp_path / "s").exists)
+        await until(lambda: _listening(tmp_path / "s"))
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
         token = (base / "token").read_text().strip()
         writer.write(f"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())

@@ -15,12 +15,13 @@ import pytest
 from agent.lifecycle import Sidecar
 from mesh.anchors import open_keyring
 from mesh.context import SubscriptionAddress
-from mesh.feed import REJECTED, WITHHELD
 from mesh.inbound import Admitted
 from mesh.jetstream import manage
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
+from mesh.judging import REJECTED, WITHHELD
 from mesh.policy.bundle import Bundle
+from mesh.pullers import Pullers
 from mesh.subscription import Subscription
 from mesh.telemetry import Counter
 from mesh.trust_watch import TrustWatch
@@ -325,7 +326,7 @@ async def test_an_old_bundle_that_is_gone_keeps_its_copies_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are neither handed over nor dropped: they come again until the control plane has put it back."""
-    monkeypatch.setattr("mesh.feed.PAST_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.judging.PAST_RETRY_S", 0.05)
     async with desk_of(tmp_path, CLEAR_EMAIL) as desk:
         await desk.publish("old")
         store = KeyValue(desk.connection, "mesh_policy")
@@ -403,7 +404,7 @@ async def test_an_event_that_only_waited_is_handled_and_not_buried(
 ) -> None:
     """However often it had to wait for a bundle or a certificate: once that is there, a handler gets it."""
     for name in ("PAST_RETRY_S", "BEHIND_RETRY_S", "UNKNOWN_KEY_RETRY_S"):
-        monkeypatch.setattr(f"mesh.feed.{name}", 0.05)
+        monkeypatch.setattr(f"mesh.judging.{name}", 0.05)
     async with desk_of(tmp_path, ONE_ATTEMPT) as desk:
         give = await lack(desk)
 
@@ -477,7 +478,9 @@ async def test_a_domain_comes_and_goes_while_the_subscription_runs(tmp_path: Pat
             await desk.apply(WIDER)
             got.append(await reading.next())
             await desk.apply(WIDER_READS)
-            await until(lambda: len(reading.feed._pullers._pulling) == 1)
+            pullers = reading.feed._pullers
+            assert isinstance(pullers, Pullers)
+            await until(lambda: len(pullers._pulling) == 1)
             await push(desk, "3-github")
             await desk.publish("4-crm")
             got.append(await reading.next())

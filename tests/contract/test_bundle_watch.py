@@ -13,7 +13,7 @@ from agent.core import Agent
 from agent.settings import load as load_settings
 from mesh import audit
 from mesh.bundles import KEPT_PLANS, compiled, policy_key
-from mesh.errors import BadBundle, BundleChain, ConfigError, Denied, RevisionNeeded, Unavailable
+from mesh.errors import BadBundle, BundleChain, ConfigError, Denied, RevisionNeeded
 from mesh.jetstream.store import KeyValue
 from mesh.policy.compile import Plans
 from mesh.policy.envelope import open_bundle, seal_bundle
@@ -311,7 +311,7 @@ async def test_an_agent_reports_what_it_runs_and_what_it_refused(streams: Stream
 
 
 async def test_an_agent_without_nats_starts_with_the_last_good_bundle(streams: Streams, tmp_path: Path) -> None:
-    """It is ready and refuses what the policies refuse; what it cannot store is not accepted."""
+    """It is ready, refuses what the policies refuse, and spools what they allow."""
     base = write_directory(tmp_path / "agent")
     await streams.hand_out(policies=DENIED)
     async with agent_at(base, streams.server.url):
@@ -322,8 +322,8 @@ async def test_an_agent_without_nats_starts_with_the_last_good_bundle(streams: S
         with pytest.raises(Denied) as denied:
             await agent.publish(event())
         assert denied.value.details["rule"] == "none"
-        with pytest.raises(Unavailable):
-            await agent.publish(event(type="github.push.v1", source="/github/main"))
+        receipt = await agent.publish(event(type="github.push.v1", source="/github/main"))
+        assert receipt.durable == "spool"
 
 
 async def test_an_agent_without_nats_and_without_a_bundle_denies_all(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from mesh.control import rollout
 from mesh.control.bundles import BundleStore
-from mesh.control.enforce import FOR_GOOD, PAUSE, Enforcer
+from mesh.control.durables import FOR_GOOD, PAUSE
+from mesh.control.enforce import Enforcer
 from mesh.errors import BundleChain, MeshError, NotFound, PolicyErrors, PolicyTestsFailed, Unavailable
 from mesh.jetstream import manage
 from mesh.jetstream.connection import Connection

@@ -11,10 +11,11 @@ import pytest
 
 from mesh.context import Context, MeshFile, TeamAddress, TenantAddress
 from mesh.errors import Unavailable
-from mesh.feed import REJECTED, STALE
+from mesh.feed import STALE
 from mesh.fetching import Fetcher
 from mesh.identity import Certificate, TrustStatement
 from mesh.jetstream.connection import Connection
+from mesh.judging import REJECTED
 from mesh.reading import TeamReader
 from mesh.signing import Received, Verified, Verifier
 from mesh.trust_watch import REFUSED, TrustWatch
@@ -112,7 +113,7 @@ async def test_a_key_that_nobody_certified_keeps_nobody_waiting(
 ) -> None:
     """However many events it seals, and however often they come: the bucket is asked once a while, the others go on."""
     monkeypatch.setattr("mesh.fetching.ASK_AGAIN_S", 60.0)
-    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.judging.UNKNOWN_KEY_RETRY_S", 0.05)
     asked: list[str] = []
     certificate = TrustWatch.certificate
 
@@ -150,7 +151,7 @@ async def test_many_keys_that_nobody_certified_are_asked_for_together(
 
     monkeypatch.setattr(TrustWatch, "certificate", counted)
     monkeypatch.setattr(Fetcher, "certificates", round_of)
-    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 60.0)
+    monkeypatch.setattr("mesh.judging.UNKNOWN_KEY_RETRY_S", 60.0)
     certified = [new_signer(source.ca) for _ in range(3)]
     for signer in certified:
         await source.certify(signer)
@@ -166,10 +167,10 @@ async def test_many_keys_that_nobody_certified_are_asked_for_together(
 
 async def test_a_certificate_may_be_late_but_not_for_ever(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that lags costs nothing but time; what stays unknown for longer is a dead letter within seconds."""
-    monkeypatch.setattr("mesh.feed.UNKNOWN_KEY_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.judging.UNKNOWN_KEY_RETRY_S", 0.05)
     monkeypatch.setattr("mesh.fetching.ASK_AGAIN_S", 0.04)
     monkeypatch.setattr("mesh.fetching.PATIENCE_S", 60.0)
-    monkeypatch.setattr("mesh.feed.PATIENCE_DELIVERIES", 10_000)
+    monkeypatch.setattr("mesh.judging.PATIENCE_DELIVERIES", 10_000)
     unknown = Since(REJECTED, code="unknown-key")
     late, thief = new_signer(source.ca), new_signer(source.ca)
     await source.publish("late", signer=late)
@@ -189,8 +190,8 @@ async def test_a_certificate_may_be_late_but_not_for_ever(source: Source, monkey
 
 async def test_grace_goes_on_marked_and_then_pauses(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that keeps newer statements back gets an hour of marked events, then none, and loses nobody's event."""
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_S", 0.05)
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_MAX_S", 0.05)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_MAX_S", 0.05)
     clock = Clock.of_feeds(monkeypatch)
     marked, paused = Since(STALE), Since(REJECTED, code="stale-trust")
     async with source.reader() as reader, reader.subscription() as reading:
@@ -216,8 +217,8 @@ async def test_strict_pauses_at_once_and_hands_over_all_of_it_later(
     strict: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often an event came while delivery was paused: it is handled, in place of being buried."""
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_S", 0.02)
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_MAX_S", 0.02)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_S", 0.02)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_MAX_S", 0.02)
     clock = Clock.of_feeds(monkeypatch)
     paused = Since(REJECTED, code="stale-trust")
     async with strict.reader() as reader, reader.subscription() as reading:
@@ -280,8 +281,8 @@ async def test_before_the_first_statement_nothing_is_handed_over(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that shows no statement at all to a new reader gets no event past it."""
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_S", 0.05)
-    monkeypatch.setattr("mesh.feed.STALE_RETRY_MAX_S", 0.05)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_S", 0.05)
+    monkeypatch.setattr("mesh.judging.STALE_RETRY_MAX_S", 0.05)
     paused = Since(REJECTED, code="stale-trust")
     await source.trust.delete("trust")
     await source.publish("1")

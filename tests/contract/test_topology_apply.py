@@ -75,7 +75,7 @@ async def test_the_plan_is_empty_after_apply(connection: Connection) -> None:
     ]
     wanted = desired("local", DOMAINS, grants, SMALL)
     made = await apply(connection, wanted)
-    assert len(made) == len(wanted.streams) + len(wanted.consumers) == 9 + 4
+    assert len(made) == len(wanted.streams) + len(wanted.consumers) == 10 + 4
     assert {change.action for change in made} == {"create"}
     assert await apply(connection, wanted) == []
 

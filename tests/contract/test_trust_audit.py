@@ -22,6 +22,7 @@ from mesh.jetstream.manage import api, stream_info
 from tests.contract.operator_mode import nkey
 from tests.contract.policy_mesh import CRM, DURABLE, Instance, PolicyMesh, reads
 
+AGAIN = f"what is replayed or redriven to {DURABLE}, while something is"  # the durables for it are not there yet
 pytestmark = pytest.mark.anyio
 
 
@@ -96,7 +97,7 @@ async def test_a_mesh_as_it_was_compiled_has_no_flag(audited: Audited) -> None:
     assert agent["publish"] == ["crm.contact.> in masked (site local)"]
     assert (agent["read"], agent["create"], agent["usual"], agent["connections"]) == ([], [], True, 1)
     assert agent["spiffe_id"] == "spiffe://mesh.local/ns/acme/sa/crm-adapter"
-    assert team["read"] == [f"crm.contact.> in masked: {DURABLE} on {CRM}"]
+    assert team["read"] == [f"crm.contact.> in masked: {DURABLE} on {CRM}", AGAIN]
     assert team["publish"] == ["dead letters of support/contacts"]
     control = await audited.identity("control", "control plane")
     assert control["create"] == ["streams and consumers, also mirrors of what others publish to it"]
@@ -239,6 +240,20 @@ async def test_a_stream_that_copies_another_is_flagged(audited: Audited, copies:
     assert await audited.flags() == set()
 
 
+@pytest.mark.parametrize(("whose", "codes"), [("support.contacts", set()), ("analytics.all", {"consumer-filter"})])
+async def test_a_redrive_delivers_its_subscriptions_dead_letters_alone(
+    audited: Audited, whose: str, codes: set[str]
+) -> None:
+    """Another's are beyond what was compiled."""
+    control, name = audited.mesh.control, f"{DURABLE}--redrive"
+    config = {"durable_name": name, "name": name, "ack_policy": "explicit", "filter_subject": f"redrive.{whose}"}
+    await api(control, f"CONSUMER.CREATE.REDRIVE.{name}", {"stream_name": "REDRIVE", "config": config})
+    assert await audited.flags() == {(f"consumer {name} on REDRIVE", code) for code in codes}
+    read = (await audited.identity("support", "team"))["read"]
+    assert f"dead letters of {whose.replace('.', '/')}, again: {name} on REDRIVE" in read
+    await api(control, f"CONSUMER.DELETE.REDRIVE.{name}")
+
+
 @pytest.mark.parametrize(
     ("config", "codes"),
     [
@@ -246,13 +261,17 @@ async def test_a_stream_that_copies_another_is_flagged(audited: Audited, copies:
         ({"durable_name": "extra", "deliver_subject": "victim.cmd"}, {"consumer-unknown", "consumer-pushes"}),
         ({"name": "read-0123456789abcdef", "mem_storage": True, "inactive_threshold": 60 * 10**9}, set()),
         ({"name": "read-0123456789abcdef", "inactive_threshold": 3600 * 10**9}, {"consumer-unknown"}),
+        ({"durable_name": f"{DURABLE}--replay", "filter_subject": "ev.local.masked.*.crm.contact.>"}, set()),
+        ({"durable_name": f"{DURABLE}--replay", "filter_subject": "ev.local.bare.*.crm.contact.>"}, set()),
+        ({"durable_name": f"{DURABLE}--replay", "filter_subject": "ev.local.masked.*.crm.>"}, {"consumer-filter"}),
+        ({"durable_name": "support--gone--replay"}, {"consumer-unknown"}),
     ],
-    ids=["durable", "push", "reader", "no reader of ours"],
+    ids=["durable", "push", "reader", "no reader of ours", "replay", "old view", "replay beyond", "replay of nobody"],
 )
 async def test_a_consumer_that_nobody_compiled_is_flagged(
     audited: Audited, config: dict[str, Any], codes: set[str]
 ) -> None:
-    """A durable, one that pushes; but not the short-lived readers of the control plane."""
+    """A durable, one that pushes, a replay of more than is read; but not the control plane's readers, or a replay."""
     control, name = audited.mesh.control, config.get("durable_name") or config["name"]
     body = {"stream_name": CRM, "config": {"ack_policy": "explicit", **config, "name": name}, "action": "create"}
     await api(control, f"CONSUMER.CREATE.{CRM}.{name}", body)
@@ -268,7 +287,7 @@ async def test_a_filter_beyond_the_grant_is_flagged(audited: Audited) -> None:
     wide = {**config, "filter_subject": "ev.local.clear.*.crm.>"}
     await api(control, f"CONSUMER.CREATE.{CRM}.{DURABLE}", {"stream_name": CRM, "config": wide, "action": "update"})
     assert await audited.flags() == {(f"consumer {DURABLE} on {CRM}", "consumer-filter")}
-    assert (await audited.identity("support", "team"))["read"] == [f"crm.> in clear: {DURABLE} on {CRM}"]
+    assert (await audited.identity("support", "team"))["read"] == [f"crm.> in clear: {DURABLE} on {CRM}", AGAIN]
     await api(control, f"CONSUMER.CREATE.{CRM}.{DURABLE}", {"stream_name": CRM, "config": config, "action": "update"})
     assert await audited.flags() == set()
 
@@ -282,7 +301,7 @@ async def test_an_old_view_that_still_drains_is_no_excess(tmp_path: Path) -> Non
         audited = Audited(mesh)
         assert await audited.flags() == set()
         both = f"crm.contact.> in bare, masked: {DURABLE} on {CRM}"
-        assert (await audited.identity("support", "team"))["read"] == [both]
+        assert (await audited.identity("support", "team"))["read"] == [both, AGAIN]
         mesh.policies._drain.forget()
         assert await audited.flags() == {(f"consumer {DURABLE} on {CRM}", "consumer-filter")}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +29,7 @@ from mesh.control.truststore import TrustStore
 from mesh.control.workload_files import WorkloadFiles
 from mesh.errors import BadAttribute, ConfigError, MeshError, NotAttested, NotFound, Unavailable, WorkloadBarred
 from mesh.identity import Keyring
+from mesh.jetstream.accounts import Account
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
 from mesh.watch import NOTICE_SUBJECT, TRUST_BUCKET, TRUST_KEY
@@ -388,6 +389,65 @@ async def test_rotated_credentials_replace_a_user(world: World) -> None:
         with pytest.raises(MeshError):
             await world.dial(creds, workload)
         assert (await world.connect(workload)).connected
+
+
+@pytest.mark.parametrize(
+    ("verb", "asked"),
+    [
+        ("revoke", {"agent": "desk"}),
+        ("revoke", {"team": "support"}),
+        ("rotate", {"agents": ["desk"], "credentials": True}),
+        ("admit", {"agent": "desk"}),
+    ],
+)
+async def test_the_next_leader_can_find_it_before_any_of_it_goes_out(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: str, asked: dict[str, Any]
+) -> None:
+    """Who is barred, and whose user is another: a leader that dies in the middle does not take it back with it."""
+    key = await world.enrol("desk")
+    if verb == "admit":
+        await world.ask("revoke", agent="desk")
+    file = world.data.standing("acme")
+    kept, out = b"", list[str]()
+
+    async def save() -> None:
+        nonlocal kept
+        kept = file.read_bytes()
+
+    async def pushed(accounts: list[Account]) -> int:
+        out.append("account" if kept == file.read_bytes() else "account too early")
+        return await push(accounts)
+
+    async def issued(store: TrustStore, kids: Mapping[str, int]) -> None:
+        out.append("statement" if verb == "rotate" or kept == file.read_bytes() else "statement too early")
+        await revoke(store, kids)
+
+    push, revoke = world.accounts._push, TrustStore.revoke
+    monkeypatch.setattr(world.accounts, "_save", save)
+    monkeypatch.setattr(world.accounts, "_push", pushed)
+    monkeypatch.setattr(TrustStore, "revoke", issued)
+    await world.ask(verb, **asked)
+    assert out[-1:] == ["account"]
+    assert set(out) <= {"account", "statement"}
+    assert (key in await world.revoked()) is (asked != {"team": "support"})
+
+
+async def test_a_workload_is_cut_off_although_its_revocation_cannot_be_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever asked is told, so that it is asked again."""
+    key = await world.enrol("desk")
+    connection = await world.connect("desk")
+
+    async def fails() -> None:
+        raise Unavailable("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.accounts, "_save", fails)
+        with pytest.raises(Unavailable):
+            await world.ask("revoke", agent="desk", now=True)
+    await cut_off(connection)
+    assert key in await world.revoked()
 
 
 async def test_a_barred_agent_is_not_rotated(world: World) -> None:

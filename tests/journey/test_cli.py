@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 
 from mesh import __version__
 from mesh.cli import app
+from mesh.cli.events import FOUND
+from mesh.cli.session import operator_session
 from mesh.client import connect
+from mesh.jetstream.manage import api
 from tests.journey.meshes import RunningMesh, contact
 
 SOURCE = "/salesforce/eu"
@@ -240,6 +243,52 @@ async def test_nothing_within_reach_is_a_no(command: Command) -> None:
     """A sound pattern in which the team may read nothing: exit 1."""
     done = command("events", "tail", "github.>", "--team", "support", "--json")
     assert (done.returncode, error_of(done)["code"]) == (NO, "not-found")
+
+
+async def test_verify_says_whether_all_of_a_source_is_stored(mesh: RunningMesh, command: Command) -> None:
+    """Exit 0 and what cannot be shown, then 3 and what lacks, for a machine and a person; a range leaves it out."""
+    source = "/crm/verified"
+    async with connect(mesh.data, agent="crm-adapter") as m:
+        for number in range(3):
+            await m.publish("crm.contact.updated.v1", contact(), source=source, id=f"verified-{number}")
+    whole = command("events", "verify", "--source", source, "--json")
+    assert whole.returncode == YES, whole.stdout
+    said = json.loads(whole.stdout)
+    assert (said["complete"], said["findings"]) == (True, [])
+    assert {(each["stored"], each["last"]) for each in said["counted"]} == {(3, 3)}
+    assert all("the highest stored is 3" in text for text in said["unproven"])
+    shown = json.loads(command("events", "show", "verified-1", "--team", "support", "--json").stdout)[0]
+    async with operator_session(str(mesh.data)) as session:
+        await api(session.connection, f"STREAM.MSG.DELETE.{shown['stream']}", {"seq": shown["seq"]})
+    gap = command("events", "verify", "--source", source, "--view", shown["view"], "--json")
+    assert gap.returncode == FOUND
+    assert [(each["what"], each["first"]) for each in json.loads(gap.stdout)["findings"]] == [("pending", 2)]
+    person = command("events", "verify", "--source", source)
+    assert person.returncode == FOUND
+    assert "pending number 2 of epoch" in person.stdout
+    assert "the record of /crm/verified: 1 findings" in person.stdout
+    after = f"{shown['stream']}:{shown['seq'] + 1}"
+    for options in (("--to", "2000-01-01T00:00:00Z"), ("--from", "2999-01-01T00:00:00Z")):
+        assert command("events", "verify", "--source", source, *options).returncode == NO
+    assert command("events", "verify", "--source", source, "--from", after, "--json").returncode in {YES, FOUND}
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "code"),
+    [
+        (("--source", "/crm/nobody"), NO, "not-found"),
+        (("--source", SOURCE, "--from", "yesterday"), MISUSE, "bad-config"),
+        (("--source", SOURCE, "--from", "7"), MISUSE, "bad-config"),
+        (("--source", SOURCE, "--from", "EV_local_none:7"), MISUSE, "bad-config"),
+        (("--source", SOURCE, "--from", "EV_local_crm:999999"), NO, "not-found"),
+    ],
+)
+async def test_a_question_about_no_source_and_no_place(
+    command: Command, published: None, options: tuple[str, ...], status: int, code: str
+) -> None:
+    """An unknown source, time or place is said, and what would be one."""
+    done = command("events", "verify", *options, "--json")
+    assert (done.returncode, error_of(done)["code"]) == (status, code)
 
 
 async def test_mesh_that_does_not_run_is_a_no(mesh: RunningMesh, tmp_path: Path) -> None:

@@ -78,12 +78,13 @@ def mesh_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def kept(data: Path) -> dict[str, bytes]:
     """Every key, token and credential of a data directory; of credentials the seed, since a JWT may be renewed.
 
-    Not what is issued anew all the time: where agents listen, trust statements, the trust that readers keep.
+    Not what changes all the time: where agents listen, trust statements, the trust that readers keep, the spool.
     """
     patterns = ("admin/**/*", "agents/**/*", "teams/**/*", "trust/**/*", "nats/keys/**/*")
     files = (file for pattern in patterns for file in data.glob(pattern) if file.is_file())
     renewed = {data / "admin" / "trust", *data.glob("teams/*/trust"), *data.glob("agents/*/trust")}
-    lasting = (file for file in files if file.name != "ports.json" and not renewed & set(file.parents))
+    changing = ("ports.json", "spool.db", "spool.db-wal", "spool.db-shm")
+    lasting = (file for file in files if file.name not in changing and not renewed & set(file.parents))
     found = {str(file.relative_to(data)): file.read_bytes() for file in lasting}
     return {name: content.partition(b"BEGIN USER NKEY SEED")[2] or content for name, content in found.items()}
 

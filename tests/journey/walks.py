@@ -22,7 +22,7 @@ OMITTED = "..."
 ASK_STATUS = "echo exit $?"  # after a command that does not end with 0
 COMMAND_S = 60
 SETTLE_S = 20  # for reports and records that were sent and are not stored yet
-REPORTS = ("mesh policy shadow report", "mesh policy status", "mesh audit")  # of what may still be on its way
+REPORTS = ("mesh policy shadow report", "mesh policy status", "mesh audit", "mesh dlq list")  # of what is on its way
 WIDTH = 110  # the README's
 AUTHOR = "ines"
 

@@ -189,8 +189,24 @@ def test_a_consumers_imports_name_its_durable_exactly() -> None:
         "$JS.ACK.EV_local_crm.support--contacts.>",
         "$JS.API.CONSUMER.MSG.NEXT.EV_local_hr.support--contacts",
         "$JS.ACK.EV_local_hr.support--contacts.>",
+        "$JS.API.CONSUMER.MSG.NEXT.EV_local_crm.support--contacts--replay",
+        "$JS.ACK.EV_local_crm.support--contacts--replay.>",
+        "$JS.API.CONSUMER.MSG.NEXT.EV_local_hr.support--contacts--replay",
+        "$JS.ACK.EV_local_hr.support--contacts--replay.>",
+        "$JS.API.CONSUMER.MSG.NEXT.REDRIVE.support--contacts--redrive",
+        "$JS.ACK.REDRIVE.support--contacts--redrive.>",
         "dlq.support.contacts",
     ]
+
+
+def test_an_ordered_consumer_imports_each_slot_and_one_replay() -> None:
+    """Sixteen durables in each stream, and beside them what a replay and a redrive pull from, without a slot."""
+    grant = SubscriptionGrant("support", "contacts", "clear", patterns("crm.>"), ordered=True)
+    taken = subjects(accounts.subscription_imports("A", "local", ("crm",), [grant]))
+    pulls = [subject.rpartition(".")[2] for subject in taken if "MSG.NEXT" in subject]
+    slots = [f"support--contacts--s{slot:02d}" for slot in range(16)]
+    assert pulls == [*slots, "support--contacts--replay", "support--contacts--redrive"]
+    assert len(taken) == 2 * len(pulls) + 1
 
 
 def test_no_import_is_wider_than_an_export() -> None:

@@ -73,6 +73,7 @@ def test_an_answer_is_an_ack_an_error_or_nothing(
         (ApiError(503, 0, "no responders"), True, StreamUnavailable),
         (ApiError(503, 10008, "temporarily unavailable"), True, StreamUnavailable),
         (ApiError(429, 10167, "too many requests"), True, StreamUnavailable),
+        (ApiError(409, 10158, "duplicate message id is in process"), True, StreamUnavailable),
         (ApiError(503, 10077, "maximum bytes exceeded"), False, StreamUnavailable),
         (ApiError(500, 10047, "no storage left"), False, StreamUnavailable),
         (ApiError(400, 10054, "message size exceeds maximum"), False, RequestFailed),

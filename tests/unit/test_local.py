@@ -58,6 +58,19 @@ async def test_an_agent_s_directory_holds_what_it_needs_and_no_event_key(tmp_pat
     assert len({(data.agent(name) / "enrol.token").read_bytes() for name in grants.agents}) == len(grants.agents)
 
 
+async def test_where_the_platform_gives_tokens_none_is_written(tmp_path: Path, grants: Grants) -> None:
+    """Nor replaced: there is no file that could be lost."""
+    data = DataDirectory.open(tmp_path / "d")
+    what: dict[str, Any] = {"nats_url": "nats://127.0.0.1:1", "site": "local", "trust_domain": "mesh.local"}
+    files = WorkloadFiles("acme", data, Operator(NkeyFiles(data.keys)), None, ports=None, tls=None, **what)
+    files.write(grants)
+    agent = next(iter(grants.agents))
+    files.write_token(agent, grants.agents[agent].spiffe_id)
+    assert not files.keep_token(agent, grants.agents[agent].spiffe_id)
+    assert not list(data.root.rglob("enrol.token"))
+    assert not data.enrolment("acme").exists()
+
+
 async def test_a_barred_agent_keeps_no_mesh_from_starting(
     tmp_path: Path, grants: Grants, monkeypatch: pytest.MonkeyPatch
 ) -> None:

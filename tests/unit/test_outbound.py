@@ -216,8 +216,12 @@ class Landing:
     def __init__(self, *events: Outbound) -> None:
         self.landings: list[Flight] = []
         self.views: list[tuple[str, bool]] = []
+        self.voids: list[tuple[str, PubAck | None]] = []
         self.flight = Flight(
-            events, on_copy=lambda view, durable: self.views.append((view, durable)), on_landed=self.landings.append
+            events,
+            on_copy=lambda view, durable: self.views.append((view, durable)),
+            on_landed=self.landings.append,
+            on_void=lambda outgoing, ack: self.voids.append((outgoing.event_id, ack)),
         )
         self.outgoing = [o for _, o in self.flight.outgoing]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mesh.errors import NotFound
 from mesh.jetstream.topology import durables
+from mesh.limits import BreakerPolicy, PoisonPolicy, RateLimit
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans, ReadGrantNow
 from mesh.policy.decide import MAX_SOURCES, MAX_TYPES
@@ -474,6 +475,23 @@ def test_delivery_settings_come_from_the_subscription_then_the_tenant() -> None:
     assert found.retry == RetryPolicy(attempts=2, backoff_s=(0.5, 120.0), ack_wait_s=3600.0)
     assert (found.max_in_flight, found.start) == (7, "new")
     assert subscription({"types": ["crm.>"]}).retry == RetryPolicy()
+
+
+def test_what_paces_a_subscription_is_compiled_from_its_texts() -> None:
+    """Order, client, rate, breaker and poison: as written, and each unsaid part as usual."""
+    usual = subscription({"types": ["crm.>"]})
+    assert (usual.ordered, usual.client, usual.rate) == (False, "mesh", None)
+    assert (usual.breaker, usual.poison) == (BreakerPolicy(), PoisonPolicy())
+    spec: dict[str, Any] = {"types": ["crm.>"], "order_by": "partitionkey", "rate": "90/min"}
+    found = subscription({**spec, "breaker": {"open": "500ms"}, "poison": {"share": 0.25}})
+    assert (found.ordered, found.rate) == (True, RateLimit(per_s=1.5, burst=2))
+    assert (found.breaker, found.poison) == (BreakerPolicy(open_s=0.5), PoisonPolicy(share=0.25))
+    other = subscription(
+        {"types": ["crm.>"], "rate": "1/min", "breaker": {"failures": 0}, "poison": {"of": 10, "share": 1}}
+    )
+    assert other.rate == RateLimit(per_s=1 / 60, burst=1)
+    assert (other.breaker, other.poison) == (BreakerPolicy(failures=0), PoisonPolicy(share=1.0, of=10))
+    assert subscription({"types": ["crm.>"], "client": "nats"}).client == "nats"
 
 
 def test_a_subscription_nobody_declared_is_not_found() -> None:

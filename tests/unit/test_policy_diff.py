@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mesh.policy.compile import Plans
-from mesh.policy.diff import Change, compare
+from mesh.policy.diff import Change, Delivery, compare
 from mesh.policy.expressions import compile_condition
 from mesh.policy.masktable import Mask
 from mesh.policy.model import With
@@ -308,6 +308,26 @@ def test_workloads_and_owners_are_changes_too() -> None:
         {("changed", "agent", "lake", "", "team analytics", "team analytics as spiffe://other/ns/a/sa/lake")},
         {("changed", "owner", "Tenant acme", "", "security", "support")},
     ]
+
+
+def test_how_a_subscription_is_delivered_is_told_and_gives_nobody_more() -> None:
+    """What both sets have is compared, in words; order, rate and retries widen nothing and ask nobody."""
+
+    def subscribed(**spec: Any) -> Plans:
+        return plans(document("Subscription", "all", {"types": ["crm.>"], **spec}, team="analytics"))
+
+    paced = subscribed(order_by="partitionkey", rate="30/min", retry={"ack_wait": "1s"}, poison={"share": 1})
+    found = compare(subscribed(), paced, NOW_MS)
+    assert (found.changes, found.widens, found.narrowed_teams) == ((), False, frozenset())
+    assert found.delivery == (
+        Delivery(
+            "analytics/all",
+            "ack within 30 s, in any order, at any rate, paused once over 50% of the last 100 events are dead letters",
+            "ack within 1 s, each partition key in order, 30 a minute at most, never paused for dead letters",
+        ),
+    )
+    assert compare(paced, paced, NOW_MS).delivery == ()
+    assert compare(plans(), paced, NOW_MS).delivery == ()  # it is new: its document says so
 
 
 STRICT = "{staleness: strict}"

@@ -173,6 +173,16 @@ def test_a_subscription_says_whether_it_is_active() -> None:
             " stored event on, tries an event 8 times and has 1000 in hand at most."
         ),
     ]
+    spec: dict[str, Any] = {"types": ["crm.deal.*.v1"], "order_by": "partitionkey", "rate": "90/min"}
+    pauses = {"breaker": {"failures": 3, "open": "1m"}, "poison": {"share": 0.1}}
+    (paced,) = said(document("Subscription", "paced", spec | pauses, team="analytics"), "paced")
+    assert paced.endswith(
+        " and has 1000 in hand at most, each partition key in order, 1.5 a second at most, left alone for 60 s after"
+        " 3 failures in a row, paused once over 10% of the last 100 events are dead letters."
+    )
+    never = {"client": "nats", "retry": {"attempts": 1}}
+    (plain,) = said(document("Subscription", "plain", {"types": ["crm.>"], **never}, team="analytics"), "plain")
+    assert plain.endswith("tries an event once and has 1000 in hand at most, pulled by a plain NATS client.")
     idle = document("Subscription", "idle", {"types": ["crm.>"]}, team="support")
     assert said(idle, "idle") == [
         "The subscription idle of team support is inactive: team `support` has no lasting grant for `crm.>`."

@@ -17,18 +17,26 @@ from tests.conftest import ROOT
 PURE = {
     "mesh.audit", "mesh.audit_check", "mesh.audit_fold",
     "mesh.authorities", "mesh.ca", "mesh.enrolment", "mesh.trust_statement",
-    "mesh.attributes", "mesh.certificates", "mesh.content", "mesh.deadletters", "mesh.delivery", "mesh.errors",
+    "mesh.attributes", "mesh.certificates", "mesh.composing", "mesh.content", "mesh.deadletters", "mesh.delivery",
+    "mesh.errors",
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.inbound", "mesh.journey", "mesh.jsontext",
     "mesh.keys",
-    "mesh.limits", "mesh.merkle", "mesh.retry", "mesh.signing", "mesh.staleness", "mesh.statements", "mesh.subjects",
+    "mesh.limits", "mesh.merkle", "mesh.ordering", "mesh.redriven", "mesh.retry", "mesh.signing", "mesh.staleness",
+    "mesh.statements", "mesh.subjects",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
+    "mesh.jetstream.durables", "mesh.jetstream.succession", "mesh.control.replay_runs",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
     "mesh.jetstream.refusals", "mesh.jetstream.sealing",
     "mesh.jetstream.transition", "mesh.jetstream.window", "mesh.jetstream.wire",
     "mesh.jetstream.excess", "mesh.jetstream.imports", "mesh.jetstream.rights",
     "mesh.policy",  # and everything below it
+    "mesh.completeness", "mesh.epochs", "mesh.expiry", "mesh.findings", "mesh.marks", "mesh.sequences", "mesh.tracks",
+    "agent.counting",
+    "mesh.breaker", "mesh.inbox.notes", "mesh.outbox.rows", "mesh.poison", "mesh.rates",
     "mesh.demo.account",
-    "agent.lanes", "agent.openapi", "agent.problems", "agent.settings", "agent.webhooks.github",
+    "agent.lanes", "agent.openapi", "agent.problems", "agent.settings",
+    "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
+    "agent.webhooks.github",
 }  # fmt: skip
 
 WORLD = {

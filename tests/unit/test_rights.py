@@ -26,6 +26,8 @@ CONSUMERS: dict[tuple[str, str], Config] = {
     (STREAM, "support--contacts"): {"filter_subject": "ev.local.masked.*.crm.contact.>"},
     (STREAM, "analytics--all"): {"filter_subjects": ["ev.local.bare.*.crm.>", "ev.local.masked.*.crm.>"]},
     (STREAM, "whole"): {},
+    (STREAM, "support--calls--s00"): {"filter_subject": "ev.local.masked.s00.crm.call.>"},
+    (STREAM, "support--calls--s15"): {"filter_subject": "ev.local.masked.s15.crm.call.>"},
 }
 NEXT, ACK = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}", f"$JS.ACK.{STREAM}"
 
@@ -67,6 +69,14 @@ def rights(*subjects: str, kind: str = "service", account: str = OWNER) -> Right
         ),
         ([f"{NEXT}.whole"], Rights(read=(f"everything on >: whole on {STREAM}, without an ack",))),
         ([f"{NEXT}.gone"], Rights(read=(f"nothing: gone on {STREAM} is not there",))),
+        (
+            [f"{NEXT}.support--contacts--replay", f"{NEXT}.support--contacts--redrive"],
+            Rights(read=("what is replayed or redriven to support--contacts, while something is, without an ack",)),
+        ),
+        (
+            [f"{NEXT}.support--calls--s00", f"{NEXT}.support--calls--s15"],
+            Rights(read=(f"crm.call.> in masked: support--calls--s* on {STREAM}, without an ack",)),
+        ),
         ([f"{NEXT}.*"], Rights(read=(f"what every durable in * on {STREAM} delivers, without an ack",))),
         (
             [f"{ACK}.support--contacts.>"],
@@ -271,6 +281,8 @@ def test_a_stream_without_one_of_its_guards(name: str, change: dict[str, Any]) -
     ("name", "state", "codes"),
     [
         (STREAM, {"num_deleted": 1}, ["messages-deleted"]),
+        ("DLQ", {"num_deleted": 1, "first_seq": 2}, []),
+        ("REDRIVE", {"num_deleted": 1, "first_seq": 2}, []),
         (STREAM, {"first_seq": 900}, []),  # aged
         ("AUDIT", {"first_seq": 2}, ["messages-deleted"]),
         ("ADVISORY", {"first_seq": 2}, []),  # the oldest give way

@@ -267,6 +267,31 @@ def test_a_later_submission_never_makes_an_event_younger() -> None:
     assert again.first_signed_ms == START_MS
 
 
+def test_what_an_event_brings_with_it_is_not_forgotten() -> None:
+    """One that a spool kept knows how it was sent itself: of that and what is remembered the worse counts."""
+    former = Former()
+
+    def known(generation: int = 0, first_ms: int = 0, kids: tuple[str, ...] = ()) -> Outgoing:
+        made = item()
+        made.base_id = "id"
+        made.generation, made.first_signed_ms, made.kids = generation, first_ms, kids
+        return made
+
+    def resumed(made: Outgoing) -> tuple[int, int, set[str]]:
+        former.resume(made)
+        return made.generation, made.first_signed_ms, set(made.kids)
+
+    assert resumed(known(1, 50, ("a",))) == (1, 50, {"a"})
+    former.given_up(known(1, 40, ("b",)))
+    assert resumed(known()) == (1, 40, {"b"})
+    assert resumed(known(0, 30, ("a",))) == (1, 40, {"b"})
+    assert resumed(known(1, 50, ("a",))) == (1, 40, {"a", "b"})
+    assert resumed(known(2, 60, ("a",))) == (2, 60, {"a"})
+    former.stored(known(3, 70, ("c",)))
+    assert resumed(known()) == (3, 0, set())
+    assert resumed(known(3, 70, ("c",))) == (3, 70, {"c"})
+
+
 def test_what_is_remembered_is_bounded() -> None:
     """The oldest entry goes; an event that was never signed leaves none."""
     former = Former(limit=2)

@@ -44,6 +44,12 @@ def test_times_are_shown_in_utc() -> None:
     assert shown(1_795_334_400_250, timespec="milliseconds") == "2026-11-22T08:00:00.250Z"
 
 
+@pytest.mark.parametrize("at_ms", [10**16, -(10**16), 2**63 - 1])
+def test_a_moment_that_no_calendar_has_is_no_error(at_ms: int) -> None:
+    """A letter says what its writer says."""
+    assert shown(at_ms) == "?"
+
+
 @pytest.mark.parametrize(
     ("ms", "text"),
     [(0, "0 s"), (-119_000, "119 s"), (180_000, "3 min"), (7_200_000, "2 h"), (172_800_000, "2 d"), (10**10, "116 d")],

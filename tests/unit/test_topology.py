@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.jetstream.changes import Actual, plan
+from mesh.jetstream.durables import Durable, is_sideline, redrive, replays, subscription_of
 from mesh.jetstream.topology import (
     ConsumerSpec,
     StreamSpec,
@@ -107,10 +108,11 @@ def test_the_event_stream_is_as_the_layout_says() -> None:
 
 
 def test_the_fixed_streams() -> None:
-    """Dead letters, audit, advisories, reports and the three buckets are always there."""
+    """Dead letters, what is redriven, audit, advisories, reports and the three buckets are always there."""
     topology = desired("local", [], [])
     assert [s.name for s in topology.streams] == [
         "DLQ",
+        "REDRIVE",
         "AUDIT",
         "ADVISORY",
         "REPORTS",
@@ -138,6 +140,57 @@ def test_a_consumers_numbers_come_from_its_grant() -> None:
     assert two.config()["filter_subject"] is None
     assert two.config()["filter_subjects"] == ["ev.local.clear.*.crm.a.*", "ev.local.clear.*.crm.b.*"]
     assert two.config()["max_ack_pending"] == 20_000
+
+
+def test_an_ordered_subscription_has_a_pinned_durable_for_each_slot() -> None:
+    """Each takes its own slot of what the subscription reads, is pulled by one client, and waits 5 s for an ack."""
+    retry = RetryPolicy(ack_wait_s=30.0)
+    ordered = desired("local", ["crm", "hr"], [grant("crm.a", "crm.b", ordered=True, retry=retry)]).consumers
+    assert [c.name for c in ordered] == [f"support--contacts--s{slot:02d}" for slot in range(16)]
+    config = ordered[3].config()
+    assert config["filter_subjects"] == ["ev.local.clear.s03.crm.a.*", "ev.local.clear.s03.crm.b.*"]
+    assert (config["priority_groups"], config["priority_policy"]) == (["ordered"], "pinned_client")
+    assert (config["ack_wait"], config["priority_timeout"]) == (5_000_000_000, 3_000_000_000)
+    quick = desired("local", ["crm"], [grant("crm.a", ordered=True, retry=RetryPolicy(ack_wait_s=2.0))]).consumers
+    assert quick[0].config()["ack_wait"] == 2_000_000_000
+
+
+def test_the_server_counts_attempts_for_a_plain_client_alone() -> None:
+    """Nobody else would; for our library it never drops an event."""
+    retry = RetryPolicy(attempts=4)
+    plain, ours = (
+        desired("local", ["crm"], [grant("crm.>", retry=retry, client=client)]).consumers[0].config()
+        for client in ("nats", "mesh")
+    )
+    assert (plain["max_deliver"], ours["max_deliver"]) == (4, -1)
+    assert {key for key in plain if plain[key] != ours[key]} == {"max_deliver"}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_replays_and_redrives_have_durables_beside_the_subscriptions_own(ordered: bool) -> None:
+    """One for each stream and whatever the slot; a redrive has one in the stream of its own."""
+    both = grant("crm.a", "hr.>", ordered=ordered)
+    assert replays("local", ["crm", "hr", "shop"], both) == (
+        Durable("EV_local_crm", "support--contacts--replay", ("ev.local.clear.*.crm.a.*",)),
+        Durable("EV_local_hr", "support--contacts--replay", ("ev.local.clear.*.hr.>",)),
+    )
+    assert redrive(both) == Durable("REDRIVE", "support--contacts--redrive", ("redrive.support.contacts",))
+
+
+@pytest.mark.parametrize(
+    ("durable", "of", "sideline"),
+    [
+        ("support--contacts", "support--contacts", False),
+        ("support--contacts--s03", "support--contacts", False),
+        ("support--contacts--replay", "support--contacts", True),
+        ("support--contacts--redrive", "support--contacts", True),
+        ("support--redrive", "support--redrive", False),
+        ("audit", "audit", False),
+    ],
+)
+def test_a_durables_name_says_whose_it_is(durable: str, of: str, sideline: bool) -> None:
+    """The subscription, and whether it pulls what comes again."""
+    assert (subscription_of(durable), is_sideline(durable)) == (of, sideline)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.jetstream.transition import filters_of, remaining, still_allowed, takes_away, widened
+from mesh.jetstream.transition import (
+    filters_of,
+    in_slot,
+    remaining,
+    still_allowed,
+    still_read,
+    takes_away,
+    widened,
+)
 from mesh.policy.grants import PublishGrant
 from mesh.subjects import Pattern
 
@@ -31,6 +39,32 @@ FILTERS = [f"ev.local.{view}.*.{text}" for view in ("clear", "masked") for text 
 def test_a_durable_keeps_what_is_still_read_in_any_view(held: list[str], exact: list[str], then: list[str]) -> None:
     """Old views stay for the types of now; what is read in no view any more goes at once."""
     assert remaining(held, exact) == tuple(then)
+
+
+@pytest.mark.parametrize(
+    ("held", "exact", "then"),
+    [
+        (["ev.local.a.*.crm.>"], ["ev.local.a.*.crm.x.>"], ["ev.local.a.*.crm.x.>"]),
+        (["ev.local.a.*.crm.x.>"], ["ev.local.b.*.crm.>"], ["ev.local.a.*.crm.x.>"]),
+        (["ev.local.a.s03.crm.>"], ["ev.local.b.s03.crm.x.>"], ["ev.local.a.s03.crm.x.>"]),
+        (["ev.local.a.*.crm.>"], ["ev.local.a.*.hr.>"], []),
+        (["other.>"], ["ev.local.a.*.crm.>"], []),
+    ],
+)
+def test_what_is_still_read_is_a_part_of_what_was(held: list[str], exact: list[str], then: list[str]) -> None:
+    """A replay delivers nothing that it did not before, and of that only the types that are read now."""
+    assert still_read(held, exact) == tuple(then)
+    assert not takes_away(then, held)
+
+
+def test_slots_are_told_apart() -> None:
+    """A filter of all slots covers that of one, and not the other way round; what is taken over moves to the slot."""
+    one, all_ = ["ev.local.a.s03.crm.>"], ["ev.local.a.*.crm.>"]
+    assert (takes_away(one, all_), takes_away(all_, one)) == (False, True)
+    assert takes_away(one, ["ev.local.a.s04.crm.>"])
+    assert in_slot(all_, "s03") == tuple(one)
+    assert in_slot([*one, "ev.local.a.s04.crm.>"], "*") == tuple(all_)
+    assert remaining(one, ["ev.local.b.s03.crm.>"]) == (*one, "ev.local.b.s03.crm.>")
 
 
 @given(st.lists(st.sampled_from(FILTERS), max_size=4), st.lists(st.sampled_from(FILTERS), min_size=1, max_size=4))
@@ -61,6 +95,8 @@ def test_before_a_change_is_certain_nothing_is_taken_away(held: list[str], exact
         (["ev.local.a.*.crm.>"], ["ev.local.a.*.crm.x.>"], True),
         (["ev.local.a.*.crm.>"], ["ev.local.b.*.crm.>"], True),
         (["ev.>"], ["ev.local.b.*.crm.>"], True),
+        (["redrive.support.contacts"], ["redrive.support.contacts"], False),
+        (["redrive.support.contacts"], ["redrive.support.others"], True),
         ([], ["ev.local.b.*.crm.>"], False),
     ],
 )

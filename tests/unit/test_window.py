@@ -28,9 +28,10 @@ def _nothing(*_: Any) -> None:
 class Bench:
     """A lane with a clock, and a record of what it sent."""
 
-    def __init__(self, *, online: bool = True) -> None:
+    def __init__(self, *, online: bool = True, rules: Rules = RULES) -> None:
         self.now = 100.0
-        self.lane = Lane("EV", RULES, offline="" if online else NO_CONNECTION, now=self.now)
+        self.handed: list[list[Outgoing]] = []
+        self.lane = Lane("EV", rules, offline="" if online else NO_CONNECTION, now=self.now)
         self.sent: list[Outgoing] = []
         self.failed: list[tuple[Outgoing, MeshError]] = []
         self.witnesses: list[str] = []
@@ -61,9 +62,13 @@ class Bench:
             self.failed += step.failed
             if step.witness:
                 self.witnesses.append(step.witness)
+            if step.handed:
+                self.handed.append(step.handed)
             for each in step.send:
                 self._send(each)
-            assert step.send or step.failed or self.lane.due_at() > self.now, "a lane that is due does something"
+            assert step.send or step.failed or step.handed or self.lane.due_at() > self.now, (
+                "a lane that is due does something"
+            )
         self.now = end
         return self.sent[before:]
 
@@ -436,3 +441,74 @@ def test_nothing_acknowledged_is_missing_and_order_is_kept(moves: list[tuple[str
             return  # somebody's ten seconds are over: it is the caller's again
     assert [each for each in submitted if not each.done] == []
     assert stream.stored == submitted
+
+
+# --- handing over ----------------------------------------------------------------------------------------------------
+
+SPOOLED = Rules(hand_over_s=2.0)
+
+
+def test_a_silent_stream_is_taken_over_from_whole_and_in_order() -> None:
+    """So long after its last ack everything in flight is handed over, and nothing is given up."""
+    bench = Bench(rules=SPOOLED)
+    items = [item(name=str(n)) for n in range(5)]
+    bench.submit(*items[:4])
+    bench.pass_time(1.5)
+    bench.ack(items[0])
+    bench.submit(items[4])
+    bench.pass_time(1.9)
+    assert bench.handed == []
+    bench.pass_time(0.2)
+    assert bench.handed == [items[1:]]
+    assert bench.failed == []
+    assert bench.lane.due_at() == NEVER
+
+
+def test_without_a_connection_it_is_taken_over_from_too() -> None:
+    """What came while nothing could be sent, and was sent before: all of it, in order."""
+    bench = Bench(rules=SPOOLED)
+    first, second = item(name="1"), item(name="2")
+    bench.submit(first)
+    bench.lane.offline()
+    bench.pass_time(1)
+    bench.submit(second)
+    bench.pass_time(1.1)
+    assert bench.handed == [[first, second]]
+
+
+def test_a_stream_that_acks_too_slowly_is_taken_over_from() -> None:
+    """Acks of others put it off, but nobody waits longer than `give_up_s`."""
+    bench = Bench(rules=SPOOLED)
+    items = [item(name=str(n)) for n in range(40)]
+    bench.submit(*items)
+    acked = 0
+    while not bench.handed:
+        acked += 1
+        bench.ack(items[-acked])
+        bench.pass_time(0.5)
+    assert bench.now == pytest.approx(100 + SPOOLED.give_up_s, abs=0.5)
+    assert bench.handed == [items[:-acked]]
+
+
+def test_after_a_hand_over_the_next_one_is_the_probe() -> None:
+    """It goes out alone; with its ack the lane flows, and nothing that was handed over is sent."""
+    bench = Bench(rules=SPOOLED)
+    bench.submit(item(name="1"))
+    bench.pass_time(3)
+    assert len(bench.handed) == 1
+    before = len(bench.sent)
+    probe, behind = item(name="2"), item(name="3")
+    bench.submit(probe, behind)
+    bench.pass_time(0.01)
+    assert bench.sent[before:] == [probe]
+    assert bench.ack(probe) == [behind]
+    assert bench.lane.flowing
+
+
+def test_an_idle_stream_is_not_silent() -> None:
+    """An event that comes long after the last ack has its whole time."""
+    bench = Bench(rules=SPOOLED)
+    bench.pass_time(100)
+    bench.submit(item())
+    bench.pass_time(1.9)
+    assert bench.handed == []

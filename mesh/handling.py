@@ -1,0 +1,117 @@
+"""One event in a handler's hands, and how it leaves them."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from mesh.delivery import DeadLetter, Reject, Retry, RetryLater
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from contextvars import Token
+    from types import TracebackType
+
+    from mesh.delivery import Outcome
+    from mesh.feed import Pulled
+    from mesh.inbound import Admitted
+    from mesh.protection import Pass
+    from mesh.subscription import Subscription
+
+handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
+
+
+class Delivery:
+    """One event in a handler's hands.
+
+    Settle it once, by `ack`, `retry` or `reject`; or use it as `async with delivery as event:`, which acks on a clean
+    end and settles an exception by the subscription's policy.
+    """
+
+    __slots__ = ("_leave", "_owner", "_pulled", "_settled", "_token")
+
+    def __init__(self, pulled: Pulled, owner: Subscription, leave: Pass) -> None:
+        self._pulled = pulled
+        self._owner = owner
+        self._leave = leave
+        self._settled = False
+        self._token: Token[Admitted | None] | None = None
+
+    @property
+    def event(self) -> Admitted:
+        """The event, in the view the team reads."""
+        return self._pulled.event
+
+    def ack(self) -> None:
+        """Handled: never deliver it again."""
+        if self._first():
+            self._owner.settler.ack(self._pulled)
+            self._owner.protection.handled(self._leave)
+
+    def retry(self, delay_s: float = 0.0) -> None:
+        """Not now: deliver it again after *delay_s* seconds."""
+        if self._first():
+            self._owner.settler.retry(self._pulled, delay_s)
+            self._owner.protection.answered(self._leave, RetryLater(delay_s))
+            self._owner.protection.settled(self._leave, Retry(delay_s))
+
+    async def reject(self, reason: str) -> None:
+        """Never again: store it as a dead letter with *reason*, then ack it."""
+        if self._first():
+            await self._settle(Reject(reason), self._bury(reason))
+
+    async def fail(self, error: Exception) -> None:
+        """Settle it by what its handling raised."""
+        if self._first():
+            await self._settle(error, self._owner.settler.fail(self._pulled, error))
+
+    def hand_back(self) -> None:
+        """Not handled after all: deliver it again at once. What leaving the subscription does with unsettled events."""
+        if self._first():
+            self._owner.feed.hand_back(self._pulled)
+            self._owner.protection.dropped(self._leave)
+
+    def progress(self) -> None:
+        """Still working: start the redelivery clock again."""
+        if not self._settled:
+            self._pulled.puller.progress(self._pulled.received)
+
+    async def _bury(self, reason: str) -> Outcome:
+        await self._owner.settler.bury(self._pulled, reason)
+        return DeadLetter(reason, "")
+
+    async def _settle(self, error: Exception, settling: Awaitable[Outcome]) -> None:
+        protection = self._owner.protection
+        protection.answered(self._leave, error)
+        try:
+            outcome = await settling
+        except BaseException:
+            protection.dropped(self._leave)
+            raise
+        protection.settled(self._leave, outcome)
+
+    def _first(self) -> bool:
+        if self._settled:
+            return False
+        self._settled = True
+        self._owner.close_delivery(self)
+        return True
+
+    async def __aenter__(self) -> Admitted:
+        self._token = handling.set(self.event)
+        return self.event
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Cancellation is not a verdict: the event is handed back, and delivered again."""
+        if self._token is not None:
+            handling.reset(self._token)
+        if error is None:
+            self.ack()
+            return False
+        if isinstance(error, Exception):
+            await self.fail(error)
+            return True
+        self.hand_back()
+        return False
