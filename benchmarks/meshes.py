@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ async def mesh(*subscriptions: str) -> AsyncIterator[Bench]:
         async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
             group.start_soon(up.watch)
             context = Context.load(data, team="reader", agent="shop")
-            agent = Agent.from_file(data / "agents" / "shop" / "agent.toml")
-            async with agent:
+            beside = Agent.from_file(data / "agents" / "shop" / "agent.toml")  # its own process has its spool
+            settings = replace(beside.settings, spool_file="bench.db", spool_key_file="bench.key")
+            async with Agent(settings, beside.base) as agent:
                 yield Bench(context, agent)
             group.cancel_scope.cancel()
 
