@@ -31,7 +31,7 @@ from tests.contract.consumer_mesh import sealed_statement
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 TYPE = "crm.contact.created.v1"
 STREAM = "EV_local_crm"
 DURABLE = "support--contacts"
