@@ -424,7 +424,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
         return Answer(status, headers, body)
 
 
-async def until(condition: Any, *, timeout_s: float = 60) -> None:
+async def until(condition: Any, *, timeout_s: float = 20) -> None:
     """Poll until *condition* (a function, may be async) is true."""
     async with asyncio.timeout(timeout_s):
         while True:

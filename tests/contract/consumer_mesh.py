@@ -48,7 +48,7 @@ GRACE = POLICIES + SUBSCRIPTION
 STRICT = GRACE.replace("desk]}}}", "desk]}}, trust: {staleness: strict}}")
 TENANT = "acme"
 DEDUPE_KEY = bytes(range(32))
-DEADLINE_S = 60
+DEADLINE_S = 20
 
 
 def sealed_statement(

@@ -31,7 +31,7 @@ from tests.contract.consumer_mesh import sealed_statement
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 60
+DEADLINE_S = 30
 TYPE = "crm.contact.created.v1"
 STREAM = "EV_local_crm"
 DURABLE = "support--contacts"
@@ -434,13 +434,16 @@ async def test_an_event_that_ended_its_processes_is_buried(tmp_path: Path) -> No
             reply = await taken(desk)
             await desk.connection.publish(reply, b"-NAK")
         await desk.publish("harmless")
-        async with desk.subscription() as reading:
-            with anyio.fail_after(DEADLINE_S):
-                delivery = await reading.next()
-                if delivery.event.id == "deadly":
-                    pytest.fail("handed over once more")
-                delivery.ack()
+        handled: list[str] = []
+
+        async def handle(event: Admitted) -> None:
+            handled.append(event.id)
+
+        async with desk.subscription() as reading, anyio.create_task_group() as group:
+            group.start_soon(reading.run, handle)  # until the end: which of the two comes first is the server's affair
             await until(desk.settled)
+            group.cancel_scope.cancel()
+        assert handled == ["harmless"]
         assert await desk.streams.stored("DLQ") == 1
 
 
