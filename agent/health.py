@@ -22,6 +22,8 @@ from mesh import telemetry
 from mesh.errors import MethodNotAllowed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from aiohttp.web import BaseRequest, Response
 
     from agent.core import Agent
@@ -33,13 +35,19 @@ PATHS = ("/livez", "/readyz", "/metrics")
 
 
 class Health(Door):
-    """The kubelet's and Prometheus' door."""
+    """The kubelet's and Prometheus' door.
+
+    Args:
+        agent: Says whether it is alive and ready.
+        beside: More facts, which change neither.
+    """
 
     name = "health"
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, beside: Callable[[], Mapping[str, object]] = dict) -> None:
         super().__init__(agent.settings)
         self._agent = agent
+        self._beside = beside
 
     async def route(self, request: BaseRequest) -> Response:
         """Answer one probe.
@@ -55,5 +63,5 @@ class Health(Door):
         if path == "/metrics":
             return listener.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
         reasons = self._agent.not_alive() if path == "/livez" else self._agent.not_ready()
-        state = {"ok": not reasons, "because": reasons, **self._agent.state()}
+        state = {"ok": not reasons, "because": reasons, **self._agent.state(), **self._beside()}
         return listener.answer(NOT_OK if reasons else OK, msgspec.json.encode(state), JSON)

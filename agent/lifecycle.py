@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent.consuming import Consuming
 from agent.core import Agent
 from agent.health import Health
 from agent.intake import Intake
@@ -55,7 +56,8 @@ class Sidecar:
         self._settings = settings
         self.agent = Agent(settings, base)
         token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
-        self.health = Health(self.agent)
+        self.consuming = Consuming(settings, base) if settings.team_creds_file else None
+        self.health = Health(self.agent, self._beside)
         self.intake = Intake(self.agent, token)
         self.webhooks = Webhooks(self.agent, base)
         self._ports = base / settings.ports_file if settings.ports_file else None
@@ -97,7 +99,7 @@ class Sidecar:
         await self.start()
         announce = asyncio.create_task(self._announce(), name="announce")
         try:
-            await _first(self._stop.wait(), self.agent.failed.wait())
+            await _first(self._stop.wait(), *(failed.wait() for failed in self._failed()))
             return await self._finish()
         finally:
             announce.cancel()
@@ -110,7 +112,7 @@ class Sidecar:
         self._stop.set()
 
     async def _finish(self) -> int:
-        if self.agent.failed.is_set():
+        if any(failed.is_set() for failed in self._failed()):
             return EXIT_FAILED
         log.info("draining", limit_s=self._settings.drain_s)
         started = time.monotonic()
@@ -134,12 +136,23 @@ class Sidecar:
         return drained
 
     async def close(self) -> None:
-        """Close the doors in reverse order, then the core."""
+        """Close the doors in reverse order, then what reads, then the core."""
         for _, door in reversed(self._started):
             await door.close(CLOSE_S)
         self._started.clear()
+        if self.consuming is not None:
+            await self.consuming.close(CLOSE_S)
         await self.agent.close()
         self._forget_ports()
+
+    def _failed(self) -> list[asyncio.Event]:
+        """What says that a part of us has died."""
+        return [self.agent.failed, *([] if self.consuming is None else [self.consuming.failed])]
+
+    def _beside(self) -> dict[str, object]:
+        """What a probe says beside the agent's own state."""
+        consuming = self.consuming
+        return {} if consuming is None or not consuming.started else {"consuming": consuming.state()}
 
     # --- ports.json ---
 

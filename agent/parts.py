@@ -84,7 +84,7 @@ class Files:
     async def _assemble(self, opened: Opened | None, clock: Callable[[], int], adopt: Callable[[Plans], None]) -> Parts:
         s, base = self._settings, self._base
         creds = partial(read, base / s.creds_file, CREDENTIALS) if s.creds_file else None
-        connection = await Connection.open(s.nats_url, name=s.name, creds=creds, tls=self._tls(), wait=False)
+        connection = await Connection.open(s.nats_url, name=s.name, creds=creds, tls=tls_files(s, base), wait=False)
         publisher = Publisher(
             connection,
             seal=self.keys.seal,
@@ -127,8 +127,10 @@ class Files:
         outbound = Outbound(s, self.keys, window, sequences, spool=spool, audit=policies.audit, shadow=policies.shadow)
         return Parts(connection, publisher, policies, identity, outbound, sequences, spool)
 
-    def _tls(self) -> TlsFiles | None:
-        s, base = self._settings, self._base
-        if not s.nats_ca_file:
-            return None
-        return TlsFiles(base / s.nats_ca_file, base / s.nats_cert_file, base / s.nats_key_file)
+
+def tls_files(settings: AgentSettings, base: Path) -> TlsFiles | None:
+    """What to dial NATS with; None where the server has no TLS."""
+    s = settings
+    if not s.nats_ca_file:
+        return None
+    return TlsFiles(base / s.nats_ca_file, base / s.nats_cert_file, base / s.nats_key_file)

@@ -51,7 +51,7 @@ class AgentSettings:
 
     name: str = _setting(why="the agent's name in the tenant's policies; its SPIFFE id ends in it")
     tenant: str = _setting(why="whose policies and streams these are")
-    team: str = _setting("", why="the team the agent belongs to; for logs only, the policies decide")
+    team: str = _setting("", why="the team the agent belongs to, and reads as; what it may do the policies decide")
     site: str = _setting("local", why="first part of every subject; one value for a single site")
     trust_domain: str = _setting("mesh.local", why="the SPIFFE trust domain of the mesh's CA")
     spiffe_id: str = _setting("", why="where the policies' `identities` give another than the usual one")
@@ -68,6 +68,12 @@ class AgentSettings:
     nats_ca_file: str = _setting("", why="roots that the server's TLS certificate leads to; empty for a server without")
     nats_cert_file: str = _setting("", why="our own TLS certificate and its issuers, PEM; read at each connect")
     nats_key_file: str = _setting("", why="its private key; all three of these or none")
+    team_creds_file: str = _setting(
+        "", why="the team's own NATS account, to push or pull its subscriptions; empty: the agent reads no event"
+    )
+    team_dir: str = _setting(
+        "team", why="bundle, trust statement and certificates that the team's reader keeps; made where it is not there"
+    )
     enrol_token_file: str = _setting("enrol.token", why="shows the control plane who we are; read at each enrolment")
     event_key_file: str = _setting(
         "", why="an Ed25519 key that somebody else manages; empty: made in memory, enrolled, renewed at half its life"

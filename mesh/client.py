@@ -13,6 +13,7 @@ team's own credentials and verifies every event here, offline.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -22,16 +23,18 @@ from mesh.composing import compose
 from mesh.context import Context
 from mesh.door import AgentDoor
 from mesh.errors import ConfigError, MeshError
-from mesh.reading import open_team
-from mesh.subscription import Subscription, handling
+from mesh.handling import handling
+from mesh.reading import ReadingTeam, open_team
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from mesh.inbound import Admitted
     from mesh.reading import TeamReader
+    from mesh.subscription import Subscription
 
 
 class CopyReceipt(msgspec.Struct, frozen=True):
@@ -85,7 +88,7 @@ class Mesh:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             if self.context.team is not None:
-                self._reader = await stack.enter_async_context(open_team(self.context))
+                self._reader = await stack.enter_async_context(self._open_team(self.context.team))
             self._stack = stack.pop_all()
         return self
 
@@ -93,6 +96,12 @@ class Mesh:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._stack.__aexit__(kind, error, trace)
+
+    def _open_team(self, team: str) -> AbstractAsyncContextManager[TeamReader]:
+        """What the team keeps lies beside its credentials."""
+        context, files = self.context, Path(self.context.team_address().creds_file).parent
+        who = ReadingTeam(context.tenant, team, trust=context.data / "trust", files=files, ciphers=files / "ciphers")
+        return open_team(who, nats_url=context.mesh.nats_url, **context.team_connection())
 
     async def publish(
         self,
@@ -155,17 +164,7 @@ class Mesh:
                 expected=f"one of {', '.join(sorted(written)) or 'none'}",
                 next="`mesh subscription list` shows them all, and why one is inactive",
             )
-        reader = self._opened()
-        return Subscription(
-            reader.connection,
-            team=self.context.team or "",
-            name=name,
-            address=address,
-            bundle=reader.bundle,
-            trust=reader.trust,
-            max_in_flight=max_in_flight,
-            on_unmask=reader.unmasked,
-        )
+        return self._opened().subscription(name, address, max_in_flight=max_in_flight)
 
     def reveal(self, event: Admitted) -> dict[str, Any]:
         """The fields of *event* with every value opened that was encrypted for our team; the rest stays as it is.

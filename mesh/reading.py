@@ -1,16 +1,15 @@
 """What a team needs to read: a connection, trust, the bundle in force, and somebody to tell what it runs and unmasks.
 
-Opened by `Mesh` once for all its subscriptions. The last good bundle, the last trust statement and the certificates in
-use are kept beside the team's credentials, where that directory can be written: so a reader begins, and verifies, with
-what it knew, and takes nothing older.
+Opened by `Mesh` once for all its subscriptions, and by an agent that consumes for its application. The last good
+bundle, the last trust statement and the certificates in use are kept in a directory of the reader's, where it can be
+written: so a reader begins, and verifies, with what it knew, and takes nothing older.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
@@ -23,15 +22,17 @@ from mesh.errors import ConfigError, MeshError, NoBundle, NotFound, Unavailable
 from mesh.jetstream.connection import Connection
 from mesh.policy.ciphers import CIPHER_KEY_BYTES, decrypt_fields
 from mesh.pullers import places_of
-from mesh.reports import Reporter
+from mesh.reports import Reporter, workload_of
+from mesh.subscription import Subscription
 from mesh.trust_watch import TrustWatch
 from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from pathlib import Path
 
-    from mesh.context import Context
     from mesh.inbound import Admitted
+    from mesh.jetstream.tls import TlsFiles
 
 FIRST_STATE_S = 15.0  # for the first bundle and trust statement
 STOP_S = 1.0  # for the last audit records and the last report
@@ -39,27 +40,68 @@ STOP_S = 1.0  # for the last audit records and the last report
 log = logs.get("client")
 
 
-class TeamReader:
-    """One team's way in. Made by `open_team`."""
+class ReadingTeam(NamedTuple):
+    """Who reads, what it is checked against, and where what is known is kept.
 
-    def __init__(self, context: Context, connection: Connection) -> None:
-        team = self._team = context.team or ""
-        files = Path(context.team_address().creds_file).parent
-        trust = context.data / "trust"
-        self._tenant = context.tenant
-        self._ciphers = files / "ciphers"
+    Attributes:
+        tenant: Whose policies these are.
+        team: The reader.
+        trust: The directory of `ca.crt`, `trust.pub` and `policy.pub`.
+        files: Where `bundle.last` and `trust/` are kept, made by whoever owns it.
+        ciphers: The directory of the `<name>.key` that open what was encrypted for the team.
+    """
+
+    tenant: str
+    team: str
+    trust: Path
+    files: Path
+    ciphers: Path
+
+
+class TeamReader:
+    """One team's way in. Made by `open_team`, or by an agent for its application.
+
+    Args:
+        who: The team, and its files.
+        connection: With the team's credentials.
+
+    Raises:
+        ConfigError: A file of `who.trust` is missing or malformed.
+    """
+
+    def __init__(self, who: ReadingTeam, connection: Connection) -> None:
+        self._who = who
         self.connection = connection
-        keyring = open_keyring(trust, tenant=context.tenant)
-        self.trust = TrustWatch(connection, keyring, directory=files / "trust")
-        self.reporter = Reporter(connection, team, kind="team", state=lambda: self.bundle.state)
+        keyring = open_keyring(who.trust, tenant=who.tenant)
+        self.trust = TrustWatch(connection, keyring, directory=who.files / "trust")
+        self.reporter = Reporter(connection, who.team, kind="team", state=lambda: self.bundle.state)
         self.bundle = BundleWatch(
             connection,
-            policy_key(trust),
-            tenant=context.tenant,
-            file=files / "bundle.last",
+            policy_key(who.trust),
+            tenant=who.tenant,
+            file=who.files / "bundle.last",
             on_news=self.reporter.wake,
         )
         self.audit = AuditLog(connection, self.reporter.workload, self.reporter.instance)
+
+    @property
+    def works(self) -> tuple[tuple[str, Callable[[], Coroutine[Any, Any, None]]], ...]:
+        """What has to run, each until cancelled, for the reader to stay current: names and coroutines."""
+        return (
+            ("bundle", self.bundle.run),
+            ("trust", self.trust.run),
+            ("reports", self.reporter.run),
+            ("audit", self.audit.run),
+        )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The team's subscriptions that are active in the bundle in force; none before the first."""
+        plans = self.bundle.plans
+        if plans is None:
+            return frozenset()
+        declared = (s.metadata.name for s in plans.tenancy.subscriptions if s.metadata.team == self._who.team)
+        return frozenset(name for name in declared if self.address(name) is not None)
 
     def unmasked(self, event: Admitted) -> None:
         """Record that an event was handed over by a grant that expires."""
@@ -79,7 +121,7 @@ class TeamReader:
         if plans is None:
             return None
         try:
-            grant = plans.subscription(self._team, name, now_ms=time.time_ns() // 1_000_000)
+            grant = plans.subscription(self._who.team, name, now_ms=time.time_ns() // 1_000_000)
         except NotFound:
             return None
         streams = tuple(dict.fromkeys(stream for stream, _ in places_of(grant, plans.bundle.site)))
@@ -87,13 +129,33 @@ class TeamReader:
             return None
         return SubscriptionAddress(stream=streams[0], durable=grant.durable, view=grant.view, streams=streams)
 
+    def subscription(
+        self, name: str, address: SubscriptionAddress, *, max_in_flight: int | None = None
+    ) -> Subscription:
+        """The team's subscription *name*, not opened yet."""
+        return Subscription(
+            self.connection,
+            team=self._who.team,
+            name=name,
+            address=address,
+            bundle=self.bundle,
+            trust=self.trust,
+            max_in_flight=max_in_flight,
+            on_unmask=self.unmasked,
+        )
+
     def reveal(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """*fields* with every value opened that was encrypted for our team.
 
         Raises:
             ConfigError: A key file of ours is malformed.
         """
-        return decrypt_fields(fields, cipher_keys(self._ciphers), self._tenant)
+        return decrypt_fields(fields, cipher_keys(self._who.ciphers), self._who.tenant)
+
+    def load(self) -> None:
+        """Begin with what is kept on disk."""
+        self.bundle.load()
+        self.trust.load()
 
     async def first_state(self) -> None:
         """Begin with what is kept on disk; wait for a bundle and a trust statement where there is none.
@@ -103,8 +165,7 @@ class TeamReader:
         Raises:
             NoBundle: None came in time, or none that holds up.
         """
-        self.bundle.load()
-        self.trust.load()
+        self.load()
         with anyio.move_on_after(FIRST_STATE_S):
             await first_state(self.bundle, self.trust)
         if self.bundle.plans is None:
@@ -127,8 +188,16 @@ class TeamReader:
 
 
 @asynccontextmanager
-async def open_team(context: Context) -> AsyncIterator[TeamReader]:
+async def open_team(
+    who: ReadingTeam, *, nats_url: str, creds: bytes | Callable[[], bytes] | None, tls: TlsFiles | None
+) -> AsyncIterator[TeamReader]:
     """Connect with the team's credentials, wait for the first state, keep it current for the length of the block.
+
+    Args:
+        who: The team, and its files.
+        nats_url: Where the server listens.
+        creds: The team's, as `Connection.open` takes them.
+        tls: Where the server asks for it.
 
     Raises:
         ConfigError: A file is missing or malformed.
@@ -136,14 +205,11 @@ async def open_team(context: Context) -> AsyncIterator[TeamReader]:
         NoBundle: No valid bundle came in time.
     """
     async with AsyncExitStack() as stack:
-        connection = await Connection.open(
-            context.mesh.nats_url, name=f"team-{context.team}", **context.team_connection()
-        )
+        connection = await Connection.open(nats_url, name=workload_of("team", who.team), creds=creds, tls=tls)
         stack.push_async_callback(connection.close)
-        reader = TeamReader(context, connection)
+        reader = TeamReader(who, connection)
         await reader.first_state()
-        works = (reader.bundle.run, reader.trust.run, reader.reporter.run, reader.audit.run)
-        await stack.enter_async_context(_beside(*works))
+        await stack.enter_async_context(_beside(*(work for _, work in reader.works)))
         stack.push_async_callback(reader.stop)
         yield reader
 

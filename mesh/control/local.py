@@ -145,8 +145,13 @@ class LocalWorkloads(WrittenWorkloads):
             "MESH_AGENT_NATS_URL": self._nats_url,
             "MESH_AGENT_SPIFFE_ID": agent.spiffe_id,
             "MESH_AGENT_TEAM": agent.team,
+            "MESH_AGENT_TEAM_CREDS_FILE": self._team_creds(grants, agent.team),
             **self._tls_settings(name),
         }
+
+    def _team_creds(self, grants: Grants, team: str) -> str:
+        """The credentials that an agent reads with: its team's, where the team may read."""
+        return str(self._data.team(team) / "nats.creds") if team in grants.teams else ""
 
     def _tls_settings(self, name: str) -> dict[str, str]:
         if self._tls is None:

@@ -201,13 +201,14 @@ class WorkloadFiles:
         path = directory / SETTINGS
         if not path.exists():
             numbers = [next(self._ports) for _ in range(3)] if self._ports is not None else [0, 0, 0]
-            write_private(path, self._agent_toml(agent, numbers, webhooks).encode())
+            write_private(path, self._agent_toml(agent, numbers, webhooks, reads=agent.team in grants.teams).encode())
 
     def _write_cipher(self, directory: Path, cipher: str) -> None:
         key = self._data.cipher_key(self.tenant, cipher)
         write_if_changed(directory / "ciphers" / f"{cipher}.key", key.hex().encode() + b"\n")
 
-    def _agent_toml(self, agent: AgentGrants, ports: list[int], webhooks: list[str]) -> str:
+    def _agent_toml(self, agent: AgentGrants, ports: list[int], webhooks: list[str], *, reads: bool) -> str:
+        creds = f"../../teams/{agent.team}/nats.creds" if reads else ""
         lines = [
             f"# The agent {agent.agent}. Written once by `mesh up`; change what you like. Every setting:",
             "# `mesh-agent config`.",
@@ -215,6 +216,7 @@ class WorkloadFiles:
             f'tenant = "{self.tenant}"',
             f'team = "{agent.team}"  # `mesh up` sets MESH_AGENT_TEAM, which wins',
             f'site = "{self._site}"',
+            f'team_creds_file = "{creds}"  # `mesh up` sets MESH_AGENT_TEAM_CREDS_FILE, which wins',
             f'trust_domain = "{self._trust_domain}"',
             f'spiffe_id = "{agent.spiffe_id}"  # `mesh up` sets MESH_AGENT_SPIFFE_ID, which wins',
             f'nats_url = "{self._nats_url}"  # `mesh up` sets MESH_AGENT_NATS_URL, which wins',

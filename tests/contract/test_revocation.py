@@ -9,14 +9,13 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mesh.context import Context, MeshFile, TeamAddress, TenantAddress
 from mesh.errors import Unavailable
 from mesh.feed import STALE
 from mesh.fetching import Fetcher
 from mesh.identity import Certificate, TrustStatement
 from mesh.jetstream.connection import Connection
 from mesh.judging import REJECTED
-from mesh.reading import TeamReader
+from mesh.reading import ReadingTeam, TeamReader
 from mesh.signing import Received, Verified, Verifier
 from mesh.trust_watch import REFUSED, TrustWatch
 from tests.contract.agent_mesh import TRUST_KEY, now_ms, until
@@ -387,12 +386,10 @@ async def test_what_is_kept_is_as_old_as_it_is(source: Source, tmp_path: Path, m
 @asynccontextmanager
 async def team_process(source: Source, team: Path) -> AsyncIterator[TeamReader]:
     """What `mesh.connect(team="support")` opens, on a connection of its own, in a team's directory."""
-    address = TeamAddress(creds_file=str(team / "nats.creds"), subscriptions={})
-    tenants = {TENANT: TenantAddress(agents={}, teams={"support": address})}
-    file = MeshFile(nats_url="", data=str(source.directory), site="local", tenants=tenants)
+    who = ReadingTeam(TENANT, "support", trust=source.directory / "trust", files=team, ciphers=team / "ciphers")
     connection = await Connection.open(source.streams.server.url, name="team-support")
     try:
-        reader = TeamReader(Context(mesh=file, path="", tenant=TENANT, team="support"), connection)
+        reader = TeamReader(who, connection)
         await reader.first_state()
         async with anyio.create_task_group() as group:
             group.start_soon(reader.trust.run)
