@@ -47,18 +47,26 @@ class Secrets:
         min_bytes: A shorter secret is refused.
         check_s: Seconds between looks at the files.
         clock: Monotonic seconds.
+        check: Raises ConfigError for a secret that is not of its form.
 
     Raises:
-        ConfigError: A file cannot be read, or its secret is too short.
+        ConfigError: A file cannot be read, or its secret is too short or not of its form.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, min_bytes: int, check_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        paths: Sequence[Path],
+        *,
+        min_bytes: int,
+        check_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        check: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         self._paths = tuple(paths)
         self._min_bytes = min_bytes
         self._check_s = check_s
         self._clock = clock
+        self._check = check
         self._stamp = stamp(self._paths)
         self._values = self._read()
         self._next = clock() + check_s
@@ -98,6 +106,7 @@ class Secrets:
                 got=f"{len(secret)}",
                 next="make a random one",
             )
+        self._check(secret)
         return secret
 
 

@@ -7,24 +7,22 @@ Secrets are never settings: a setting names the file that holds one. Paths start
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from mesh.errors import ConfigError, MeshError
-from mesh.subjects import check_name
+from agent.mistakes import named, unknown, wrong
+from agent.webhooks.settings import WebhookSource, read_sources
+from mesh.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENV_PREFIX = "MESH_AGENT_"
 CONFIG_VARIABLE = "MESH_AGENT_CONFIG"  # where agent.toml lies; read by the command line, not a setting
-PROVIDERS = ("github",)
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MAX_WEBHOOK_SECRETS = 2  # the one in use and, while it is rotated, the next
 KIB = 1024
 MIB = 1024 * KIB
 
@@ -33,16 +31,6 @@ def _setting(
     default: Any = dataclasses.MISSING, *, why: str, unit: str = "", low: float = 0, high: float = math.inf
 ) -> Any:
     return field(default=default, metadata={"why": why, "unit": unit, "low": low, "high": high})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WebhookSource:
-    """One `[webhooks.<source>]` table: a provider that may post to `/v1/webhooks/<source>`."""
-
-    name: str
-    provider: str
-    secret_files: tuple[str, ...]
-    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +148,7 @@ class AgentSettings:
     file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")
     log_level: str = _setting("info", why=f"one of {', '.join(LOG_LEVELS)}")
 
-    webhooks: tuple[WebhookSource, ...] = _setting((), why="[webhooks.<source>] provider, secret_files, hosts")
+    webhooks: tuple[WebhookSource, ...] = _setting((), why="[webhooks.<source>] tables: see Webhooks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +178,15 @@ def load(toml: str = "", environ: Mapping[str, str] | None = None, *, file: str 
     origins = dict.fromkeys(_FIELDS, "default")
     for name, value in _parse_toml(toml, file).items():
         if name not in _FIELDS:
-            raise _unknown(name, file, list(_FIELDS))
-        values[name] = _webhooks(value, file) if name == "webhooks" else _typed(name, value, file)
+            raise unknown(name, file, list(_FIELDS))
+        values[name] = read_sources(value, file) if name == "webhooks" else _typed(name, value, file)
         origins[name] = file
     for variable, text in (environ or {}).items():
         if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in _FIELDS or name == "webhooks":
-            raise _unknown(variable, "the environment", [ENV_PREFIX + f.upper() for f in _FIELDS if f != "webhooks"])
+            raise unknown(variable, "the environment", [ENV_PREFIX + f.upper() for f in _FIELDS if f != "webhooks"])
         values[name] = _typed(name, _from_text(name, text, variable), variable)
         origins[name] = variable
     missing = [name for name, f in _FIELDS.items() if f.default is dataclasses.MISSING and name not in values]
@@ -219,22 +207,12 @@ def _parse_toml(text: str, file: str) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}", expected="name = value lines", file=file) from None
 
 
-def _unknown(name: str, where: str, known: list[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, known, n=1)
-    return ConfigError(
-        f"{where} sets {name}, which is no setting",
-        expected=f"{near[0]}?" if near else "a setting that `mesh-agent config` lists",
-        got=name,
-        next="secrets are never settings: name the file that holds one",
-    )
-
-
 def _from_text(name: str, text: str, variable: str) -> Any:
     kind = _KINDS[str(_FIELDS[name].type)]
     try:
         return kind(text)
     except ValueError:
-        raise _wrong(name, variable, kind.__name__, "text that is none") from None
+        raise wrong(name, variable, kind.__name__, "text that is none") from None
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -242,72 +220,31 @@ def _typed(name: str, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise _wrong(name, where, kind.__name__, type(value).__name__)
+        raise wrong(name, where, kind.__name__, type(value).__name__)
     if kind is not str:
         low, high = _FIELDS[name].metadata["low"], _FIELDS[name].metadata["high"]
         if not low <= value <= high:
-            raise _wrong(name, where, f"{low:g} to {high:g} {_FIELDS[name].metadata['unit']}", f"{value:g}")
+            raise wrong(name, where, f"{low:g} to {high:g} {_FIELDS[name].metadata['unit']}", f"{value:g}")
     return value
-
-
-def _wrong(name: str, where: str, expected: str, got: str) -> ConfigError:
-    return ConfigError(f"{where}: {name} must be {expected}, not {got}", expected=expected, got=got, next=f"fix {name}")
-
-
-def _webhooks(tables: Any, file: str) -> tuple[WebhookSource, ...]:
-    if not isinstance(tables, dict):
-        raise _wrong("webhooks", file, "tables [webhooks.<source>]", type(tables).__name__)
-    return tuple(_webhook(name, table, file) for name, table in tables.items())
-
-
-def _webhook(name: str, table: Any, file: str) -> WebhookSource:
-    where = f"{file} [webhooks.{name}]"
-    _named(name, where)
-    if not isinstance(table, dict):
-        raise _wrong("it", where, "a table", type(table).__name__)
-    for key in table:
-        if key not in ("provider", "secret_files", "hosts"):
-            raise _unknown(key, where, ["provider", "secret_files", "hosts"])
-    if table.get("provider") not in PROVIDERS:
-        raise _wrong("provider", where, f"one of {', '.join(PROVIDERS)}", "another or none")
-    secrets = _texts(table.get("secret_files"), "secret_files", where)
-    if not 1 <= len(secrets) <= MAX_WEBHOOK_SECRETS:
-        raise _wrong("secret_files", where, "one file, or two while a secret is rotated", str(len(secrets)))
-    hosts = _texts(table.get("hosts", []), "hosts", where)
-    lowered = tuple(host.lower() for host in hosts)
-    return WebhookSource(name=name, provider=table["provider"], secret_files=secrets, hosts=lowered)
-
-
-def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-        raise _wrong(name, where, "a list of texts", type(value).__name__)
-    return tuple(value)
-
-
-def _named(name: str, where: str) -> None:
-    try:
-        check_name(name)
-    except MeshError as error:
-        raise ConfigError(f"{where}: {error}", expected=error.expected, got=error.got, next="rename it") from None
 
 
 def _check(settings: AgentSettings) -> None:
     """What only shows between settings, or needs more than a type."""
     for name in ("name", "tenant", "site"):
-        _named(getattr(settings, name), name)
+        named(getattr(settings, name), name)
     for name in ("http_host", "webhooks_host", "health_host"):
         try:
             address = ip_address(getattr(settings, name))
         except ValueError:
-            raise _wrong(name, "settings", "an IP address", "another text") from None
+            raise wrong(name, "settings", "an IP address", "another text") from None
         if name == "http_host" and not address.is_loopback:
-            raise _wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
+            raise wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
     _together(settings, "event_key_file", "event_cert_file")
     _together(settings, "nats_ca_file", "nats_cert_file", "nats_key_file")
     if settings.log_level not in LOG_LEVELS:
-        raise _wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
+        raise wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
     if settings.max_webhook_bytes < settings.max_event_bytes:
-        raise _wrong("max_webhook_bytes", "settings", "max_event_bytes or more", f"{settings.max_webhook_bytes}")
+        raise wrong("max_webhook_bytes", "settings", "max_event_bytes or more", f"{settings.max_webhook_bytes}")
     if settings.max_waiting_events < settings.max_batch_events or settings.max_waiting_bytes < settings.max_batch_bytes:
         raise ConfigError(
             "one full batch would never be admitted",

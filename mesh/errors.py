@@ -168,6 +168,12 @@ class BadWebhookSignature(InputError):
     status = 401
 
 
+class WebhookNotFresh(BadWebhookSignature):
+    """A provider's signature is genuine, and its time further off than `tolerance_s`: a replay, or a wrong clock."""
+
+    code = "webhook-not-fresh"
+
+
 class NotFound(InputError):
     """No such door, source, subscription or event."""
 

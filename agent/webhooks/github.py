@@ -1,91 +1,60 @@
 """GitHub webhooks: `X-Hub-Signature-256` over the raw body; one delivery id is one event.
 
-`type` is `github.<event>[.<action>].v1`, `source` `/github/<configured source>`, `id` the delivery's GUID, `data` the
-payload as it came. A redelivery has the same GUID, and so is the same event.
+`type` is `github.<event>[.<action>].v1`, `id` the delivery's GUID, `subject` the repository, `data` the payload as it
+came. A redelivery has the same GUID, and so is the same event. `ping`, which tries the address, is an event like any
+other.
+
+GitHub signs the body and nothing else: no time, and neither the GUID nor the event's name. So there is no tolerance,
+and whoever gets hold of a whole delivery (TLS keeps it from strangers) can post its body again, under its own GUID,
+which is the same event, or under another, which is one more.
 
 Source: GitHub Docs, "Validating webhook deliveries" and "Webhook events and payloads".
 """
 
 from __future__ import annotations
 
-import hmac
 import re
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from mesh.errors import BadAttribute, BadWebhookSignature
+from agent.webhooks import checks, events
+from agent.webhooks.provider import Incoming, Provider
+from mesh.errors import BadAttribute
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 SIGNATURE = "X-Hub-Signature-256"
 DELIVERY = "X-GitHub-Delivery"
 EVENT = "X-GitHub-Event"
-CONTENT_TYPES: tuple[str, ...] = (
-    "application/json",
-)  # the form-encoded variant wraps JSON in a field: one way in is enough
-MAX_TOKEN = 64  # the subject grammar's
 
 _PREFIX = "sha256="
-_SIGNATURE = re.compile(r"sha256=[0-9a-f]{64}")
 _DELIVERY = re.compile(r"[A-Za-z0-9-]{8,64}")
 _EVENT = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_OUTSIDE_TOKEN = re.compile(r"[^a-z0-9_-]+")
 
 
-def verify(headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
-    """Check that GitHub signed *body* with one of *secrets*; every secret is tried, in constant time each.
+class GitHub(Provider):
+    """Takes JSON alone: the form-encoded variant wraps the same text in a field, and one way in is enough."""
 
-    Raises:
-        BadWebhookSignature: It is missing, malformed, or made with none of *secrets*.
-    """
-    given = headers.get(SIGNATURE, "")
-    if not _SIGNATURE.fullmatch(given):
-        raise BadWebhookSignature(
-            f"{SIGNATURE} is missing or malformed",
-            expected=f"{_PREFIX} and 64 hexadecimal digits",
-            got=f"{len(given)} characters",
-            next="set a secret in the webhook's settings at GitHub",
-        )
-    fits = [hmac.compare_digest(_PREFIX + hmac.new(s, body, sha256).hexdigest(), given) for s in secrets]
-    if not any(fits):
-        raise BadWebhookSignature(
-            f"{SIGNATURE} does not fit this body",
-            expected=f"HMAC-SHA-256 of the raw body with one of {len(secrets)} configured secrets",
-            got="another digest",
-            next="compare the secret at GitHub with the agent's secret_files; a proxy must not touch the body",
-        )
+    def verify(self, incoming: Incoming, secrets: Sequence[bytes], *, now_s: float) -> None:
+        """As every provider."""
+        del now_s  # nothing says when it was signed
+        given = checks.header(incoming, SIGNATURE, f"{_PREFIX} and 64 hexadecimal digits")
+        if not given.startswith(_PREFIX):
+            raise checks.missing(SIGNATURE, f"{_PREFIX} and 64 hexadecimal digits", given)
+        checks.check_mac(SIGNATURE, [given.removeprefix(_PREFIX)], [incoming.body], secrets)
+
+    def translate(self, incoming: Incoming, payload: Any) -> list[dict[str, Any]]:
+        """As every provider."""
+        event = _field(incoming, EVENT, _EVENT, "1 to 64 characters A-Z a-z 0-9 _ -")
+        delivery = _field(incoming, DELIVERY, _DELIVERY, "the delivery's GUID")
+        action = events.at(payload, "action")
+        names = [event, action] if isinstance(action, str) and action else [event]
+        subject = events.subject(events.at(payload, "repository", "full_name"))
+        return [self.event(id=delivery, type=events.type_of("github", names), data=payload, subject=subject)]
 
 
-def translate(headers: Mapping[str, str], payload: Any, source: str) -> dict[str, Any]:
-    """The event of one verified delivery. `ping`, which tries the address, is an event like any other.
-
-    Raises:
-        BadAttribute: The delivery id or the event's name is missing or malformed.
-    """
-    event = _field(headers, EVENT, _EVENT, "1 to 64 characters A-Z a-z 0-9 _ -")
-    delivery = _field(headers, DELIVERY, _DELIVERY, "the delivery's GUID")
-    tokens = ["github", token(event)]
-    action = payload.get("action") if isinstance(payload, dict) else None
-    if isinstance(action, str) and action:
-        tokens.append(token(action))
-    return {
-        "specversion": "1.0",
-        "id": delivery,
-        "source": f"/github/{source}",
-        "type": ".".join([*tokens, "v1"]),
-        "datacontenttype": "application/json",
-        "data": payload,
-    }
-
-
-def token(text: str) -> str:
-    """*text* as one token of a type: lower case, what is outside the grammar becomes `_`, 64 characters at most."""
-    return _OUTSIDE_TOKEN.sub("_", text.lower())[:MAX_TOKEN]
-
-
-def _field(headers: Mapping[str, str], name: str, grammar: re.Pattern[str], expected: str) -> str:
-    value = headers.get(name, "")
+def _field(incoming: Incoming, name: str, grammar: re.Pattern[str], expected: str) -> str:
+    value = incoming.headers.get(name, "")
     if not grammar.fullmatch(value):
         raise BadAttribute(
             f"{name} is missing or malformed",

@@ -36,7 +36,8 @@ PURE = {
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings",
     "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
-    "agent.webhooks.github",
+    "agent.mistakes", "agent.webhooks.checks", "agent.webhooks.events", "agent.webhooks.generic", "agent.webhooks.github",
+    "agent.webhooks.provider", "agent.webhooks.scheme", "agent.webhooks.settings", "agent.webhooks.stripe",
 }  # fmt: skip
 
 WORLD = {

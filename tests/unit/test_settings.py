@@ -57,7 +57,7 @@ def test_everything_can_come_from_the_environment() -> None:
             "nats_ca_file and nats_key_file without nats_cert_file",
         ),
         (NAMED + "max_batch_events = 9000", {}, "never be admitted"),
-        (NAMED + "[webhooks.github]\nprovider = 'gitlab'\nsecret_files = ['s']", {}, "one of github"),
+        (NAMED + "[webhooks.github]\nprovider = 'gitlob'\nsecret_files = ['s']", {}, "one of github"),
         (NAMED + "[webhooks.github]\nprovider = 'github'\nsecret_files = []", {}, "one file, or two"),
         (NAMED + "[webhooks.github]\nprovider = 'github'\nsecret_files = ['1', '2', '3']", {}, "one file, or two"),
         (NAMED + "[webhooks.github]\nprovider = 'github'\nsecret = 'hunter2hunter2'", {}, "sets secret"),
