@@ -36,8 +36,9 @@ PURE = {
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings",
     "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
-    "agent.mistakes", "agent.webhooks.checks", "agent.webhooks.events", "agent.webhooks.generic", "agent.webhooks.github",
-    "agent.webhooks.provider", "agent.webhooks.scheme", "agent.webhooks.settings", "agent.webhooks.stripe",
+    "agent.mistakes", "agent.webhooks", "agent.webhooks.checks", "agent.webhooks.events", "agent.webhooks.generic",
+    "agent.webhooks.github", "agent.webhooks.provider", "agent.webhooks.scheme", "agent.webhooks.settings",
+    "agent.webhooks.stripe",
 }  # fmt: skip
 
 WORLD = {
