@@ -1,4 +1,4 @@
-"""The command line of the sidecar, with its help: `mesh-agent run | config | spool | --version`."""
+"""The command line of the sidecar, with its help: `mesh-agent run | config | spool | adapter | --version`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from agent.adapter import cli as adapter
 from agent.process import read_settings, run_from
 from agent.settings import CONFIG_VARIABLE, as_dict, rows
 from agent.spool import cli as spool
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(spool.app, name="spool")
+app.add_typer(adapter.app, name="adapter")
 
 Config = Annotated[
     Path,

@@ -1,7 +1,8 @@
-"""A file replaced whole: a reader, and a crash, find the old content or the new, never half of either."""
+"""A file replaced whole (a reader, and a crash, find the old content or the new, never half of either), or locked."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from contextlib import suppress
@@ -25,3 +26,12 @@ def replace_file(path: Path, content: bytes) -> None:
         with suppress(OSError):  # the fault that counts is the one below
             Path(name).unlink()
         raise
+
+
+def locked(descriptor: int) -> bool:
+    """Lock an open file for this process, if no other has it; the kernel frees it however its holder ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -79,7 +79,7 @@ class Outbox(Protocol):
 @asynccontextmanager
 async def relaying(outbox: Outbox, to: Mesh | Publish, *, poll_s: float = POLL_S) -> AsyncIterator[None]:
     """Relay in the background for the length of the block. What is not posted at its end stays where it is."""
-    relay = _Relay(outbox, _through(to) if isinstance(to, Mesh) else to, poll_s)
+    relay = _Relay(outbox, through(to) if isinstance(to, Mesh) else to, poll_s)
     raised: Exception | None = None
     async with anyio.create_task_group() as group:
         group.start_soon(relay.run)
@@ -93,7 +93,9 @@ async def relaying(outbox: Outbox, to: Mesh | Publish, *, poll_s: float = POLL_S
         raise raised
 
 
-def _through(mesh: Mesh) -> Publish:
+def through(mesh: Mesh) -> Publish:
+    """Publishes one event's attributes and data at the mesh's agent."""
+
     async def publish(fields: Mapping[str, Any]) -> object:
         rest = {name: value for name, value in fields.items() if name != "specversion"}
         known = {name: rest.pop(name, None) for name in ("data", "id", "subject", "time", "partitionkey")}
@@ -189,7 +191,7 @@ class _Relay:
                 try:
                     await self._publish(row.fields())
                 except MeshError as error:
-                    if not _refused(error):
+                    if not refused_for_good(error):
                         self._hold(row, error)
                         return
                     done.refused.append((row, error))
@@ -200,17 +202,15 @@ class _Relay:
     async def _note(self, store: Store, done: _Done) -> None:
         for row, error in done.refused:
             await store.set_aside(row.seq, problem_of(error))
-            REFUSED.add(1, code=_code(error))
-            log.error("outbox_event_refused", seq=row.seq, code=_code(error), next="read why with `outbox.refused`")
+            REFUSED.add(1, code=code_of(error))
+            log.error("outbox_event_refused", seq=row.seq, code=code_of(error), next="read why with `outbox.refused`")
         if done.accepted:
             await store.accepted(done.accepted)
             PUBLISHED.add(len(done.accepted))
 
     def _hold(self, row: Row, error: MeshError) -> None:
-        problem = error.problem if isinstance(error, PublishFailed) else error.details
-        after = problem.get("retry_after_s", 0)
-        wait_s = self._delays.add(row.source, float(after) if isinstance(after, int | float) else 0.0)
-        log.warning("outbox_waits", seq=row.seq, code=_code(error), status=_status(error), again_s=wait_s)
+        wait_s = self._delays.add(row.source, retry_after_s(error))
+        log.warning("outbox_waits", seq=row.seq, code=code_of(error), status=_status(error), again_s=wait_s)
 
     def _count(self, level: Level) -> None:
         self._counted_s = time.monotonic()
@@ -223,10 +223,18 @@ def _status(error: MeshError) -> int:
     return error.http_status if isinstance(error, PublishFailed) else error.status
 
 
-def _code(error: MeshError) -> str:
+def code_of(error: MeshError) -> str:
+    """The stable code, which an agent behind HTTP says in its problem document."""
     return str(error.problem.get("code", error.code)) if isinstance(error, PublishFailed) else error.code
 
 
-def _refused(error: MeshError) -> bool:
+def retry_after_s(error: MeshError) -> float:
+    """How long whoever raised it wants to be left alone, at least; 0 where it did not say."""
+    problem = error.problem if isinstance(error, PublishFailed) else error.details
+    after = problem.get("retry_after_s", 0)
+    return float(after) if isinstance(after, int | float) else 0.0
+
+
+def refused_for_good(error: MeshError) -> bool:
     """Whether the event is at fault, and not the way to the agent."""
-    return _status(error) in REFUSED_STATUS and _code(error) != CrossOrigin.code
+    return _status(error) in REFUSED_STATUS and code_of(error) != CrossOrigin.code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import time as clock
@@ -16,6 +15,7 @@ import anyio.to_thread
 import msgspec
 
 from mesh.errors import ConfigError
+from mesh.files import locked
 from mesh.outbox.relay import POLL_S, relaying
 from mesh.outbox.rows import TABLE, Level, Refused, Row, compose, created, refused
 from mesh.subscription import handling
@@ -134,7 +134,7 @@ class SqliteOutbox:
         lock = self._database.with_name(self._database.name + LOCK_SUFFIX)
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            while not _locked(descriptor):  # noqa: ASYNC110 - another process ends, and tells nobody
+            while not locked(descriptor):  # noqa: ASYNC110 - another process ends, and tells nobody
                 await anyio.sleep(STANDBY_S)
             connection = sqlite3.connect(
                 self._database, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -200,14 +200,6 @@ def _in_transaction(connection: sqlite3.Connection) -> None:
             next="execute BEGIN before the data is written, and COMMIT after the event is added",
         )
     connection.execute("BEGIN IMMEDIATE")
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _json(values: list[str] | list[int]) -> str:

@@ -31,6 +31,7 @@ PURE = {
     "mesh.jetstream.excess", "mesh.jetstream.imports", "mesh.jetstream.rights",
     "mesh.policy",  # and everything below it
     "mesh.completeness", "mesh.epochs", "mesh.expiry", "mesh.findings", "mesh.marks", "mesh.sequences", "mesh.tracks",
+    "agent.adapter.changes", "agent.adapter.cloak", "agent.adapter.pace", "agent.adapter.page",
     "agent.counting",
     "mesh.breaker", "mesh.inbox.notes", "mesh.outbox.rows", "mesh.poison", "mesh.rates",
     "mesh.demo.account",
