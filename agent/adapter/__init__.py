@@ -5,7 +5,7 @@ You write how to ask for a page, and what an item is; the kit does the rest. A w
     async def poll(cursor):
         async with http.get("/contacts", params={"updated_since": cursor or ""}) as answer:
             if answer.status == 429:
-                raise SlowDown(float(answer.headers["Retry-After"]))
+                raise SlowDown(answer.headers.get("Retry-After"))
             body = await answer.json()
         return Page(body["contacts"], cursor=body["next"], more=body["more"])
 

@@ -16,7 +16,7 @@ import anyio.to_thread
 from agent.adapter.changes import Words
 from agent.adapter.database import connect, leading
 from agent.adapter.line import Line
-from agent.adapter.pace import Pace
+from agent.adapter.pace import Pace, seconds
 from agent.adapter.page import Item, Page, SlowDown, StartOver
 from agent.adapter.sending import sender
 from agent.adapter.state import Bad, State
@@ -134,7 +134,8 @@ class Adapter:
             if self._watching.due():
                 self._watching.levels(await self._do(self._line.level), await self._do(self._state.known))
         except SlowDown as slow:
-            self._wait("slow", "adapter_slowed_down", at_least_s=slow.retry_after_s)
+            at_least_s = seconds(slow.retry_after_s, time.time())
+            self._wait("slow", "adapter_slowed_down", at_least_s=at_least_s)
         except StartOver:
             await self._do(self._state.start_over)
             self._wait("failed", "adapter_starts_over")
@@ -182,6 +183,8 @@ class Adapter:
             log.exception("adapter_poll_failed", error, adapter=self._watching.name)  # noqa: PLE1205, TRY401 - ours
             await self._end_pages()
             raise _failed(error) from error
+        if page is not None and not isinstance(page, Page):
+            raise ConfigError("`poll` returned no Page", expected="a Page", got=type(page).__name__)
         if page is not None and page.more and page.cursor is None and self._pages is None:
             raise ConfigError(
                 "`poll` says that there is more, and not where",
@@ -216,7 +219,10 @@ class Adapter:
 
     def _told(self, raw: Any) -> Item | Bad | None:
         try:
-            return self._item(raw)
+            item = self._item(raw)
+            if item is not None and not isinstance(item, Item):
+                raise TypeError("`item` returned no Item")
+            return item
         except Exception as error:  # the developer's; parked with its class, and the others go on
             log.exception("adapter_item_failed", error, adapter=self._watching.name)  # noqa: PLE1205, TRY401 - ours
             return Bad(type(error).__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
@@ -21,7 +21,7 @@ from mesh.errors import ConfigError
 from mesh.files import locked, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 FORMAT = 1
@@ -40,6 +40,19 @@ _SCHEMA = (
     "CREATE INDEX events_parked ON events (name) WHERE problem IS NOT NULL",
     f"PRAGMA user_version = {FORMAT}",
 )
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of the block's changes, or none."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite ends it by itself where the disk is full
+            connection.execute("ROLLBACK")
+        raise
 
 
 @asynccontextmanager
@@ -88,8 +101,14 @@ def connect(state: Path, *, make: bool) -> tuple[sqlite3.Connection, Cloak]:
     connection = sqlite3.connect(state, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         _prepare(connection, cloak, state)
-    except BaseException:
+    except BaseException as error:
         connection.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise ConfigError(
+                f"{state} cannot be opened: {error}",
+                expected="the state of an adapter",
+                next="name another file; without its state, an adapter lists everything again as created",
+            ) from error
         raise
     return connection, cloak
 
@@ -100,11 +119,10 @@ def _prepare(connection: sqlite3.Connection, cloak: Cloak, state: Path) -> None:
         connection.execute(f"PRAGMA {pragma}").fetchall()
     ((found,),) = connection.execute("PRAGMA user_version")
     if found == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
-            connection.execute(statement)
-        connection.execute("INSERT INTO meta VALUES ('check', ?)", (cloak.digest("check"),))
-        connection.execute("COMMIT")
+        with transaction(connection):
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute("INSERT INTO meta VALUES ('check', ?)", (cloak.digest("check"),))
     elif found != FORMAT:
         raise ConfigError(f"{state} is of another version", expected=f"{FORMAT}", got=f"{found}")
     elif connection.execute("SELECT value FROM meta WHERE name = 'check'").fetchone() != (cloak.digest("check"),):

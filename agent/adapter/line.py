@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from agent.adapter.database import transaction
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
@@ -78,11 +80,10 @@ class Line:
     def taken(self, rows: Sequence[Row]) -> int:
         """They got their 202; returns how many parked ones they supersede."""
         superseded = 0
-        self._connection.execute("BEGIN IMMEDIATE")
-        for row in rows:
-            self._connection.execute(_TAKEN, (row.seq,))
-            superseded += self._connection.execute(_SUPERSEDED, (row.name, row.seq)).rowcount
-        self._connection.execute("COMMIT")
+        with transaction(self._connection):
+            for row in rows:
+                self._connection.execute(_TAKEN, (row.seq,))
+                superseded += self._connection.execute(_SUPERSEDED, (row.name, row.seq)).rowcount
         return superseded
 
     def park(self, row: Row, problem: str) -> None:
@@ -98,12 +99,11 @@ class Line:
 
     def retry(self, seq: int | None = None) -> int:
         """Publish a parked event again, or all; items that could not be read have everything read again."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        unread = self._connection.execute(_UNREAD, (seq,)).rowcount
-        if unread:
-            self._connection.execute(_START_OVER)
-        again = self._connection.execute(_RETRY, (seq,)).rowcount
-        self._connection.execute("COMMIT")
+        with transaction(self._connection):
+            unread = self._connection.execute(_UNREAD, (seq,)).rowcount
+            if unread:
+                self._connection.execute(_START_OVER)
+            again = self._connection.execute(_RETRY, (seq,)).rowcount
         return unread + again
 
     def drop(self, seq: int | None = None) -> int:

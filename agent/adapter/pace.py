@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from mesh.rates import Bucket
-from mesh.retry import JITTER, RetryPolicy
+from mesh.retry import JITTER, MAX_DELAY_S, RetryPolicy
 
 if TYPE_CHECKING:
     from mesh.limits import RateLimit
 
 BACKOFF = RetryPolicy(backoff_s=(1.0, 5.0, 30.0, 300.0))  # a service that is down is not asked more often than that
+
+
+def seconds(retry_after: float | str | None, unix_s: float) -> float:
+    """How long a service wants to be left alone: seconds or an HTTP date, at most a day; 0.0 where it cannot be read.
+
+    Source: RFC 9110, 10.2.3.
+    """
+    try:
+        wait_s = float(retry_after or 0)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(str(retry_after)).timestamp() - unix_s
+        except ValueError:
+            return 0.0
+    return min(wait_s, MAX_DELAY_S) if wait_s > 0 else 0.0
 
 
 class Pace:

@@ -47,11 +47,11 @@ class SlowDown(Exception):
     """Raise it in `poll` where the service says 429 or 503: it is left alone for so long, at least.
 
     Args:
-        retry_after_s: The service's Retry-After, in seconds; 0 where it named none.
+        retry_after_s: Seconds; or the service's Retry-After as it stands in the header, None where it named none.
     """
 
-    def __init__(self, retry_after_s: float = 0.0) -> None:
-        super().__init__(f"the service wants to be left alone for {retry_after_s:g} s")
+    def __init__(self, retry_after_s: float | str | None = None) -> None:
+        super().__init__(f"the service wants to be left alone, Retry-After {retry_after_s}")
         self.retry_after_s = retry_after_s
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from agent.adapter.changes import change
 from agent.adapter.cloak import NONCE_BYTES
+from agent.adapter.database import transaction
 from agent.adapter.page import Item
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from agent.adapter.changes import Change, Words
     from agent.adapter.cloak import Cloak
@@ -104,7 +104,7 @@ class State:
             complete: It is the last of a listing that left nothing out.
         """
         counts: Counter[str] = Counter()
-        with self._transaction():
+        with transaction(self._connection):
             if first:
                 self._set("listing", (self._meta("listing") or 0) + 1)
                 self._unset("start_over")
@@ -124,7 +124,7 @@ class State:
         listing = self._meta("sweep")
         if listing is None:
             return 0
-        with self._transaction():
+        with transaction(self._connection):
             gone = self._connection.execute(_UNSEEN, (listing, limit)).fetchall()
             for name, sealed in gone:
                 key, subject, type_ = self._cloak.open(_place("known", name), sealed)
@@ -188,17 +188,6 @@ class State:
         return int(gone) if gone > max(SPARED, known * self._most_deleted) else 0
 
     # --- the file ----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:  # SQLite ends it by itself where the disk is full
-                self._connection.execute("ROLLBACK")
-            raise
 
     def _seal(self, place: str, value: Any) -> bytes:
         return self._cloak.seal(place, value, secrets.token_bytes(NONCE_BYTES))

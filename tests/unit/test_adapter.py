@@ -13,7 +13,7 @@ from agent.adapter.changes import Words, change
 from agent.adapter.cloak import Cloak
 from agent.adapter.database import connect
 from agent.adapter.line import Line
-from agent.adapter.pace import Pace
+from agent.adapter.pace import Pace, seconds
 from agent.adapter.page import Item
 from agent.adapter.state import BAD_ITEM, Bad, State, Taken
 from mesh.errors import ConfigError
@@ -333,9 +333,9 @@ def test_every_commit_is_synced(opened: Opened) -> None:
     assert pragmas == ["wal", 2]
 
 
-@pytest.mark.parametrize("spoil", ["missing", "other", "version"])
+@pytest.mark.parametrize("spoil", ["missing", "other", "version", "no database"])
 def test_a_state_that_is_not_ours_is_refused(tmp_path: Path, spoil: str) -> None:
-    """A missing key, another one, another version: said at the start, and nothing is written."""
+    """A missing key, another one, another version, another file: said at the start, and nothing is written."""
     file, key_file = tmp_path / "contacts.db", tmp_path / "contacts.db.key"
     opened = Opened(file)
     if spoil == "version":
@@ -343,6 +343,8 @@ def test_a_state_that_is_not_ours_is_refused(tmp_path: Path, spoil: str) -> None
     opened.connection.close()
     if spoil == "missing":
         key_file.unlink()
+    if spoil == "no database":
+        file.write_bytes(b"not a database" * 100)
     if spoil == "other":
         key_file.write_text(KEY.hex())
     with pytest.raises(ConfigError):
@@ -384,6 +386,26 @@ def test_retry_after_is_a_lower_bound() -> None:
     assert pace.failed(0, jitter=0.5, at_least_s=17) == 17
     assert pace.wait_s(16) == 1
     assert pace.failed(20, jitter=0.5, at_least_s=0.5) == 5
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "wait_s"),
+    [
+        (None, 0),
+        (2.5, 2.5),
+        ("120", 120),
+        ("Sat, 31 Jan 2026 12:00:30 GMT", 30),
+        ("Sat, 31 Jan 2026 11:00:00 GMT", 0),
+        ("soon", 0),
+        ("-5", 0),
+        ("nan", 0),
+        ("1e99", 86_400),
+    ],
+)
+def test_retry_after_as_services_write_it(retry_after: float | str | None, wait_s: float) -> None:
+    """Seconds or a date; nonsense counts as nothing, so that the plain back-off holds."""
+    noon_s = 1_769_860_800.0
+    assert seconds(retry_after, noon_s) == wait_s
 
 
 def test_the_rate_holds_while_there_is_more() -> None:

@@ -27,7 +27,7 @@ SECRET = "ada@example.org"
 class Service:
     """Answers with what it is given, one page a poll, or never (None); in the end with nothing new."""
 
-    def __init__(self, *answers: Page | Exception | None) -> None:
+    def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.asked: list[Any] = []
 
@@ -39,7 +39,6 @@ class Service:
             await anyio.sleep_forever()
         if isinstance(answer, Exception):
             raise answer
-        assert answer is not None
         return answer
 
     async def until(self, count: int) -> None:
@@ -232,13 +231,14 @@ async def test_a_poll_that_fails_is_repeated_and_named(
 ) -> None:
     """The log says what kind of error and where it was raised; its text may quote a value, and is nowhere."""
     caplog.set_level(logging.INFO)
-    agent, service = StandIn(), Service(KeyError(SECRET), Page([("c-1", 1)], None, more=True), page(1))
+    agent, service = StandIn(), Service(KeyError(SECRET), Page([("c-1", 1)], None, more=True), {}, page(1))
     async with running(made(service, agent.publish, state)):
         await agent.until(1)
     told = [(record.getMessage(), getattr(record, "mesh_fields", {})) for record in caplog.records]
-    assert len(waits) == 2
+    assert len(waits) == 3
     assert "KeyError" in str(told)
     assert "not where" in str(told)
+    assert "no Page" in str(told)
     assert SECRET not in str(told)
 
 
