@@ -14,9 +14,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.webhooks.atlassian import Atlassian
 from agent.webhooks.generic import Generic
 from agent.webhooks.github import GitHub
+from agent.webhooks.hubspot import HubSpot
+from agent.webhooks.shopify import Shopify
+from agent.webhooks.slack import Slack
+from agent.webhooks.standard import StandardWebhooks
 from agent.webhooks.stripe import Stripe
+from agent.webhooks.twilio import Twilio
+from agent.webhooks.zendesk import Zendesk
 
 if TYPE_CHECKING:
     from agent.webhooks.provider import Provider
@@ -24,5 +31,12 @@ if TYPE_CHECKING:
 PROVIDERS: dict[str, type[Provider]] = {
     "github": GitHub,
     "stripe": Stripe,
+    "shopify": Shopify,
+    "slack": Slack,
+    "standard": StandardWebhooks,
+    "hubspot": HubSpot,
+    "twilio": Twilio,
+    "zendesk": Zendesk,
+    "atlassian": Atlassian,
     "generic": Generic,
 }

@@ -90,12 +90,25 @@ def check_mac(
         BadWebhookSignature: None is of the grammar, or none fits.
     """
     grammar = GRAMMAR[encoding, digest]
-    well_formed = [text.encode() for text in given[:MAX_SIGNATURES] if grammar.fullmatch(text)]
+    well_formed = [text for text in given[:MAX_SIGNATURES] if grammar.fullmatch(text)]
     if not well_formed:
         raise missing(name, f"{digest} in {_SAYS[encoding]}", "".join(given))
-    wanted = [mac(s, m, digest=digest, encoding=encoding).encode() for s in secrets for m in messages]
-    if not any([hmac.compare_digest(one, other) for one in wanted for other in well_formed]):  # noqa: C419 - no early end
+    if not fits(well_formed, messages, secrets, digest=digest, encoding=encoding):
         raise unfit(name, f"HMAC-{digest.upper()} with one of {len(secrets)} configured secrets")
+
+
+def fits(
+    given: Iterable[str],
+    messages: Iterable[bytes],
+    secrets: Sequence[bytes],
+    *,
+    digest: str = "sha256",
+    encoding: str = HEX,
+) -> bool:
+    """Whether one of *given* is the HMAC of one of *messages* with one of *secrets*. All are compared, none twice."""
+    theirs = [raw(text) for text in given]
+    ours = [mac(s, m, digest=digest, encoding=encoding).encode() for m in messages for s in secrets]
+    return any([hmac.compare_digest(one, other) for one in ours for other in theirs])  # noqa: C419 - no early end
 
 
 def unfit(name: str, expected: str) -> BadWebhookSignature:

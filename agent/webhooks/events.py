@@ -130,10 +130,10 @@ def from_rfc3339(value: Any) -> int | None:
     if not isinstance(value, str) or not GRAMMAR["time"](value):
         return None
     try:
-        ms = datetime.fromisoformat(value.upper()).timestamp() * 1000
+        ms = round(datetime.fromisoformat(value.upper()).timestamp() * 1000)
     except (ValueError, OverflowError):  # 29 February of another year, a leap second, year 0
         return None
-    return int(ms) if 0 <= ms <= MAX_MS else None
+    return ms if 0 <= ms <= MAX_MS else None
 
 
 def absent(what: str) -> BadAttribute:

@@ -37,9 +37,11 @@ PURE = {
     "mesh.demo.account",
     "agent.lanes", "agent.openapi", "agent.problems", "agent.settings",
     "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
-    "agent.mistakes", "agent.webhooks", "agent.webhooks.checks", "agent.webhooks.events", "agent.webhooks.generic",
-    "agent.webhooks.github", "agent.webhooks.provider", "agent.webhooks.scheme", "agent.webhooks.settings",
-    "agent.webhooks.stripe",
+    "agent.mistakes", "agent.webhooks", "agent.webhooks.atlassian", "agent.webhooks.checks", "agent.webhooks.events",
+    "agent.webhooks.forms", "agent.webhooks.generic", "agent.webhooks.github", "agent.webhooks.hubspot",
+    "agent.webhooks.provider", "agent.webhooks.scheme", "agent.webhooks.settings", "agent.webhooks.shopify",
+    "agent.webhooks.slack", "agent.webhooks.standard", "agent.webhooks.stripe", "agent.webhooks.twilio",
+    "agent.webhooks.zendesk",
 }  # fmt: skip
 
 WORLD = {
