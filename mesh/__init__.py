@@ -35,15 +35,18 @@ if TYPE_CHECKING:
     from mesh.client import Mesh, PublishFailed, Receipt, connect
     from mesh.delivery import Reject, RetryLater
     from mesh.errors import MeshError
+    from mesh.handlers import Handlers
     from mesh.inbound import Admitted
     from mesh.inbox import PostgresInbox, SqliteInbox
     from mesh.outbox import PostgresOutbox, SqliteOutbox
     from mesh.subscription import Delivery, Subscription
+    from mesh.typed import data_of, event_type
 
 # Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
 _PUBLIC = {
     "Admitted": "mesh.inbound",
     "Delivery": "mesh.subscription",
+    "Handlers": "mesh.handlers",
     "Mesh": "mesh.client",
     "MeshError": "mesh.errors",
     "PostgresInbox": "mesh.inbox",
@@ -56,11 +59,14 @@ _PUBLIC = {
     "SqliteOutbox": "mesh.outbox",
     "Subscription": "mesh.subscription",
     "connect": "mesh.client",
+    "data_of": "mesh.typed",
+    "event_type": "mesh.typed",
 }
 
 __all__ = [
     "Admitted",
     "Delivery",
+    "Handlers",
     "Mesh",
     "MeshError",
     "PostgresInbox",
@@ -74,6 +80,8 @@ __all__ = [
     "Subscription",
     "__version__",
     "connect",
+    "data_of",
+    "event_type",
 ]
 
 

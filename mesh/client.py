@@ -2,7 +2,7 @@
 
 ```python
 async with mesh.connect(team="support", agent="desk") as m:
-    await m.publish("support.ticket.opened.v1", {"contact": "c-17"})
+    await m.publish("support.ticket.opened.v1", {"contact": "c-17"}, source="/support")
     async with m.subscription("contacts") as contacts:
         await contacts.run(handle)
 ```
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 from uuid import uuid4
 
 import msgspec
@@ -25,6 +25,7 @@ from mesh.door import AgentDoor
 from mesh.errors import ConfigError, MeshError
 from mesh.handling import handling
 from mesh.reading import ReadingTeam, open_team
+from mesh.typed import described
 
 if TYPE_CHECKING:
     import os
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    from _typeshed import DataclassInstance
+
     from mesh.inbound import Admitted
     from mesh.reading import TeamReader
     from mesh.subscription import Subscription
+
+    Typed = msgspec.Struct | DataclassInstance
 
 
 class CopyReceipt(msgspec.Struct, frozen=True):
@@ -103,9 +108,37 @@ class Mesh:
         who = ReadingTeam(context.tenant, team, trust=context.data / "trust", files=files, ciphers=files / "ciphers")
         return open_team(who, nats_url=context.mesh.nats_url, **context.team_connection())
 
+    @overload
     async def publish(
         self,
         type: str,
+        data: object = None,
+        *,
+        source: str,
+        id: str | None = None,
+        subject: str | None = None,
+        time: str | None = None,
+        partitionkey: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> Receipt: ...
+
+    @overload
+    async def publish(
+        self,
+        type: Typed,
+        /,
+        *,
+        source: str,
+        id: str | None = None,
+        subject: str | None = None,
+        time: str | None = None,
+        partitionkey: str | None = None,
+        extensions: Mapping[str, str | int | bool] | None = None,
+    ) -> Receipt: ...
+
+    async def publish(
+        self,
+        type: str | Typed,
         data: object = None,
         *,
         source: str,
@@ -118,7 +151,8 @@ class Mesh:
         """Publish one event through the local agent; returns once every copy is durable.
 
         Args:
-            type: The logical type, such as `crm.contact.updated.v1`.
+            type: The logical type, such as `crm.contact.updated.v1`; or type and data in one: an instance of a class
+                with `@mesh.event_type`.
             data: JSON values.
             source: A URI reference below `/<team>`, or what the policy adds.
             id: Unique within the source; publishing it again is safe. A random one where there is none.
@@ -131,8 +165,11 @@ class Mesh:
         Raises:
             PublishFailed: The agent refused it, or could not make it durable.
             Unavailable: The agent cannot be reached.
+            DataMismatch: An instance holds what its own class does not allow.
+            TypeError: Its class was not declared, or the data is not made of JSON values.
         """
-        said = {"id": id or uuid4().hex, "source": source, "type": type, "subject": subject, "time": time}
+        type_, data = (type, data) if isinstance(type, str) else described(type)
+        said = {"id": id or uuid4().hex, "source": source, "type": type_, "subject": subject, "time": time}
         attributes = said | {"partitionkey": partitionkey, "data": data}
         return await self._post(compose(attributes, extensions, handling.get()))
 

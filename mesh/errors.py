@@ -202,6 +202,13 @@ class EventExpired(InputError):
     status = 422
 
 
+class DataMismatch(InputError):
+    """An event's data is not what the class of its type says; `path` is the place, never the value."""
+
+    code = "data-mismatch"
+    status = 422
+
+
 class RequestTimeout(InputError):
     """Headers or body did not arrive in time."""
 

@@ -19,6 +19,7 @@ import anyio
 from mesh import logs
 from mesh.errors import Closed, NoBundle, NotFound
 from mesh.feed import Feed, Pulled
+from mesh.handlers import caller
 from mesh.handling import Delivery, handling
 from mesh.ordered import OrderedFeed
 from mesh.progress import Progress
@@ -27,12 +28,13 @@ from mesh.pullers import places_of
 from mesh.settler import DELIVERIES_EXHAUSTED, Settler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
 
     from anyio.abc import TaskGroup
 
     from mesh.context import SubscriptionAddress
+    from mesh.handlers import Handler
     from mesh.inbound import Admitted
     from mesh.jetstream.connection import Connection
     from mesh.policy.compile import Plans
@@ -220,15 +222,23 @@ class Subscription:
         self._open.add(delivery)
         return delivery
 
-    async def run(
-        self, handler: Callable[[Admitted], Awaitable[object]], *, concurrency: int = DEFAULT_CONCURRENCY
-    ) -> None:
-        """Call *handler* with each event, *concurrency* at a time, until cancelled."""
+    async def run(self, handler: Handler, *, concurrency: int = DEFAULT_CONCURRENCY) -> None:
+        """Call *handler* with each event, *concurrency* at a time, until cancelled.
+
+        Args:
+            handler: Async, or a plain function, which runs in a thread; asks by annotation for the event, its data, or
+                both. Several of them by type: `mesh.Handlers`.
+            concurrency: Handlers at once.
+
+        Raises:
+            ConfigError: The handler has parameters that nobody can fill.
+        """
+        call = caller(handler)
 
         async def work() -> None:
             while True:
                 async with await self.next() as event:
-                    await handler(event)
+                    await call(event)
 
         async with anyio.create_task_group() as group:
             for _ in range(concurrency):

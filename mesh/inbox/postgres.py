@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mesh.errors import ConfigError
 from mesh.inbox.notes import KEEP_S, KEY, PRUNE_EVERY, PRUNE_ROWS, TABLE, created, key
 from mesh.inbox.tables import PostgresTable
+from mesh.typed import taking_the_event, wanted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from mesh.inbound import Admitted
 
-    Handler = Callable[[asyncpg.Connection, Admitted], Awaitable[object]]
+    Handler = (
+        Callable[[asyncpg.Connection, Any], Awaitable[object]]
+        | Callable[[asyncpg.Connection, Any, Any], Awaitable[object]]
+    )
 
 _CLAIM = (
     f"INSERT INTO {TABLE} ({KEY}, at_ms) "  # noqa: S608 - constants alone
@@ -57,8 +61,10 @@ class PostgresInbox:
     def once(self, handler: Handler) -> Callable[[Admitted], Coroutine[Any, Any, None]]:
         """*handler*, called for each event once: in a transaction of its own, which the return commits.
 
+        It gets the connection and then what it asks for by annotation: the event, its data, or both.
+
         Raises:
-            ConfigError: The inbox has no pool.
+            ConfigError: The inbox has no pool, or the handler asks for what an event has not.
         """
         pool = self._pool
         if pool is None:
@@ -68,12 +74,17 @@ class PostgresInbox:
                 next="hand in the pool, or call `first` in a transaction of yours",
             )
 
+        call: Callable[..., Awaitable[object]] = handler
+        take = wanted(handler, skip=1).take
+
         @functools.wraps(handler)
         async def handle(event: Admitted) -> None:
+            arguments = take(event)
             async with pool.acquire() as connection, connection.transaction():
                 if await self.first(connection, event):
-                    await handler(connection, event)
+                    await call(connection, *arguments)
 
+        taking_the_event(handle)
         return handle
 
     async def first(self, connection: asyncpg.Connection, event: Admitted) -> bool:

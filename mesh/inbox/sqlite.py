@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from mesh.errors import ConfigError
 from mesh.inbox.notes import KEEP_S, KEY, PRUNE_EVERY, PRUNE_ROWS, TABLE, created, key
+from mesh.typed import taking_the_event, wanted
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from mesh.inbound import Admitted
 
-    Handler = Callable[[sqlite3.Connection, Admitted], object]
+    Handler = Callable[[sqlite3.Connection, Any], object] | Callable[[sqlite3.Connection, Any, Any], object]
 
 BUSY_TIMEOUT_S = 30.0  # that another process may hold the database; as long as an event may be silent by default
 
@@ -63,14 +64,16 @@ class SqliteInbox:
     def once(self, handler: Handler) -> Callable[[Admitted], Coroutine[Any, Any, None]]:
         """*handler*, called for each event once: in a transaction of its own, which the return commits.
 
+        It gets the connection and then what it asks for by annotation: the event, its data, or both.
+
         The handler must not end the transaction (`commit`, `rollback`, `executescript`, `with connection`): its effects
         would be kept without the note, or the note without the effects. Trying raises. Savepoints are fine.
 
         Opens the database, so that what is wrong with it is said here and not at every event.
 
         Raises:
-            ConfigError: There is no database, it is open in a way that does not serve, or, when an event is handled,
-                the handler tried to end the transaction.
+            ConfigError: There is no database, it is open in a way that does not serve, the handler asks for what an
+                event has not, or, when one is handled, tried to end the transaction.
         """
         if self._database is None:
             raise ConfigError(
@@ -80,11 +83,13 @@ class SqliteInbox:
             )
 
         self._opened()
+        take = wanted(handler, skip=1).take
 
         @functools.wraps(handler)
         async def handle(event: Admitted) -> None:
-            await anyio.to_thread.run_sync(self._handle, handler, event, limiter=self._one)
+            await anyio.to_thread.run_sync(self._handle, handler, event, take(event), limiter=self._one)
 
+        taking_the_event(handle)
         return handle
 
     def first(self, connection: sqlite3.Connection, event: Admitted) -> bool:
@@ -130,13 +135,13 @@ class SqliteInbox:
     ) -> None:
         self.close()
 
-    def _handle(self, handler: Handler, event: Admitted) -> None:
+    def _handle(self, handler: Callable[..., object], event: Admitted, arguments: tuple[Any, ...]) -> None:
         connection = self._opened()
         connection.execute("BEGIN IMMEDIATE")
         try:
             if self.first(connection, event):
                 with _no_end(connection):
-                    handler(connection, event)
+                    handler(connection, *arguments)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:  # SQLite ends it by itself where the disk is full

@@ -22,7 +22,7 @@ PURE = {
     "mesh.event", "mesh.globs", "mesh.headers", "mesh.identity", "mesh.inbound", "mesh.journey", "mesh.jsontext",
     "mesh.keys",
     "mesh.limits", "mesh.merkle", "mesh.ordering", "mesh.redriven", "mesh.retry", "mesh.signing", "mesh.staleness",
-    "mesh.statements", "mesh.subjects",
+    "mesh.statements", "mesh.subjects", "mesh.typed",
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.durables", "mesh.jetstream.succession", "mesh.control.replay_runs",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.former", "mesh.jetstream.outgoing",
