@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mesh.inbox import PostgresInbox, SqliteInbox
     from mesh.outbox import PostgresOutbox, SqliteOutbox
     from mesh.subscription import Delivery, Subscription
+    from mesh.sync import SyncDelivery, SyncMesh, SyncSubscription, connect_sync
     from mesh.typed import data_of, event_type
 
 # Public names and the modules they live in. Loaded when first used: `import mesh` alone stays quick.
@@ -58,7 +59,11 @@ _PUBLIC = {
     "SqliteInbox": "mesh.inbox",
     "SqliteOutbox": "mesh.outbox",
     "Subscription": "mesh.subscription",
+    "SyncDelivery": "mesh.sync",
+    "SyncMesh": "mesh.sync",
+    "SyncSubscription": "mesh.sync",
     "connect": "mesh.client",
+    "connect_sync": "mesh.sync",
     "data_of": "mesh.typed",
     "event_type": "mesh.typed",
 }
@@ -78,8 +83,12 @@ __all__ = [
     "SqliteInbox",
     "SqliteOutbox",
     "Subscription",
+    "SyncDelivery",
+    "SyncMesh",
+    "SyncSubscription",
     "__version__",
     "connect",
+    "connect_sync",
     "data_of",
     "event_type",
 ]

@@ -209,13 +209,13 @@ async def open_team(
         stack.push_async_callback(connection.close)
         reader = TeamReader(who, connection)
         await reader.first_state()
-        await stack.enter_async_context(_beside(*(work for _, work in reader.works)))
+        await stack.enter_async_context(beside(*(work for _, work in reader.works)))
         stack.push_async_callback(reader.stop)
         yield reader
 
 
 @asynccontextmanager
-async def _beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+async def beside(*works: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run *works* beside the block; what the block raises passes as it is, where a task group would wrap it."""
     raised: Exception | None = None
     async with anyio.create_task_group() as group:

@@ -66,6 +66,11 @@ class Settler:
         self._waits = waits
         self._histories: OrderedDict[_Run, History] = OrderedDict()
 
+    @property
+    def policy(self) -> RetryPolicy:
+        """By which events are settled now."""
+        return self._policy
+
     def follow(self, policy: RetryPolicy) -> None:
         """From now on settle as *policy* says; attempts that were made count on."""
         self._policy = policy

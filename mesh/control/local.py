@@ -16,7 +16,7 @@ from mesh import logs
 from mesh.context import AgentAddress
 from mesh.control.agents import AgentProcess, Ports
 from mesh.control.workloads import WrittenWorkloads
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,6 +39,7 @@ class LocalWorkloads(WrittenWorkloads):
         barred: The agents that get no certificate, and so are not waited for.
         tls: Names TLS files; None for a mesh without TLS.
         forget: Called with an agent's name whenever none of its processes runs: what they reported counts no more.
+        on_demand: Whether an agent starts only when somebody wants it.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class LocalWorkloads(WrittenWorkloads):
         taken: dict[str, str],
         changed: Callable[[], Awaitable[None]],
         forget: Callable[[str], Awaitable[None]],
+        on_demand: bool = False,
     ) -> None:
         super().__init__(tenant, data, files, site=site, trust_domain=trust_domain, taken=taken, changed=changed)
         self._nats_url = nats_url
         self._barred = barred
         self._tls = tls
         self._forget = forget
+        self._wanted: set[str] | None = set() if on_demand else None  # None: all
         self._group: anyio.abc.TaskGroup | None = None
         self._lock = anyio.Lock()
         self.processes: dict[str, AgentProcess] = {}
@@ -94,9 +97,29 @@ class LocalWorkloads(WrittenWorkloads):
             for process in made:
                 group.start_soon(self._start, process)
 
+    async def want(self, grants: Grants, name: str) -> None:
+        """Have the agent *name* run, and `mesh.json` say where, from here on.
+
+        Raises:
+            NotFound: There is no such agent.
+            ConfigError: It does not start.
+        """
+        if name not in grants.agents:
+            known = ", ".join(sorted(grants.agents))
+            raise NotFound(f"tenant {self.tenant} has no agent {name}", expected=f"one of {known}", got=name)
+        async with self._lock:
+            if self._wanted is not None:
+                self._wanted.add(name)
+            for process in self._made(grants):
+                await self._start(process)
+                if self._group is not None:
+                    self._group.start_soon(process.supervise)
+            await self._changed()
+
     def _made(self, grants: Grants) -> list[AgentProcess]:
-        """A process for each agent that has none."""
-        made = [self._process(grants, name) for name in sorted(grants.agents) if name not in self.processes]
+        """A process for each agent that is to run and has none."""
+        names = sorted(grants.agents if self._wanted is None else grants.agents.keys() & self._wanted)
+        made = [self._process(grants, name) for name in names if name not in self.processes]
         self.processes.update({process.name: process for process in made})
         return made
 

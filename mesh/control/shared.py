@@ -32,6 +32,7 @@ class Options:
     base_port: int = 0  # agents take base, base+1, ... three each, in the order of their names; 0: free ports
     tls: bool = False  # from here on, in this directory: TLS 1.3 to NATS, both sides show a certificate
     encrypt: bool = False  # from here on, in this directory: JetStream's files are encrypted
+    on_demand: bool = False  # an agent starts when `LocalWorkloads.want` asks for it, not with the mesh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

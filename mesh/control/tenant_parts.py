@@ -210,4 +210,5 @@ def _workloads(
         taken=shared.taken,
         changed=shared.changed,
         forget=partial(forget, connection),
+        on_demand=options.on_demand,
     )

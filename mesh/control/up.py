@@ -70,6 +70,11 @@ class Running:
         self._restarting = anyio.Lock()
 
     @property
+    def tenants(self) -> tuple[Tenant, ...]:
+        """Those that are up."""
+        return tuple(self._tenants)
+
+    @property
     def file(self) -> MeshFile:
         """`mesh.json` as it has to be now."""
         return MeshFile(
@@ -119,6 +124,24 @@ class Running:
             durables = sorted(had.consumers.keys() - has.consumers.keys())
             lost = [*sorted(had.streams.keys() - has.streams.keys()), *("/".join(durable) for durable in durables)]
             readiness.require(tenant.name, lost)
+
+    @asynccontextmanager
+    async def server_away(self, *, killed: bool = False) -> AsyncIterator[None]:
+        """No server for the length of the block; then the same one again, with its port and its store.
+
+        Args:
+            killed: End it as a crash would, not as a stop does.
+        """
+        async with self._restarting:
+            if killed:
+                self.server.kill()
+            else:
+                await self.server.stop()
+            try:
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._start_server()
 
     async def _start_server(self) -> None:
         if self._store_key is not None:
