@@ -1,16 +1,19 @@
-"""The command line of the sidecar, with its help: `mesh-agent run | config | spool | adapter | --version`."""
+"""The command line of the sidecar, with its help: `mesh-agent run | config | openapi | spool | adapter | --version`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from agent.adapter import cli as adapter
+from agent.openapi import DOORS
 from agent.process import read_settings, run_from
 from agent.settings import CONFIG_VARIABLE, as_dict, rows
 from agent.spool import cli as spool
+from mesh.errors import ConfigError
 
 app = typer.Typer(
     name="mesh-agent",
@@ -29,6 +32,7 @@ Config = Annotated[
     ),
 ]
 DEFAULT = Path("agent.toml")
+Door = Literal["application", "webhooks", "health"]  # the keys of DOORS
 
 
 def _version(value: bool) -> None:
@@ -96,3 +100,26 @@ def show(
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, unit, origin in table:
         typer.echo(f"{name:<{widths[0]}}  {value:<{min(widths[1], 44)}}  {unit:<{widths[2]}}  {origin}".rstrip())
+
+
+@app.command()
+def openapi(
+    door: Annotated[Door, typer.Option("--door", help="Whose document.")] = "application", config: Config = DEFAULT
+) -> None:
+    """Print the OpenAPI 3.1 document of a door, without running anything: for generators, gateways and CI.
+
+    The limits and the webhooks' sources in it are those of the settings; without an agent.toml, the usual ones.
+
+    For example:
+
+    \b
+      mesh-agent openapi > agent.json
+      mesh-agent openapi --door webhooks --config .mesh/agents/github-adapter/agent.toml
+    """  # noqa: D301 - as above
+    import msgspec
+
+    if config != DEFAULT and not config.exists():
+        raise ConfigError(f"{config} is not there", expected="an agent.toml", next="name another with --config")
+    nobody = {"MESH_AGENT_NAME": "agent", "MESH_AGENT_TENANT": "tenant"}  # a document names neither
+    settings = read_settings(config, {**nobody, **os.environ}).settings
+    typer.echo(msgspec.json.format(msgspec.json.encode(DOORS[door](settings))).decode())

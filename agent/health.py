@@ -1,4 +1,4 @@
-"""Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`.
+"""Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`; `/openapi.json` says so.
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
 accepts and has room, in memory and in the spool. That NATS is reachable is not asked, since it comes back by itself and
@@ -18,6 +18,7 @@ import msgspec
 
 from agent import listener, requests
 from agent.door import Door
+from agent.openapi import document
 from mesh import telemetry
 from mesh.errors import MethodNotAllowed
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 JSON = "application/json"
 OK = 200
 NOT_OK = 503
-PATHS = ("/livez", "/readyz", "/metrics")
+OPENAPI = "/openapi.json"
+PATHS = ("/livez", "/readyz", "/metrics", OPENAPI)
 
 
 class Health(Door):
@@ -57,9 +59,11 @@ class Health(Door):
         """
         path = request.rel_url.raw_path
         if path not in PATHS:
-            raise requests.no_such_path(" or ".join(PATHS))
+            raise requests.no_such_path(" or ".join(PATHS), next=f"see {OPENAPI}")
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed("probes are read", expected="GET", got="another method", allow="GET, HEAD")
+        if path == OPENAPI:
+            return listener.answer(OK, msgspec.json.encode(document(self._settings, "health")), JSON)
         if path == "/metrics":
             return listener.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
         reasons = self._agent.not_alive() if path == "/livez" else self._agent.not_ready()

@@ -1,4 +1,4 @@
-"""The door of the application: `POST /v1/events` in the three CloudEvents HTTP modes, and `GET /openapi.json`.
+"""The door of the application: `POST /v1/events` in the three CloudEvents HTTP modes, and what describes the doors.
 
 202 means durable: every copy is acknowledged by the stream. A batch is checked and decided whole before any of it is
 published, so bad input and a denial publish nothing. Where a copy is not acknowledged in time the answer is 503, and
@@ -13,7 +13,7 @@ import msgspec
 
 from agent import listener, requests
 from agent.door import Door
-from agent.openapi import document
+from agent.openapi import PATHS, document
 from agent.receipts import BatchReceipt
 from mesh.errors import UnsupportedMediaType
 from mesh.event import (
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from mesh.event import Draft
 
 EVENTS = "/v1/events"
-OPENAPI = "/openapi.json"
 JSON = "application/json"
 ACCEPTED = 202
 _BINARY_MARK = "ce-specversion"
@@ -54,7 +53,7 @@ class Intake(Door):
         super().__init__(agent.settings)
         self._agent = agent
         self._token = token
-        self._openapi = b""
+        self._documents: dict[str, bytes] = {}
 
     async def route(self, request: BaseRequest) -> Response:
         """Answer one request.
@@ -65,11 +64,11 @@ class Intake(Door):
         requests.check_origin(request, self.own_names)
         requests.check_fields(request, self._settings)
         path = request.rel_url.raw_path
-        if path == OPENAPI:
+        if path in PATHS:
             requests.check_method(request, "GET")
-            return self._describe()
+            return self._describe(PATHS[path])
         if path != EVENTS:
-            raise requests.no_such_path(f"{EVENTS} or {OPENAPI}")
+            raise requests.no_such_path(f"{EVENTS} or {next(iter(PATHS))}", next="see /openapi.json")
         requests.check_method(request, "POST")
         requests.check_token(request, self._token)
         requests.check_encoding(request)
@@ -101,10 +100,10 @@ class Intake(Door):
         content_type = request.headers.get("Content-Type")
         return [draft_from_binary(request.headers.items(), body, content_type, now_ms=now_ms, limits=limits)]
 
-    def _describe(self) -> Response:
-        if not self._openapi:
-            self._openapi = msgspec.json.encode(document(self._settings))
-        return listener.answer(200, self._openapi, JSON)
+    def _describe(self, door: str) -> Response:
+        if door not in self._documents:
+            self._documents[door] = msgspec.json.encode(document(self._settings, door))
+        return listener.answer(200, self._documents[door], JSON)
 
 
 def _check_binary(request: BaseRequest, kind: str) -> None:

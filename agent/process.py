@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.settings import AgentSettings, Loaded, load
@@ -13,7 +14,7 @@ EXIT_FAILED = 1
 EXIT_MISUSE = 2
 
 
-def read_settings(config: Path) -> Loaded:
+def read_settings(config: Path, environ: Mapping[str, str] = os.environ) -> Loaded:
     """The settings of *config* and the environment; the file may be missing where the environment says it all.
 
     Raises:
@@ -27,7 +28,7 @@ def read_settings(config: Path) -> Loaded:
         raise ConfigError(
             f"{config} cannot be read: {error.__class__.__name__}", next="name another with --config"
         ) from error
-    return load(text, os.environ, file=config.name)
+    return load(text, environ, file=config.name)
 
 
 def run_from(config: Path) -> int:

@@ -168,9 +168,9 @@ def media_type(headers: Mapping[str, str]) -> str:
     return kind.strip().lower()
 
 
-def no_such_path(expected: str) -> NotFound:
+def no_such_path(expected: str, *, next: str = "correct the URL") -> NotFound:
     """The error for a path that no door has."""
-    return NotFound("there is nothing at this path", expected=expected, got="another path", next="see /openapi.json")
+    return NotFound("there is nothing at this path", expected=expected, got="another path", next=next)
 
 
 def announced(request: BaseRequest, limit: int) -> int:
