@@ -6,9 +6,8 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -198,40 +197,50 @@ async def use(m: mesh.Mesh) -> None:
 """
 
 
-def checked(tmp_path: Path, root: Path, code: str) -> list[str]:
-    """What mypy --strict says of a program that uses the library, a line each."""
-    file = tmp_path / "program.py"
-    file.write_text(code)
-    command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(root / ".mypy_cache")]
-    environment = {**os.environ, "MYPYPATH": str(root)}
-    run = subprocess.run(
-        [*command, "--config-file", os.devnull, "--explicit-package-bases", "--namespace-packages", str(file)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.stderr == ""
-    return run.stdout.replace(str(file), "program.py").splitlines()
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Callable[[str], list[str]]:
+    """What mypy --strict says of a program that uses the library, a line each; the library itself is read once."""
+    directory = tmp_path_factory.mktemp("program")
+    (directory / "mypy.ini").write_text(
+        "[mypy]\nstrict = true\nfollow_imports = silent\nnamespace_packages = true\nexplicit_package_bases = true\n"
+    )
+
+    def check(code: str) -> list[str]:
+        (directory / "program.py").write_text(code)
+        run = subprocess.run(
+            [sys.executable, "-m", "mypy", "--no-error-summary", "program.py"],
+            cwd=directory,
+            env={**os.environ, "MYPYPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.stderr == ""
+        return run.stdout.splitlines()
+
+    return check
 
 
-def test_mypy_knows_what_comes_back(tmp_path: Path, root: Path) -> None:
+def test_mypy_knows_what_comes_back(checked: Callable[[str], list[str]]) -> None:
     """A program that uses everything passes, and its values have their types."""
-    found = [line.partition("note: Revealed type is ")[2] for line in checked(tmp_path, root, GOOD)]
+    found = [line.partition("note: Revealed type is ")[2] for line in checked(GOOD)]
     assert found == [
-        '"builtins.list[mesh.inbound.Admitted]"',
+        '"list[mesh.inbound.Admitted]"',
         '"def (data: program.DealWon) -> typing.Coroutine[Any, Any, None]"',
         '"mesh.inbound.Admitted"',
     ]
 
 
-def test_mypy_finds_each_misuse(tmp_path: Path, root: Path) -> None:
+def test_mypy_finds_each_misuse(checked: Callable[[str], list[str]]) -> None:
     """Every line that cannot work is an error where it stands."""
-    lines = {int(line.split(":")[1]) for line in checked(tmp_path, root, BAD) if " error: " in line}
+    lines = {int(line.split(":")[1]) for line in checked(BAD) if " error: " in line}
     wrong = {
         number for number, line in enumerate(BAD.splitlines(), 1) if line.startswith("    ") and "with" not in line
     }
     assert lines == wrong
 
 
-def test_mypy_passes_what_the_page_shows(tmp_path: Path, root: Path) -> None:
+def test_mypy_passes_what_the_page_shows(checked: Callable[[str], list[str]], root: Path) -> None:
     """The blocks are typed as strictly as the library, but for the test, whose fixture has no annotation."""
     for name in ("typed", "sync", "fastapi"):
-        assert checked(tmp_path, root, textwrap.dedent(block(root, name))) == [], name
+        assert checked(block(root, name)) == [], name

@@ -220,7 +220,7 @@ def test_a_mesh_that_is_left_hands_back_what_was_in_hand(local_mesh: LocalMesh) 
         raise LookupError
     assert len(local_mesh.call(local_mesh.expect, "support", "contacts")) == 1
     for use in (lambda: contacts.next(0.1), lambda: m.publish(TYPE, source=SOURCE)):
-        with pytest.raises(Closed, match="connect_sync"):
+        with pytest.raises(Closed, match="the mesh is not connected"):
             use()
 
 
