@@ -19,8 +19,9 @@ ordered one has `ordered` for its feed: `slots`, of which each replica takes its
 with `ordering` for its keys. `sidelines` brings what is replayed or redriven.
 
 `inbox` and `outbox` tie effects and publishing to an application's own database transactions; `protection` is what
-pauses a subscription. `client` is the library a Python team uses, `control` the control plane that compiles policies
-and hands out rights, `cli` the command line. The agent beside an application is the package `agent`. Every error is in
+pauses a subscription. `client` is the library a Python team uses, with `typed` events, `handlers` by type, `sync` for
+code without async and `testing` for a real mesh in a test; `control` is the control plane that compiles policies and
+hands out rights, `cli` the command line. The agent beside an application is the package `agent`. Every error is in
 `errors`, every metric goes through `telemetry` and every log line through `logs`.
 """
 

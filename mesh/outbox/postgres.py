@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from mesh.client import Mesh
+    from mesh.client import Mesh, Typed
     from mesh.outbox.relay import Publish
 
 STANDBY_S = 1.0  # between two looks whether the relay that works has ended
@@ -64,7 +64,7 @@ class PostgresOutbox:
     async def add(
         self,
         connection: asyncpg.Connection,
-        type: str,
+        type: str | Typed,
         data: object = None,
         *,
         source: str,
@@ -88,7 +88,7 @@ class PostgresOutbox:
             extensions: More CloudEvents attributes.
 
         Raises:
-            TypeError: The data is not made of JSON values.
+            TypeError, DataMismatch: As for `Mesh.publish`.
             ConfigError: No transaction is open.
         """
         now_ms = clock.time_ns() // 1_000_000

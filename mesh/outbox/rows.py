@@ -8,10 +8,12 @@ import msgspec
 
 from mesh import composing
 from mesh.event import rfc3339
+from mesh.typed import described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mesh.client import Typed
     from mesh.errors import MeshError
     from mesh.inbound import Admitted
 
@@ -64,7 +66,7 @@ class Level(NamedTuple):
 
 
 def compose(
-    type: str,
+    type: str | Typed,
     data: object,
     *,
     source: str,
@@ -79,9 +81,11 @@ def compose(
     """An event as JSON text, as `Mesh.publish` makes it from the same arguments; its time is that of the transaction.
 
     Raises:
-        TypeError: The data is not made of JSON values.
+        TypeError: The data is not made of JSON values, or the class of an instance was not declared.
+        DataMismatch: An instance holds what its own class does not allow.
     """
-    said = {"id": id, "source": source, "type": type, "subject": subject, "time": time or rfc3339(now_ms)}
+    type_, data = (type, data) if isinstance(type, str) else described(type)
+    said = {"id": id, "source": source, "type": type_, "subject": subject, "time": time or rfc3339(now_ms)}
     attributes = said | {"partitionkey": partitionkey, "data": data}
     return composing.compose(attributes, extensions, cause).decode()
 

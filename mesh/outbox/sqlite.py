@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from mesh.client import Mesh
+    from mesh.client import Mesh, Typed
     from mesh.outbox.relay import Publish
 
     T = TypeVar("T")
@@ -65,7 +65,7 @@ class SqliteOutbox:
     def add(
         self,
         connection: sqlite3.Connection,
-        type: str,
+        type: str | Typed,
         data: object = None,
         *,
         source: str,
@@ -89,7 +89,7 @@ class SqliteOutbox:
             extensions: More CloudEvents attributes.
 
         Raises:
-            TypeError: The data is not made of JSON values.
+            TypeError, DataMismatch: As for `Mesh.publish`.
             ConfigError: The connection commits each statement by itself.
         """
         now_ms = clock.time_ns() // 1_000_000

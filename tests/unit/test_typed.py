@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +21,7 @@ from mesh.inbound import Admitted
 from mesh.typed import declared, described, wanted
 
 if TYPE_CHECKING:
-    import sqlite3
+    import asyncpg
 
 SECRET = "anna.schmidt@example.com"
 
@@ -215,7 +218,7 @@ def test_a_handler_gets_what_its_parameters_ask_for(handler: Callable[..., objec
 def test_parameters_of_somebody_else_are_skipped() -> None:
     """An inbox hands in its connection first; nobody looks its annotation up."""
 
-    def handler(db: sqlite3.Connection, contact: ContactUpdated, event: mesh.Admitted) -> None: ...
+    def handler(db: asyncpg.Connection, contact: ContactUpdated, event: mesh.Admitted) -> None: ...
 
     assert wanted(handler, skip=1).take(GOOD) == (TYPED, GOOD)
 
@@ -245,3 +248,15 @@ def test_a_handler_nobody_can_call_is_refused_before_the_first_event(handler: Ca
     """With its name, and what would do."""
     with pytest.raises(ConfigError, match=handler.__name__):
         wanted(handler)
+
+
+def test_an_outbox_takes_an_instance(tmp_path: Path) -> None:
+    """As `publish` does: its type and its data wait in the transaction."""
+    outbox = mesh.SqliteOutbox(tmp_path / "db")
+    with closing(sqlite3.connect(tmp_path / "db")) as db:
+        outbox.add(db, TYPED, source="/crm")
+        with pytest.raises(DataMismatch):
+            outbox.add(db, DealWon(5), source="/crm")  # type: ignore[arg-type]
+        (text,) = (row[0] for row in db.execute("SELECT event FROM mesh_outbox"))
+    fields = msgspec.json.decode(text)
+    assert (fields["type"], fields["data"]["contact"]["id"]) == ("crm.contact.updated.v1", "4711")
