@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.adapter import Adapter, Item, Page, StartOver, database, pace
+from agent.adapter import Adapter, Item, Page, StartOver, adapter, database, pace
 from mesh.errors import Unavailable
 from mesh.retry import RetryPolicy
 
@@ -76,9 +76,15 @@ class Mesh:
         self.steps.step()
 
     async def publish_many(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """A batch; where it fails in the middle, some of it is stored."""
+        """A batch; where it fails in the middle, the others may be stored all the same."""
+        failed: list[Unavailable] = []
         for event in events:
-            await self.publish(event)
+            try:
+                await self.publish(event)
+            except Unavailable as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def seen(self, key: str) -> list[Any]:
         """What a consumer that reads from the beginning is told of one item."""
@@ -110,6 +116,7 @@ class Table:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits, neither for a disk: this machine does not fail, and thousands of commits are quick."""
     monkeypatch.setattr(database, "PRAGMAS", ("journal_mode = WAL", "synchronous = OFF"))
+    monkeypatch.setattr(adapter, "BATCH", 2)
     monkeypatch.setattr(pace, "BACKOFF", RetryPolicy(backoff_s=(0.0,)))
 
 
@@ -124,14 +131,14 @@ def live(poll: Callable[[Any], Any], mesh: Mesh, lives: Sequence[int], *, batche
     with tempfile.TemporaryDirectory() as directory:
         for steps in [*lives, None]:
             mesh.steps.left = steps
-            adapter = Dying(
+            dying = Dying(
                 poll, item, publish=mesh if batches else mesh.publish, state=Path(directory) / "state", source="/t",
                 type="t.{change}.v1", gone=lambda _: GONE, interval_s=0.0,
             )  # fmt: skip
-            adapter.steps = mesh.steps
-            mesh.stop = adapter.stop
+            dying.steps = mesh.steps
+            mesh.stop = dying.stop
             try:
-                anyio.run(adapter.run)
+                anyio.run(dying.run)
             except Crash:
                 assert steps is not None
 
@@ -221,12 +228,12 @@ def test_the_machine_crashes(tmp_path: Path) -> None:
                 mesh.stop()
             return Page([("a", 1)], 1)
 
-        adapter = Dying(poll, item, publish=mesh, state=tmp_path / f"{steps}", source="/t", type="t.{change}.v1")
-        adapter._pace = pace.Pace(0.0, None, 0.0)
-        adapter.steps = left
-        mesh.stop = adapter.stop
+        dying = Dying(poll, item, publish=mesh, state=tmp_path / f"{steps}", source="/t", type="t.{change}.v1")
+        dying._pace = pace.Pace(0.0, None, 0.0)
+        dying.steps = left
+        mesh.stop = dying.stop
         try:
-            anyio.run(adapter.run)
+            anyio.run(dying.run)
         except Crash as crash:
             entry: Any = crash.__traceback__
             names = []
