@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -307,6 +309,43 @@ async def test_stop_ends_a_long_wait(state: Path) -> None:
     async with running(made(service, agent.publish, state, interval_s=86_400.0)):
         await agent.until(1)
     assert len(service.asked) == 1
+
+
+async def _nowhere(event: Mapping[str, Any]) -> None:
+    """Publishes, and remembers nothing."""
+
+
+async def _peak_bytes(state: Path, count: int) -> int:
+    """What an adapter holds at most while it lists so many items."""
+    listings = itertools.count()
+
+    async def poll(cursor: int | None) -> Page:
+        at = cursor or 0
+        if cursor is None and next(listings) == 1:
+            each.stop()  # after this page
+        rows = [(f"c-{n}", {"n": n, "text": "x" * 1000}) for n in range(at, min(at + 20, count))]
+        last = at + 20 >= count
+        return Page(rows, None if last else at + 20, more=not last, complete=last)
+
+    each = Adapter(
+        poll, lambda raw: Item(*raw), publish=_nowhere, state=state, source="/crm",
+        type="crm.x.{change}.v1", interval_s=0.0,
+    )  # fmt: skip
+    tracemalloc.start()
+    try:
+        await each.run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_large_listing_needs_no_more_memory_than_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One page and one batch, however many pages there are."""
+    monkeypatch.setattr(database, "PRAGMAS", ("journal_mode = WAL", "synchronous = OFF"))
+    small, large = [await _peak_bytes(tmp_path / f"{count}", count) for count in (200, 2000)]
+    assert large < 1.5 * small
 
 
 async def test_the_figures(state: Path, waits: list[float]) -> None:
