@@ -128,11 +128,11 @@ class Adapter:
     async def _turn(self) -> None:
         """Publish what waits, ask once, publish what came of it."""
         try:
+            if self._watching.due():
+                self._watching.levels(await self._do(self._line.level), await self._do(self._state.known))
             await self._publish()
             await self._ask()
             await self._publish()
-            if self._watching.due():
-                self._watching.levels(await self._do(self._line.level), await self._do(self._state.known))
         except SlowDown as slow:
             at_least_s = seconds(slow.retry_after_s, time.time())
             self._wait("slow", "adapter_slowed_down", at_least_s=at_least_s)
@@ -212,10 +212,9 @@ class Adapter:
 
     async def _keep(self, page: Page, *, first: bool) -> None:
         items = [told for raw in page.items if (told := self._told(raw)) is not None]
-        taken = await self._do(
-            lambda: self._state.take(items, page.cursor, first=first, complete=page.complete),
+        self._watching.kept(
+            await self._do(lambda: self._state.take(items, page.cursor, first=first, complete=page.complete))
         )
-        self._watching.kept(taken)
 
     def _told(self, raw: Any) -> Item | Bad | None:
         try:

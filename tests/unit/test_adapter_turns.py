@@ -348,12 +348,22 @@ async def test_a_large_listing_needs_no_more_memory_than_a_small_one(
     assert large < 1.5 * small
 
 
-async def test_the_figures(state: Path, waits: list[float]) -> None:
+async def test_what_waits_shows_while_the_agent_is_away(
+    state: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is when somebody looks."""
+    monkeypatch.setattr(watching, "LEVEL_S", 0.0)
+    async with running(made(Service(page(1, 2)), StandIn(lambda _: 503).publish, state, name="away")):
+        await until(lambda: watching.WAITING.value(adapter="away") == 2)
+
+
+async def test_the_figures(state: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Polls, changes, published, refused and parked events, known items and the lag, under the adapter's name."""
+    monkeypatch.setattr(watching, "LEVEL_S", 0.0)
     agent = StandIn(lambda event: 403 if event["data"] == 2 else 202)
     service = Service(page(1, 2), SlowDown(), page(1, 2, 3))
     async with running(made(service, agent.publish, state, name="figures")):
-        await service.until(4)
+        await service.until(5)
         assert [lag for names, lag in watching.LAG.series() if names == {"adapter": "figures"}] != []
     assert watching.POLLS.value(adapter="figures", outcome="slow") == 1
     assert watching.POLLS.value(adapter="figures", outcome="ok") >= 2
@@ -361,7 +371,7 @@ async def test_the_figures(state: Path, waits: list[float]) -> None:
     assert watching.CHANGES.value(adapter="figures", change="same") == 2
     assert watching.PUBLISHED.value(adapter="figures") == 2
     assert watching.REFUSED.value(adapter="figures", code="denied") == 1
-    assert (watching.PARKED.value(adapter="figures"), watching.KNOWN.value(adapter="figures")) == (1, 2)
+    assert (watching.PARKED.value(adapter="figures"), watching.KNOWN.value(adapter="figures")) == (1, 3)
     assert [names for names, _ in watching.LAG.series() if names == {"adapter": "figures"}] == []
 
 
