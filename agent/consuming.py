@@ -27,7 +27,7 @@ from mesh.reading import ReadingTeam, TeamReader
 from mesh.reports import workload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
     from pathlib import Path
 
     from agent.settings import AgentSettings
@@ -113,8 +113,12 @@ class Consuming:
             "nats_connected": connection is not None and connection.connected,
             "nats_refused": None if refusal is None else reason(refusal),
             "bundle_revision": 0 if reader is None else reader.bundle.state.revision,
-            "subscriptions": {name: one.subscription.state for name, one in self._opened.items() if _runs(one)},
+            "subscriptions": self.subscriptions(),
         }
+
+    def subscriptions(self) -> dict[str, str]:
+        """What runs here: the state of each subscription by its name, `running` or why it pauses."""
+        return {name: one.subscription.state for name, one in self._opened.items() if _runs(one)}
 
     async def start(self) -> None:
         """Connect in the background and keep the team's bundle and trust current. Returns at once; again: nothing.
@@ -147,9 +151,9 @@ class Consuming:
         for name, work in reader.works:
             self._tasks.spawn(f"team-{name}", work())
 
-    async def adopted(self) -> None:
-        """Wait until the next bundle has come into force. `start` comes before it."""
-        await self._started().bundle.adopted.wait()
+    def adopted(self) -> Awaitable[None]:
+        """To be awaited: the next bundle after this call has come into force. `start` comes before it."""
+        return self._started().bundle.adopted.wait()
 
     async def subscription(self, name: str, *, max_in_flight: int | None = None) -> Subscription:
         """The team's subscription *name*; opened at the first call, and kept until `release` or `close`.

@@ -1,8 +1,9 @@
 """The process: what starts in which order, and what SIGTERM does.
 
-Start order: core, health, intake, webhooks. The drain is its reverse and keeps the listeners open to the end of it: a
-new request gets 503 `draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says
-why not. Requests in progress end, the publisher's window empties, then all closes. A second signal ends it at once.
+Start order: core, health, intake, webhooks, push. The drain begins with push, which takes no more events and ends its
+requests while the core finishes what it holds, and keeps the listeners open to the end of it: a new request gets 503
+`draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says why not. Requests in
+progress end, the publisher's window empties, then all closes. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agent.health import Health
 from agent.intake import Intake
 from agent.keys import MIN_TOKEN_CHARS, Secrets
 from agent.process import EXIT_FAILED
+from agent.push.targets import Targets
 from agent.webhooks.door import Webhooks
 from mesh import logs
 from mesh.errors import ConfigError
@@ -57,6 +59,7 @@ class Sidecar:
         self.agent = Agent(settings, base)
         token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
         self.consuming = Consuming(settings, base) if settings.team_creds_file else None
+        self.push = Targets(settings, base, self.consuming) if self.consuming is not None and settings.push else None
         self.health = Health(self.agent, self._beside)
         self.intake = Intake(self.agent, token)
         self.webhooks = Webhooks(self.agent, base)
@@ -69,7 +72,7 @@ class Sidecar:
         """Start everything, in order.
 
         Raises:
-            ConfigError: A listener cannot bind.
+            ConfigError: A listener cannot bind, or a file to read with is missing.
         """
         s = self._settings
         self._forget_ports()
@@ -90,6 +93,12 @@ class Sidecar:
                     next=f"change the {name} settings; port 0 takes any free port",
                 ) from error
             self._started.append((name, door))
+        if self.push is not None:
+            try:
+                await self.push.start()
+            except ConfigError:
+                await self.close()
+                raise
 
     async def run(self) -> int:
         """Start, serve until a signal or a failure, drain; returns the exit status."""
@@ -128,18 +137,23 @@ class Sidecar:
     async def drain(self) -> bool:
         """Take nothing new and finish what is in progress; True where all of it is durable."""
         deadline = time.monotonic() + self._settings.drain_s
-        drained = await self.agent.drain(self._settings.drain_s)
+        drained = all(await asyncio.gather(self.agent.drain(self._settings.drain_s), self._drain_push()))
         while any(door.in_progress for _, door in self._started):
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.01)
         return drained
 
+    async def _drain_push(self) -> bool:
+        return self.push is None or await self.push.drain(self._settings.drain_s)
+
     async def close(self) -> None:
         """Close the doors in reverse order, then what reads, then the core."""
         for _, door in reversed(self._started):
             await door.close(CLOSE_S)
         self._started.clear()
+        if self.push is not None:
+            await self.push.close()
         if self.consuming is not None:
             await self.consuming.close(CLOSE_S)
         await self.agent.close()
@@ -147,12 +161,16 @@ class Sidecar:
 
     def _failed(self) -> list[asyncio.Event]:
         """What says that a part of us has died."""
-        return [self.agent.failed, *([] if self.consuming is None else [self.consuming.failed])]
+        return [self.agent.failed, *(part.failed for part in (self.consuming, self.push) if part is not None)]
 
     def _beside(self) -> dict[str, object]:
         """What a probe says beside the agent's own state."""
-        consuming = self.consuming
-        return {} if consuming is None or not consuming.started else {"consuming": consuming.state()}
+        said: dict[str, object] = {}
+        if self.consuming is not None and self.consuming.started:
+            said["consuming"] = self.consuming.state()
+        if self.push is not None:
+            said["push"] = self.push.state()
+        return said
 
     # --- ports.json ---
 

@@ -14,11 +14,12 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from agent.mistakes import named, unknown, wrong
+from agent.push.settings import PushTarget, check_places, read_targets
 from agent.webhooks.settings import WebhookSource, read_sources
 from mesh.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 ENV_PREFIX = "MESH_AGENT_"
 CONFIG_VARIABLE = "MESH_AGENT_CONFIG"  # where agent.toml lies; read by the command line, not a setting
@@ -148,6 +149,10 @@ class AgentSettings:
     file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")
     log_level: str = _setting("info", why=f"one of {', '.join(LOG_LEVELS)}")
 
+    push_hosts: str = _setting(
+        "", why="hosts that may be pushed to beside this machine, host or host:port, separated by commas"
+    )
+    push: tuple[PushTarget, ...] = _setting((), why="[push.<subscription>] tables: see Push")
     webhooks: tuple[WebhookSource, ...] = _setting((), why="[webhooks.<source>] tables: see Webhooks")
 
 
@@ -160,6 +165,7 @@ class Loaded:
 
 
 _FIELDS = {f.name: f for f in dataclasses.fields(AgentSettings)}
+_TABLES: dict[str, Callable[[Any, str], Any]] = {"push": read_targets, "webhooks": read_sources}
 _KINDS = {"str": str, "int": int, "float": float}
 
 
@@ -179,14 +185,14 @@ def load(toml: str = "", environ: Mapping[str, str] | None = None, *, file: str 
     for name, value in _parse_toml(toml, file).items():
         if name not in _FIELDS:
             raise unknown(name, file, list(_FIELDS))
-        values[name] = read_sources(value, file) if name == "webhooks" else _typed(name, value, file)
+        values[name] = _TABLES[name](value, file) if name in _TABLES else _typed(name, value, file)
         origins[name] = file
     for variable, text in (environ or {}).items():
         if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
-        if name not in _FIELDS or name == "webhooks":
-            raise unknown(variable, "the environment", [ENV_PREFIX + f.upper() for f in _FIELDS if f != "webhooks"])
+        if name not in _FIELDS or name in _TABLES:
+            raise unknown(variable, "the environment", [ENV_PREFIX + f.upper() for f in _FIELDS if f not in _TABLES])
         values[name] = _typed(name, _from_text(name, text, variable), variable)
         origins[name] = variable
     missing = [name for name, f in _FIELDS.items() if f.default is dataclasses.MISSING and name not in values]
@@ -241,6 +247,9 @@ def _check(settings: AgentSettings) -> None:
             raise wrong(name, "settings", "a loopback address: the door trusts whoever holds the token", "another")
     _together(settings, "event_key_file", "event_cert_file")
     _together(settings, "nats_ca_file", "nats_cert_file", "nats_key_file")
+    if settings.push and not settings.team_creds_file:
+        raise wrong("team_creds_file", "settings", "set where there are push targets: they read as the team", "empty")
+    check_places(settings.push, settings.push_hosts)
     if settings.log_level not in LOG_LEVELS:
         raise wrong("log_level", "settings", f"one of {', '.join(LOG_LEVELS)}", "another text")
     if settings.max_webhook_bytes < settings.max_event_bytes:

@@ -483,6 +483,12 @@ class RequestFailed(MeshError):
     code = "jetstream-refused"
 
 
+class PushFailed(Unavailable):
+    """An application did not take a pushed event: 5xx, no answer in time, or a redirect. It is tried again."""
+
+    code = "push-failed"
+
+
 class Overloaded(Unavailable):
     """The agent's window is full: slow down."""
 

@@ -42,6 +42,11 @@ class Delivery:
         """The event, in the view the team reads."""
         return self._pulled.event
 
+    @property
+    def size(self) -> int:
+        """Bytes of the event as it is stored."""
+        return len(self._pulled.received.body)
+
     def ack(self) -> None:
         """Handled: never deliver it again."""
         if self._first():

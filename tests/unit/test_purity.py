@@ -37,6 +37,8 @@ PURE = {
     "agent.openapi.providers", "agent.openapi.pull", "agent.openapi.webhooks",
     "mesh.breaker", "mesh.inbox.notes", "mesh.outbox.rows", "mesh.poison", "mesh.rates",
     "mesh.demo.account",
+    "agent.push", "agent.push.pause", "agent.push.requests", "agent.push.settings", "agent.push.signature",
+    "agent.push.verdict",
     "agent.lanes", "agent.problems", "agent.settings",
     "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
     "agent.mistakes", "agent.webhooks", "agent.webhooks.atlassian", "agent.webhooks.checks", "agent.webhooks.events",
