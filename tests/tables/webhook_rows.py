@@ -87,8 +87,8 @@ def _form(**fields: str) -> bytes:
     return urlencode(fields).encode()
 
 
-def _github(event: str) -> dict[str, str]:
-    return {"X-GitHub-Event": event, "X-GitHub-Delivery": "72d3162e-cc78-11e3-81ab-4c9367dc0958"}
+def _github(event: str, delivery: str) -> dict[str, str]:
+    return {"X-GitHub-Event": event, "X-GitHub-Delivery": delivery}
 
 
 def _shopify(topic: str, **more: str) -> dict[str, str]:
@@ -140,15 +140,15 @@ ROWS = [
         _GITHUB_PAGE,
         _json({"action": "opened", "number": 7, "repository": {"full_name": "o/r"}, "title": "Köln ☃"}),
         (Event("github.pull_request.opened.v1", "72d3162e-cc78-11e3-81ab-4c9367dc0958", None, "o/r"),),
-        _github("pull_request"),
+        _github("pull_request", "72d3162e-cc78-11e3-81ab-4c9367dc0958"),
     ),
     Row(
         "github",
         "the ping that tries the address",
         _GITHUB_PAGE,
         _json({"zen": "Keep it logically awesome.", "hook_id": 1}),
-        (Event("github.ping.v1", "72d3162e-cc78-11e3-81ab-4c9367dc0958"),),
-        _github("ping"),
+        (Event("github.ping.v1", "0b989ba4-242f-11e5-81e1-c7b6966d2516"),),
+        _github("ping", "0b989ba4-242f-11e5-81e1-c7b6966d2516"),
     ),
     # --- stripe ---
     Row(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.settings import as_dict, load, rows
+from agent.webhooks import PROVIDERS
 from agent.webhooks.scheme import Scheme
 from agent.webhooks.settings import TOLERANCE_S, read_sources
 from mesh.errors import ConfigError
@@ -90,3 +92,16 @@ def test_the_file_and_the_lists_show_a_source() -> None:
     assert source.scheme is not None
     assert as_dict(loaded)["webhooks"]["value"]["erp"]["scheme"]["signature_header"] == "X-Sig"
     assert any("erp: generic, secrets in s" in row[1] for row in rows(loaded))
+
+
+def test_the_pages_example_is_read(root: Path) -> None:
+    """What the agent's page shows under Webhooks is an `agent.toml` that loads, scheme and all."""
+    page = (root / "agent" / "README.md").read_text().partition("## Webhooks")[2]
+    example = page.partition("```toml\n")[2].partition("```")[0]
+    sources = {source.name: source for source in load('name = "a"\ntenant = "t"\n' + example).settings.webhooks}
+    assert {name: source.provider for name, source in sources.items()} == {
+        "payments": "stripe",
+        "phone": "twilio",
+        "erp": "generic",
+    }
+    assert all(f"| `{provider}` |" in page for provider in PROVIDERS)
