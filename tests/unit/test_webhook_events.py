@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.webhooks import PROVIDERS, events, forms
+from agent.webhooks import PROVIDERS, checks, events, forms
 from agent.webhooks.provider import FORM, JSON, Incoming
 from agent.webhooks.settings import read_sources
 from mesh.attributes import GRAMMAR
@@ -125,6 +125,14 @@ def test_every_number_is_a_time_or_none(value: Any, per_s: int) -> None:
     """What comes out can be written as a time."""
     ms = events.milliseconds(value, per_s=per_s)
     assert ms is None or GRAMMAR["time"](rfc3339(ms))
+
+
+@pytest.mark.parametrize("text", ["", " 1", "+1", "-1", "1.0", "1_0", "0x1", "1" * 17, "\u0661", "\u00b2", "1\n"])
+def test_a_signed_time_is_plain_digits(text: str) -> None:
+    """Seconds and milliseconds are 1 to 16 ASCII digits, and nothing that Python would also take for a number."""
+    assert checks.digits("t", "0790") == 790
+    with pytest.raises(BadWebhookSignature):
+        checks.digits("t", text)
 
 
 @pytest.mark.parametrize(

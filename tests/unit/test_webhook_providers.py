@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]  # none published
 
 from agent.webhooks import PROVIDERS
 from agent.webhooks.provider import Incoming, Provider
@@ -444,6 +445,25 @@ def test_twilio_signs_with_or_without_the_port(url: str, signed_url: str, signer
     other = incoming._replace(url="https://hooks.example.org/x?a=2")
     with pytest.raises(BadWebhookSignature):
         provider_of(row).verify(other, OURS["twilio"], now_s=0)
+
+
+class _Repeated(dict[str, list[str]]):
+    """A form with names that come again, as Twilio's library takes one from Django."""
+
+    def getlist(self, name: str) -> list[str]:
+        """All values of a name."""
+        return self[name]
+
+
+def test_twilio_signs_a_repeated_field_once_a_value(signers: Signers) -> None:
+    """Of a field that comes again Twilio signs each distinct value once, sorted; the event has them all."""
+    row, fields = first("twilio"), {"MessageSid": ["SM" + "1a" * 16], "MessageStatus": ["sent"], "Tag": ["b", "a", "b"]}
+    body = urlencode(fields, doseq=True).encode()
+    signature = RequestValidator(SECRETS["twilio"][0].theirs).compute_signature(row.url, _Repeated(fields))
+    incoming = Incoming(Headers({**row.headers, "X-Twilio-Signature": signature}), body, row.url, "POST")
+    provider_of(row).verify(incoming, OURS["twilio"], now_s=0)
+    (event,) = events_of(provider_of(row), incoming)
+    assert event["data"]["Tag"] == ["b", "a", "b"]
 
 
 def test_twilio_json_needs_its_hash_in_the_url(signers: Signers) -> None:
