@@ -52,8 +52,8 @@ class Slack(Provider):
         checks.check_fresh(TIMESTAMP, at_s, now_s=now_s, tolerance_s=self.tolerance_s)
 
     def payload(self, incoming: Incoming) -> Any:
-        """JSON, or a form; an interaction is JSON in a form."""
-        if incoming.headers.get("Content-Type", "").partition(";")[0].strip().lower() != FORM:
+        """JSON, a form, or JSON in a form. The body says which: it is signed, and its content type is not."""
+        if incoming.body.lstrip()[:1] == b"{":
             return decode(incoming.body)
         fields = forms.as_object(forms.parse(incoming.body))
         inner = fields.get("payload")

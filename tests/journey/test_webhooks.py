@@ -16,6 +16,7 @@ from yarl import URL
 from agent.keys import read
 from mesh.cli.session import operator_session
 from mesh.client import connect
+from mesh.control.datadir import LOCK_NAME, private_directory
 from tests.journey.meshes import RunningMesh, mesh_up, stored
 from tests.tables.webhook_rows import JSON, ROWS, UNTIMED, Row
 from tests.tables.webhook_signers import SECRETS, Signers
@@ -28,6 +29,13 @@ DEADLINE_S = 60
 pytestmark = pytest.mark.anyio
 
 SOURCES = sorted({row.signer for row in ROWS})  # two generic ones and two of Standard Webhooks among them
+TOML = """
+name = "hooks"
+tenant = "acme"
+http_port = 0
+webhooks_port = 0
+health_port = 0
+"""
 POLICIES = """
 apiVersion: mesh/v1
 kind: Tenant
@@ -91,18 +99,15 @@ def signers(node: Path) -> Iterator[Signers]:
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
-    """A mesh whose one agent was given all the sources, in the `agent.toml` that `mesh up` had written."""
+    """A mesh whose one agent has all the sources: `mesh up` leaves an `agent.toml` that is there as it is."""
     directory = tmp_path_factory.mktemp("mesh")
-    policies = directory / "policies"
-    policies.mkdir()
+    (directory / "policies").mkdir()
     types = ", ".join(f'"{domain}.>"' for domain in sorted({*map(_domain, SOURCES)}))
-    (policies / "hooks.yaml").write_text(POLICIES.replace("TYPES", types))
-    with mesh_up(directory, policies) as running:
-        base = running.data / "agents" / AGENT
-        assert running.stop() == 0
-        toml = (base / "agent.toml").read_text().partition("\n[webhooks.")[0]
-        (base / "agent.toml").write_text(toml + "".join(_table(base, source) for source in SOURCES))
-        running.start()
+    (directory / "policies" / "hooks.yaml").write_text(POLICIES.replace("TYPES", types))
+    base = private_directory(directory / "data" / "agents" / AGENT)
+    (directory / "data" / LOCK_NAME).touch(0o600)  # the mark of a data directory
+    (base / "agent.toml").write_text(TOML + "".join(_table(base, source) for source in SOURCES))
+    with mesh_up(directory, directory / "policies") as running:
         yield running
 
 

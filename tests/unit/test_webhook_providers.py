@@ -383,6 +383,16 @@ def test_slack_may_try_a_commands_certificate() -> None:
     assert provider.answer(incoming, provider.payload(incoming)) == (200, b"", "text/plain")
 
 
+@pytest.mark.parametrize("media", [JSON, FORM, "", "text/plain"])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.provider == "slack"], ids=str)
+def test_slacks_content_type_decides_nothing(row: Row, media: str, signers: Signers) -> None:
+    """The content type is not signed, so a delivery under another is the same event: text in it becomes no form."""
+    body = row.body.replace(b"channel_join", b"&command=/x&trigger_id=1&")
+    incoming = delivery(row._replace(body=body), signers)
+    provider = provider_of(row)
+    assert events_of(provider, _with(incoming, "Content-Type", media)) == events_of(provider, incoming)
+
+
 def test_a_standard_webhook_may_carry_both_kinds(signers: Signers) -> None:
     """While a source goes over from HMAC to Ed25519 both signatures stand in the header, and either secret fits."""
     row = first("standard")
