@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mesh import __version__
-from mesh.cli import audit, control, dlq, events, policy, replay, subscription, trust
+from mesh.cli import audit, catalog, control, dlq, events, policy, replay, subscription, trust
 from mesh.cli.demo import demo
 from mesh.cli.status import status
 from mesh.cli.up import up
@@ -30,6 +30,7 @@ app.add_typer(subscription.app, name="subscription")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(replay.app, name="replay")
 app.add_typer(policy.app, name="policy")
+app.add_typer(catalog.app, name="catalog")
 app.add_typer(audit.app, name="audit")
 app.add_typer(trust.app, name="trust")
 app.add_typer(control.app, name="control")
