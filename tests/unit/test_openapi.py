@@ -42,6 +42,8 @@ ELSEWHERE = {
     "bad-name": "policies, settings and commands",
     "bad-pattern": "policies and commands",
     "bad-subject": "what is stored",
+    "data-mismatch": "the library, of typed events",
+    "push-failed": "what posts to the application, of the application",
     "replay-open": "the control plane's door",
     "control-deposed": "the control plane",
     "revision-needed": "what is stored, of an older revision",
