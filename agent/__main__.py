@@ -1,7 +1,7 @@
 """`mesh-agent`, or `python -m agent`.
 
-A running agent is started here without the command line library and without nats-py's websockets: that is 20 MB less
-in every pod. Everything else, and every mistake, goes to `agent.cli`, which has the help.
+A running agent is started here without the command line library: that is 9 MB less in every pod. Everything else, and
+every mistake, goes to `agent.cli`, which has the help.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from pathlib import Path
 from agent.process import EXIT_MISUSE, run_from
 from agent.settings import CONFIG_VARIABLE
 from mesh.errors import ConfigError
-from mesh.lean import without_websockets
 
 DEFAULT = "agent.toml"
 
 
 def main() -> None:
     """The console script."""
-    without_websockets()
     try:
         match sys.argv[1:]:
             case ["run"]:

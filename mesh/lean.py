@@ -1,7 +1,7 @@
-"""What the processes of this project do without.
+"""What the commands of this project do without.
 
-nats-py imports aiohttp where it is installed, for websockets. Nobody here speaks them, and it is a third of an agent's
-start and 11 MB of its memory. A library does not decide that for the application it is part of; our commands do.
+nats-py imports aiohttp where it is installed, for websockets. Nobody here speaks them, and that import is a third of a
+command's start. A library does not decide this for the application it is part of; the agent serves HTTP with aiohttp.
 """
 
 from __future__ import annotations
