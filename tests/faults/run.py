@@ -64,6 +64,8 @@ async def run(
         quiet_s = await quiet(mesh, quiet_s)
         say(f"{shape}: quiet after {anyio.current_time() - began:.0f} s")
         counts = await verdict(mesh)
+        for line in counts.pop("astray"):
+            say(f"{shape}: {line}")
         say(f"{shape}: counted after {anyio.current_time() - began:.0f} s")
         group.cancel_scope.cancel()
     kinds = Counter(fault.kind for fault in faults)
