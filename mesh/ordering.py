@@ -82,9 +82,10 @@ class _Line:
         self.since = 0.0
 
     def stuck(self, now: float) -> bool:
+        """Whether what is behind its head has to wait; also for a head whose body is away, which needs room to come."""
         if self.busy is not None:
             return now - self.since > STUCK_S
-        return self.entries[0].due > now
+        return self.entries[0].received is None or self.entries[0].due > now
 
 
 class Order:
@@ -97,6 +98,7 @@ class Order:
         handed: Events in handlers.
         held: Bodies that wait for their turn.
         late: Events that came after a later one of their key had been handed out.
+        away: Bodies that were asked back and have not come yet.
     """
 
     def __init__(self, room: int) -> None:
@@ -109,6 +111,7 @@ class Order:
         self.handed = 0
         self.held = 0
         self.late = 0
+        self.away = 0
 
     def __len__(self) -> int:
         """Events outstanding."""
@@ -135,6 +138,7 @@ class Order:
         elif entry.received is not None or self._lines[entry.key].busy is entry:
             return False
         else:
+            self.away -= entry.recalled
             entry.received, entry.reply, entry.recalled = received, received.reply, False
         self.held += 1
         self._look.append(entry.key)
@@ -174,6 +178,7 @@ class Order:
         if entry is None:
             return
         line = self._lines[entry.key]
+        self.away -= entry.recalled
         if line.busy is entry:
             line.busy = None
             self.handed -= 1
@@ -245,6 +250,7 @@ class Order:
         for entry in entries:
             if entry.received is None and not entry.recalled:
                 entry.recalled = True
+                self.away += 1
                 self._recall.append(entry)
 
 

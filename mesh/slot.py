@@ -12,8 +12,8 @@ when on all of it can come. It is N for our first one, under a pin that excludes
     N = L + 1, L another's    who said that all up to L is settled or handed back: see `hand_back`         at once
     anything else             somebody may have died with events in hand         after twice ack_wait, and `SLACK_S`
 
-The last also where a number is missing under one pin: what was sent to a link that ended comes again as late as that.
-Then the pin is let go too, so that no pull of that link takes any more.
+Where a number is missing under one pin, what was sent to a link that ended comes again after one ack_wait: nobody else
+had it, nor signals for it.
 From then on the server delivers what comes again before anything that was never delivered. So the first delivery that
 is none again, or a beat that says that nothing waits, tells that everything is here, and events are handed out.
 
@@ -143,18 +143,29 @@ class Slot(PinnedPuller):
 
     def _taken(self, number: int) -> None:
         """From delivery *number* on we are pinned, maybe not for the first time."""
-        left = self._left()
+        ours = self.pin and self.pin == self._taken_by
         if self._last and number == self._last + 1:
             self._taken_by = self.pin
-            return
+        elif ours:
+            self._wait(self._ack_wait_s + SLACK_S, since=self._open_at)
+            self._last = number - 1
+            log.info("deliveries_missing", stream=self.place[0], durable=self.place[1])
+        else:
+            self._take_over(number)
+
+    def _take_over(self, number: int) -> None:
+        left = self._left()
         clean = number == 1 or (left is not None and number == left.delivered + 1)
         wait_s = 0.0 if clean else self._taking_over_s
-        if self.pin != self._taken_by:  # else what we have is ours as before, and something sent to us is missing
-            self._begin_anew()
-        self._open_at, self._complete = time.monotonic() + wait_s, False
+        self._begin_anew()
+        self._wait(wait_s)
         log.info("slot_taken", stream=self.place[0], durable=self.place[1], wait_s=wait_s)
         if not self.pin:
             log.error("durable_not_pinned", stream=self.place[0], durable=self.place[1])
+
+    def _wait(self, wait_s: float, since: float = 0.0) -> None:
+        """Hand out nothing for so long, nor before *since*."""
+        self._open_at, self._complete = max(since, time.monotonic() + wait_s), False
 
     def _begin_anew(self) -> None:
         """Somebody else may have handled and settled what we knew of."""
@@ -215,7 +226,7 @@ class Slot(PinnedPuller):
                 self.lay_aside(entry.reply)
             self.resting = self.leaving
         elif self._complete:
-            self.resting = self.leaving or len(self._order) >= MAX_OUTSTANDING
+            self.resting = self.leaving or (len(self._order) >= MAX_OUTSTANDING and not self._order.away)
         else:
             self._tick_in(now)
         self._look_whether_stalled(now)

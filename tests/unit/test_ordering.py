@@ -108,6 +108,19 @@ def test_one_that_waits_for_its_next_try_gives_its_room_away_too() -> None:
     assert len(of.take(60.0)) + 2 == 5
 
 
+def test_bodies_behind_a_head_that_is_away_leave_it_room_to_come() -> None:
+    """Else they could hold all of it, and what they wait for would never come: no key would ever move again."""
+    of = order(1, room=2)
+    assert [entry.sequence for entry in of.lay_all_aside()] == [1]
+    for sequence in (2, 3, 4, 5):
+        assert of.arrived(event(sequence))
+    assert (taken(of), [entry.sequence for entry in of.recall()], of.away) == ([], [1], 1)
+    assert [entry.sequence for entry in of.surplus(0.0)] == [5, 4]
+    assert of.held == 2
+    assert of.arrived(event(1, deliveries=2))
+    assert (taken(of), of.away) == ([1], 0)
+
+
 def test_one_that_comes_late_is_counted() -> None:
     """It should not: then something is wrong with how slots change hands."""
     of = order(2)
