@@ -66,6 +66,8 @@ async def run(
         for durable in undone:
             say(f"{shape}: not done: {durable}")
         counts = await verdict(mesh)
+        for line in counts.pop("astray"):
+            say(f"{shape}: {line}")
         say(f"{shape}: counted after {anyio.current_time() - began:.0f} s")
         group.cancel_scope.cancel()
     kinds = Counter(fault.kind for fault in faults)

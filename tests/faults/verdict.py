@@ -18,6 +18,7 @@ from mesh.errors import MeshError, VerificationError
 from mesh.jetstream.manage import _pages, api, stream_info
 from mesh.signing import Received
 from tests.faults.adapter import CLEAR
+from tests.faults.astray import Fact, astray
 from tests.faults.consumer import is_poison
 from tests.faults.notes import Accepted, Handled, effects, reordered_in_stream
 from tests.faults.world import SOURCES, STREAMS, VIEWS, Reader, World
@@ -60,6 +61,7 @@ class Stored:
 
     places: dict[str, dict[str, tuple[str, int]]] = field(default_factory=dict)  # of first copies, by view and id
     again: dict[str, set[tuple[str, int]]] = field(default_factory=dict)  # of copies that came later, by id
+    facts: dict[tuple[str, int], Fact] = field(default_factory=dict)  # of every copy, by its place
     copies: int = 0
     unsigned: int = 0
     unmasked: int = 0
@@ -84,6 +86,7 @@ class Stored:
             self.unsigned += 1
             return
         view, event_id = str(fields["view"]), str(fields["id"])
+        self.facts[received.stream, received.sequence] = Fact.of(fields, received)
         clear = CLEAR.encode() in received.body
         self.unmasked += clear and view == "masked"
         if event_id in self.places.setdefault(view, {}):
@@ -156,7 +159,7 @@ def _lines(file: Path) -> int:
 
 
 async def verdict(world: World) -> dict[str, Any]:
-    """The counts of a mesh whose load has stopped and which is `quiet`."""
+    """The counts of a mesh whose load has stopped and which is `quiet`, and lines for people under `astray`."""
     accepted, stored = Accepted(), Stored()
     accepted.read(world.root.glob("notes/*.accepted"))
     async with operator_session(str(world.led.root)) as session:
@@ -187,6 +190,11 @@ async def verdict(world: World) -> dict[str, Any]:
         "answers": answers,
         "ended_by_themselves": {child.name: child.ended for child in world.children if child.ended},
         "overstayed": sum(child.overstayed for child in world.children),
+        "astray": [
+            line
+            for view, places in stored.places.items()
+            for line in astray(view, places, stored.facts, accepted.durable, world.timeline)
+        ],
         "adapters_ended": sum(not world.notes(f"{source.source[1:]}.answers").exists() for source in SOURCES),
     }
 
