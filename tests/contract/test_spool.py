@@ -95,12 +95,14 @@ def have_patience(agent: Agent, seconds: float) -> None:
 
 @asynccontextmanager
 async def away(streams: Streams, *agents: Agent) -> AsyncIterator[None]:
-    """The server is away for the length of the block, and these agents do not wait long for it."""
+    """The server is away for the length of the block; these agents, and who starts now, do not wait long for it."""
     streams.server.kill()
     for agent in agents:
         have_patience(agent, AFTER_S)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("agent.policies.FIRST_CONNECT_S", 0.05)
+            yield
     finally:
         await streams.server.restart()
         await until(lambda: streams.connection.connected)
