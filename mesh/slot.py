@@ -105,6 +105,9 @@ class Slot(PinnedPuller):
         self._open_at = math.inf  # from when on everything that may come again can come
         self._complete = False  # it has come
         self._last = 0  # number of the last delivery to us
+        self._first_at = (
+            -math.inf
+        )  # when the last event came that had never been delivered: so none waited to come again
         self._taken_by = ""  # the pin under which what we have came
         self._renew_at = self._progress_at = 0.0
         self._late = 0
@@ -178,6 +181,8 @@ class Slot(PinnedPuller):
 
     def _arrived(self, delivered: Received) -> None:
         self._last = self.delivered
+        if delivered.deliveries == 1 and self.holds:
+            self._first_at = time.monotonic()
         received = self._mark(delivered, self)
         if received is None:
             super().ack(delivered)
@@ -213,7 +218,7 @@ class Slot(PinnedPuller):
             return
         for received in self._order.take(time.monotonic()):
             self._offer(received, self)
-        for entry in self._order.recall():
+        for entry in self._order.recall(time.monotonic()):
             self.recall(entry.reply)
 
     def tick(self, now: float) -> None:
@@ -239,10 +244,23 @@ class Slot(PinnedPuller):
                     self.signal(entry.reply)
         for entry in self._order.surplus(now):
             self.lay_aside(entry.reply)
+        self._drop_settled()
         if self._order.late > self._late:
             LATE.add(self._order.late - self._late)
         self._late = self._order.late
         self._flow()
+
+    def _drop_settled(self) -> None:
+        """Wait no longer for bodies that the server has not: a handler of whoever had the pin before acked them late.
+
+        What was asked back comes again as late as what somebody else had in hand. So once that is over, the next
+        delivery that is none again, or a beat that says that nothing waits, tells that the rest is settled.
+        """
+        known_at = max(self._first_at, self.empty_at)
+        if self._complete and known_at >= self._open_at:
+            gone = self._order.drop_asked_before(known_at - self._taking_over_s)
+            if gone:
+                log.info("settled_elsewhere", stream=self.place[0], durable=self.place[1], count=gone)
 
     def _look_whether_stalled(self, now: float) -> None:
         """Say where events are here and cannot be handed out for long; whoever reads it looks at the server."""
