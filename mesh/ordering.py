@@ -13,6 +13,7 @@ Pure: time comes in as monotonic seconds.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import insort
 from collections import deque
 from typing import TYPE_CHECKING
@@ -58,9 +59,10 @@ class Entry:
         reply: Its ack subject.
         due: When it may be handed out, at the earliest.
         recalled: Whether its body has been asked for again and has not come yet.
+        asked: Since when.
     """
 
-    __slots__ = ("due", "key", "recalled", "received", "reply", "sequence")
+    __slots__ = ("asked", "due", "key", "recalled", "received", "reply", "sequence")
 
     def __init__(self, received: Received, key: Key) -> None:
         self.sequence = received.sequence
@@ -69,6 +71,7 @@ class Entry:
         self.reply = received.reply
         self.due = 0.0
         self.recalled = False
+        self.asked = math.inf
 
 
 class _Line:
@@ -82,9 +85,10 @@ class _Line:
         self.since = 0.0
 
     def stuck(self, now: float) -> bool:
+        """Whether what is behind its head has to wait; also for a head whose body is away, which needs room to come."""
         if self.busy is not None:
             return now - self.since > STUCK_S
-        return self.entries[0].due > now
+        return self.entries[0].received is None or self.entries[0].due > now
 
 
 class Order:
@@ -108,11 +112,17 @@ class Order:
         self._recall: list[Entry] = []
         self.handed = 0
         self.held = 0
+        self._away: dict[int, Entry] = {}
         self.late = 0
 
     def __len__(self) -> int:
         """Events outstanding."""
         return len(self._entries)
+
+    @property
+    def away(self) -> int:
+        """Bodies that were asked back and have not come yet."""
+        return len(self._away)
 
     def outstanding(self) -> list[Entry]:
         """All of them, in stream order."""
@@ -135,6 +145,7 @@ class Order:
         elif entry.received is not None or self._lines[entry.key].busy is entry:
             return False
         else:
+            self._away.pop(entry.sequence, None)
             entry.received, entry.reply, entry.recalled = received, received.reply, False
         self.held += 1
         self._look.append(entry.key)
@@ -174,6 +185,7 @@ class Order:
         if entry is None:
             return
         line = self._lines[entry.key]
+        self._away.pop(sequence, None)
         if line.busy is entry:
             line.busy = None
             self.handed -= 1
@@ -236,15 +248,25 @@ class Order:
                 self.held -= 1
                 yield entry
 
-    def recall(self) -> list[Entry]:
+    def recall(self, now: float) -> list[Entry]:
         """Whose body has to be delivered again, because its turn is near."""
         recall, self._recall = self._recall, []
+        for entry in recall:
+            entry.asked = now
         return recall
+
+    def drop_asked_before(self, then: float) -> int:
+        """Whose body was asked back before *then* and has not come is settled, by somebody else; returns how many."""
+        gone = [entry.sequence for entry in self._away.values() if entry.asked < then]
+        for sequence in gone:
+            self.settled(sequence)
+        return len(gone)
 
     def _ask_back(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
             if entry.received is None and not entry.recalled:
-                entry.recalled = True
+                entry.recalled, entry.asked = True, math.inf
+                self._away[entry.sequence] = entry
                 self._recall.append(entry)
 
 

@@ -12,8 +12,8 @@ when on all of it can come. It is N for our first one, under a pin that excludes
     N = L + 1, L another's    who said that all up to L is settled or handed back: see `hand_back`         at once
     anything else             somebody may have died with events in hand         after twice ack_wait, and `SLACK_S`
 
-The last also where a number is missing under one pin: what was sent to a link that ended comes again as late as that.
-Then the pin is let go too, so that no pull of that link takes any more.
+Where a number is missing under one pin, what was sent to a link that ended comes again after one ack_wait: nobody else
+had it, nor signals for it.
 From then on the server delivers what comes again before anything that was never delivered. So the first delivery that
 is none again, or a beat that says that nothing waits, tells that everything is here, and events are handed out.
 
@@ -105,6 +105,9 @@ class Slot(PinnedPuller):
         self._open_at = math.inf  # from when on everything that may come again can come
         self._complete = False  # it has come
         self._last = 0  # number of the last delivery to us
+        self._first_at = (
+            -math.inf
+        )  # when the last event came that had never been delivered: so none waited to come again
         self._taken_by = ""  # the pin under which what we have came
         self._renew_at = self._progress_at = 0.0
         self._late = 0
@@ -143,18 +146,29 @@ class Slot(PinnedPuller):
 
     def _taken(self, number: int) -> None:
         """From delivery *number* on we are pinned, maybe not for the first time."""
-        left = self._left()
+        ours = self.pin and self.pin == self._taken_by
         if self._last and number == self._last + 1:
             self._taken_by = self.pin
-            return
+        elif ours:
+            self._wait(self._ack_wait_s + SLACK_S, since=self._open_at)
+            self._last = number - 1
+            log.info("deliveries_missing", stream=self.place[0], durable=self.place[1])
+        else:
+            self._take_over(number)
+
+    def _take_over(self, number: int) -> None:
+        left = self._left()
         clean = number == 1 or (left is not None and number == left.delivered + 1)
         wait_s = 0.0 if clean else self._taking_over_s
-        if self.pin != self._taken_by:  # else what we have is ours as before, and something sent to us is missing
-            self._begin_anew()
-        self._open_at, self._complete = time.monotonic() + wait_s, False
+        self._begin_anew()
+        self._wait(wait_s)
         log.info("slot_taken", stream=self.place[0], durable=self.place[1], wait_s=wait_s)
         if not self.pin:
             log.error("durable_not_pinned", stream=self.place[0], durable=self.place[1])
+
+    def _wait(self, wait_s: float, since: float = 0.0) -> None:
+        """Hand out nothing for so long, nor before *since*."""
+        self._open_at, self._complete = max(since, time.monotonic() + wait_s), False
 
     def _begin_anew(self) -> None:
         """Somebody else may have handled and settled what we knew of."""
@@ -167,6 +181,8 @@ class Slot(PinnedPuller):
 
     def _arrived(self, delivered: Received) -> None:
         self._last = self.delivered
+        if delivered.deliveries == 1 and self.holds:
+            self._first_at = time.monotonic()
         received = self._mark(delivered, self)
         if received is None:
             super().ack(delivered)
@@ -202,7 +218,7 @@ class Slot(PinnedPuller):
             return
         for received in self._order.take(time.monotonic()):
             self._offer(received, self)
-        for entry in self._order.recall():
+        for entry in self._order.recall(time.monotonic()):
             self.recall(entry.reply)
 
     def tick(self, now: float) -> None:
@@ -215,7 +231,7 @@ class Slot(PinnedPuller):
                 self.lay_aside(entry.reply)
             self.resting = self.leaving
         elif self._complete:
-            self.resting = self.leaving or len(self._order) >= MAX_OUTSTANDING
+            self.resting = self.leaving or (len(self._order) >= MAX_OUTSTANDING and not self._order.away)
         else:
             self._tick_in(now)
         self._look_whether_stalled(now)
@@ -228,10 +244,23 @@ class Slot(PinnedPuller):
                     self.signal(entry.reply)
         for entry in self._order.surplus(now):
             self.lay_aside(entry.reply)
+        self._drop_settled()
         if self._order.late > self._late:
             LATE.add(self._order.late - self._late)
         self._late = self._order.late
         self._flow()
+
+    def _drop_settled(self) -> None:
+        """Wait no longer for bodies that the server has not: a handler of whoever had the pin before acked them late.
+
+        What was asked back comes again as late as what somebody else had in hand. So once that is over, the next
+        delivery that is none again, or a beat that says that nothing waits, tells that the rest is settled.
+        """
+        known_at = max(self._first_at, self.empty_at)
+        if self._complete and known_at >= self._open_at:
+            gone = self._order.drop_asked_before(known_at - self._taking_over_s)
+            if gone:
+                log.info("settled_elsewhere", stream=self.place[0], durable=self.place[1], count=gone)
 
     def _look_whether_stalled(self, now: float) -> None:
         """Say where events are here and cannot be handed out for long; whoever reads it looks at the server."""

@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
@@ -17,7 +17,6 @@ from mesh import logs
 from mesh.cli.events import JsonOption
 from mesh.cli.output import NO, command, console, print_json, print_line
 from mesh.cli.up import DataOption, PoliciesOption
-from mesh.control.attest_kubernetes import KubernetesAttestor
 from mesh.control.datadir import DataDirectory
 from mesh.control.init import initialise
 from mesh.control.run import ReplicaOptions
@@ -25,6 +24,9 @@ from mesh.control.run import run as run_replica
 from mesh.control.run_status import status as replica_status
 from mesh.errors import ConfigError
 from mesh.jetstream.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from mesh.control.attest_kubernetes import KubernetesAttestor
 
 app = typer.Typer(no_args_is_help=True, help="The control plane by itself, in one to three replicas.")
 
@@ -161,6 +163,8 @@ def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
         case "file":
             return None
         case "kubernetes":
+            from mesh.control.attest_kubernetes import KubernetesAttestor
+
             host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
             if not host:
                 raise ConfigError("there is no API server", expected="KUBERNETES_SERVICE_HOST", next="run in a pod")

@@ -20,7 +20,10 @@ from mesh.demo.report import progress_line, render
 from mesh.demo.run import Progress, run
 from mesh.errors import ConfigError
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command("demo", epilog="Examples:  mesh demo   |   mesh demo --events 1000 --json")
 @command
 async def demo(
     *,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import aiohttp
 import typer
 from rich.markup import escape
 
@@ -19,9 +18,12 @@ from mesh.control.reconcile import now_ms
 from mesh.errors import MeshError, StaleTrust
 from mesh.jetstream.manage import api
 
+app = typer.Typer(add_completion=False)
+
 HEALTH_TIMEOUT_S = 2.0
 
 
+@app.command("status", epilog="Example:  mesh status --json")
 @command
 async def status(context: ContextOption = None, tenant: TenantOption = None, json_: JsonOption = False) -> None:
     """Show streams, agents, subscriptions, dead letters and trust at a glance."""
@@ -84,6 +86,8 @@ async def _barred(session: Session) -> list[str]:
 
 async def _agents(session: Session) -> list[dict[str, str]]:
     """Ask each agent's health port."""
+    import aiohttp
+
     found = []
     timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as http:

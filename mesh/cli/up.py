@@ -17,6 +17,8 @@ from mesh.cli.output import command, console, errors, print_line
 from mesh.control.up import Options, Running, running
 from mesh.errors import ConfigError
 
+app = typer.Typer(add_completion=False)
+
 DataOption = Annotated[Path, typer.Option("--data", envvar="MESH_DATA_DIR", help="Where everything lies; mode 0700.")]
 PoliciesOption = Annotated[
     Path | None,
@@ -50,6 +52,7 @@ def policies_directory(given: Path | None) -> Path:
     raise ConfigError("there are no policies", expected="a directory ./policies", next="name one with --policies")
 
 
+@app.command("up", epilog="Examples:  mesh up   |   mesh up --data /srv/mesh --nats-port 4222 --base-port 8400")
 @command
 async def up(  # noqa: PLR0917 - each an option
     data: DataOption = Path(".mesh"),

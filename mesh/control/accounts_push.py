@@ -5,7 +5,10 @@ take an older JWT over a newer one, and a restarted server takes the one with th
 time in an account's JWTs has to rise, and an older one is never pushed.
 
 Where several control planes may lead, one after the other, each JWT carries the term of the leader that made it. The
-first thing a leader does is to say every account again in its own term; whoever led before finds the higher one.
+first thing a leader does is to say every account again in its own term; whoever led before finds the higher one. Only
+an account that exports stays as it is where nothing but the term is new: a server that takes it anew forgets the way
+back of every pull that is open through its exports, whose events then go nowhere (measured on 2.15.1: consumers stood
+still for 10 s at each change of leader). An account that imports may be pushed at any time.
 """
 
 from __future__ import annotations
@@ -80,7 +83,7 @@ async def push_to(
     for exports in (True, False):
         async with anyio.create_task_group() as group:
             for token in tokens:
-                if ("exports" in claims_of(token)["nats"]) is exports:
+                if _exports(token) is exports:
                     group.start_soon(pushing.one, token)
         if pushing.errors:
             raise pushing.errors[0]
@@ -124,9 +127,10 @@ class _Push:
             try:
                 account = claims_of(token)["sub"]
                 held = await self._held(account)
-                grants = grants_of(token)
+                term = not _exports(token)
+                grants = grants_of(token, term=term)
                 _check_term(token, held)
-                if len(held) == len(self.servers) and all(grants_of(one) == grants for one in held):
+                if len(held) == len(self.servers) and all(grants_of(one, term=term) == grants for one in held):
                     return
                 await self._send(account, self._newest(token, held))
                 self.changed.append(account)
@@ -198,6 +202,10 @@ class _Push:
                 reason = answer.get("error", {}).get("description", "no reason given")
                 raise RequestFailed(f"the account {account} was refused: {reason}", err_code=0)
         return {_server(one) for one in answers}
+
+
+def _exports(token: str) -> bool:
+    return "exports" in claims_of(token)["nats"]
 
 
 def _check_term(token: str, held: list[str]) -> None:

@@ -256,9 +256,18 @@ def claims_of(token: str) -> dict[str, Any]:
     return claims
 
 
-def grants_of(token: str) -> Mapping[str, Any]:
-    """What matters in an account JWT: its claims without `iat` and `jti`, so that equal grants compare equal."""
-    return {key: value for key, value in claims_of(token).items() if key not in {"iat", "jti"}}
+def grants_of(token: str, *, term: bool = True) -> Mapping[str, Any]:
+    """What matters in an account JWT: its claims without `iat` and `jti`, so that equal grants compare equal.
+
+    Args:
+        token: The JWT.
+        term: Whether of which term it is matters.
+    """
+    grants = {key: value for key, value in claims_of(token).items() if key not in {"iat", "jti"}}
+    if not term:
+        tags = [tag for tag in grants["nats"].get("tags") or () if not _TERM_RE.fullmatch(tag)]
+        grants["nats"] = {**grants["nats"], "tags": tags}
+    return grants
 
 
 def term_of(token: str) -> int:

@@ -24,7 +24,9 @@ from mesh.jetstream.puller import STATUSES, Puller
 from mesh.jetstream.topology import PIN_GROUP, PIN_TIMEOUT_S
 from mesh.signing import Received
 
-HEARTBEAT_S = 1.0  # of pulls
+HEARTBEAT_S = 1.0  # of pulls: a slot that is taken over is open once a beat says that nothing waits
+SILENCE_S = 6.0  # of pulls: to begin anew costs a wait for what was on its way, and a busy server is late by seconds
+OVERDUE_S = 3.0  # for a delivery that the server has counted: the servers of a cluster agree on each before it goes out
 RENEW_S = PIN_TIMEOUT_S / 3  # two renewals may be lost, or be late, before the pin is
 LONG_ANSWER_NS = 250_000_000  # a renewal that waits with the server, where it answers none at once: see `renew`
 CONFIRM_S = 2.0
@@ -47,8 +49,8 @@ class PinnedPuller(Puller):
         stream: Of the durable.
         durable: Its name.
         on_event: Gets each event in the read loop.
-        on_gap: Called before a delivery that may not be the next after our last: the first one under each pin, and any
-            one whose number (as in `delivered`) does not join on.
+        on_gap: Called with the number (as in `delivered`) of the next delivery where it may not be the next after our
+            last: the first one under each pin, and any one whose number does not join on.
         max_in_flight: Events delivered and not settled, or on their way.
         pin: The pin that its last holder handed over, if one did.
 
@@ -70,12 +72,22 @@ class PinnedPuller(Puller):
         max_in_flight: int,
         pin: str = "",
     ) -> None:
-        super().__init__(connection, stream=stream, durable=durable, on_event=on_event, max_in_flight=max_in_flight)
+        super().__init__(
+            connection,
+            stream=stream,
+            durable=durable,
+            on_event=on_event,
+            max_in_flight=max_in_flight,
+            heartbeat_s=HEARTBEAT_S,
+            silence_s=SILENCE_S,
+        )
         self._on_gap = on_gap
         self._last_reply = ""
         self._renewals: dict[int, float] = {}  # not answered yet: when each was sent
         self._renewed = 0
         self._confirmed_at = float("-inf")  # when the last renewal that was answered well had been sent
+        self._joined = False  # a delivery has come to this inbox
+        self._overdue = -1, 0.0  # our last delivery when a beat first told of a later one, and when that was
         self.pin = pin
         self.delivered = 0
         self.empty_at = float("-inf")
@@ -147,6 +159,7 @@ class PinnedPuller(Puller):
 
     def _restart(self) -> None:
         self._renewals.clear()  # their answers would go to the inbox before
+        self._joined = False
         super()._restart()
         self.renew()
 
@@ -164,10 +177,22 @@ class PinnedPuller(Puller):
                 self._confirmed_at = float("-inf")
                 self._on_gap(self.delivered)
                 self.renew()
-            elif self.delivered != before + 1:  # pulls of an inbox or a link of before still take deliveries: end them
-                self._on_gap(self.delivered)
-                self._lose_pin()
+            elif self.delivered != before + 1:
+                self._missing(self.delivered)
+            self._joined = True
         super()._on_message(subject, reply, headers, data)
+
+    def _missing(self, number: int) -> None:
+        """Under our own pin some deliveries before this *number* did not come, and come again by themselves.
+
+        They were on their way to an inbox or over a link that ended, where this is the first since. Where others came
+        since, a pull of before is still open, on a link that the server has not seen end: only without its pin does it
+        end.
+        """
+        joined = self._joined
+        self._on_gap(number)
+        if joined:
+            self._lose_pin()
 
     def _on_renewal(self, number: int, headers: bytes | None) -> None:
         """It is no sign of life of the pulls: a server that lost them, with its lead, answers renewals all the same."""
@@ -195,10 +220,18 @@ class PinnedPuller(Puller):
         """One of our pulls was open for a beat and got nothing: so nothing waited, if what was delivered has come.
 
         *last* is the number of the last delivery. The servers of a cluster agree on a delivery before it goes out, and
-        meanwhile say anything else: that they have no messages, too.
+        meanwhile say anything else: that they have no messages, too. What then still does not come is lost, and need
+        not come again: an ack for the delivery before may have settled it.
         """
-        if last == str(self.delivered):
+        if not self.holds or not last.isdigit():
+            return
+        if int(last) == self.delivered:
             self.empty_at = max(self.empty_at, self._now() - HEARTBEAT_S)
+        elif self._overdue[0] != self.delivered:
+            self._overdue = self.delivered, self._now()
+        elif int(last) > self.delivered and self._now() > self._overdue[1] + OVERDUE_S:
+            self.delivered = int(last)
+            self._missing(self.delivered + 1)
 
     def _lose_pin(self) -> None:
         """Pull without an id, on a fresh inbox: what is said about pulls with the old one says nothing about these."""

@@ -40,6 +40,11 @@ FOREIGN_ACKS = counter(
 DUPLICATE_ACKS = counter(
     "mesh.publish.duplicate_acks", unit="{ack}", watch="rising without resends: an id is used twice"
 )
+OVERTAKEN = counter(
+    "mesh.publish.overtaken",
+    unit="{event}",
+    watch="above 0: a stream changed its leader, and stored events behind later ones of their source",
+)
 
 log = logs.get("publisher")
 
@@ -144,7 +149,7 @@ class Publisher:
         now = self._now()
         refused = {id(item) for item in batch if self._lane(item.stream, now).refuses(item.subject, now)}
         taken = [item for item in batch if id(item) not in refused] if refused else batch
-        sending = [item for item in taken if self._lanes[item.stream].flowing]
+        sending = [item for item in taken if self._lanes[item.stream].open(now)]
         frames = self._sealer.admit(taken, sending, self._clock_ms())
         for item in taken:
             self._lanes[item.stream].add(item, now)
@@ -302,7 +307,10 @@ class Publisher:
             self._wake_before(now)
             return
         self._former.stored(item)
-        again = lane.acked(item, now)
+        overtaken = lane.overtaken
+        again = lane.acked(item, now, ack)
+        if lane.overtaken != overtaken:
+            OVERTAKEN.add(1)
         if again:  # before `on_done`, which may submit the next event
             self._resend(again, now)
         self._finish(item, ack)

@@ -28,7 +28,7 @@ MAX_BATCH = 2000  # events a pull: larger ones gain nothing (measured), and a lo
 EXPIRES_S = 30.0  # of a pull; the server then says how much of it is left
 HEARTBEAT_S = 5.0  # less than half of the above, or the server refuses
 SOON_S = 0.05  # how long a rest of credit under a quarter may wait to grow, while nothing else is asked for
-MISSED_BEATS = 2.0  # beats of silence after which pulls are taken for lost
+MISSED_BEATS = 2.0  # of silence, after which pulls are taken for lost
 RETRY_FIRST_S = 0.05  # after a status that ended a pull: a leader change, a server that shuts down, a missing durable
 RETRY_LAST_S = 1.0
 _FLUSH_S = 2.0
@@ -55,6 +55,7 @@ class Puller:
         batch: Events a pull asks for at most.
         expires_s: How long the server keeps a pull.
         heartbeat_s: How often the server says that it is there while it has nothing.
+        silence_s: After which pulls are taken for lost; two beats unless given.
     """
 
     def __init__(
@@ -68,12 +69,14 @@ class Puller:
         batch: int = MAX_BATCH,
         expires_s: float = EXPIRES_S,
         heartbeat_s: float = HEARTBEAT_S,
+        silence_s: float | None = None,
     ) -> None:
         self._connection = connection
         self._stream = stream
         self._on_event = on_event
         self._expires_s = expires_s
         self._heartbeat_s = heartbeat_s
+        self._silence_s = heartbeat_s * MISSED_BEATS if silence_s is None else silence_s
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self._own = AckSubject(stream, durable)
         self._credit = Credit(max_in_flight, batch=min(batch, MAX_BATCH), expires_s=expires_s)
@@ -178,7 +181,7 @@ class Puller:
         if self._listener is None or not self._pulling:
             return
         silent_s = self._now() - self._heard_at
-        if self._credit.asked and silent_s > self._heartbeat_s * MISSED_BEATS:
+        if self._credit.asked and silent_s > self._silence_s:
             await self._recover()
         else:
             self._pull(all_of_it=True)

@@ -10,6 +10,12 @@ stream answers on another subject of ours, after one 503 of the probe and before
 and its events leave the window instead of stopping all others. The witness is a publish that stores nothing (it expects
 a stream of another name), for a real event sent ahead of the probe would be stored ahead of it.
 
+What is sent to a leader that leaves can be lost without a word, and what is sent a moment later can reach the next one:
+it would be stored first. So nothing is sent behind silence. Once no ack came for 50 ms (or twice the usual time, where
+that is longer) though some are due, what is new is held until everything before it is acknowledged; a stream acks in
+order, so an ack of a later event stops the lane at once. What is on its way together within those 50 ms can still be
+overtaken; that is seen in the acks, and counted.
+
 A lane is offline while there is no connection, and while somebody holds it: then nothing is sent at all. Where somebody
 takes over (an agent's spool) nothing is given up: all that is in flight is handed over in its order, once it is time.
 
@@ -22,6 +28,7 @@ from collections import deque
 from typing import NamedTuple
 
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
+from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import NEVER, Outgoing
 
 
@@ -29,6 +36,8 @@ class Rules(NamedTuple):
     """How long is too long, all in seconds."""
 
     ack_deadline_s: float = 1.0  # a healthy stream answers in milliseconds; a leader change takes 20 to 70 ms
+    hold_s: float = 0.05  # without an ack; from then on the next event waits for all before it: see above
+    hold_most_s: float = 0.5  # that, where acks usually take long: a server far away
     probe_first_s: float = 0.05
     probe_last_s: float = 0.5
     give_up_s: float = 10.0  # from submit; then the caller, or its spool, has the event back
@@ -87,6 +96,12 @@ class Lane:
         self._known: dict[str, None] = {}  # subjects, the one acknowledged last at the end
         self._last_ack_at = now
         self._newest_acked = 0
+        self._usual_s = 0.0  # from an event to its ack: a moving average
+        self._hold_s = rules.hold_s
+        self._newest_placed = 0
+        self._newest_place = 0  # its sequence in the stream
+        self._held: list[Outgoing] = []  # the last ones of the queue, not sent yet
+        self.overtaken = 0  # events that the stream stored behind later ones
         self._refused: dict[str, float] = {}  # subject: when it may be tried again
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -101,23 +116,41 @@ class Lane:
         self._refused[subject] = now + self._rules.refused_for_s
         return False
 
+    def open(self, now: float) -> bool:
+        """Whether an event that is added now is to be sent now."""
+        if not self.flowing or self._held:
+            return False
+        queue, hold_s = self._queue, self._hold_s
+        return not queue or now - self._last_ack_at <= hold_s or now - queue[0].sent_at <= hold_s
+
     def add(self, item: Outgoing, now: float) -> bool:
-        """Take *item* into the window; whether it is to be sent now (else the lane sends it when it flows again)."""
+        """Take *item* into the window; whether it is to be sent now, as `open` says (else the lane sends it later)."""
+        sends = self.open(now)
         self._order += 1
         item.order = self._order
         item.give_up_at = now + self._rules.give_up_s
         self._queue.append(item)
-        return self.flowing
+        if not sends and self.flowing:
+            item.sent_at = now  # since when it waits
+            self._held.append(item)
+        return sends
 
     def sent(self, item: Outgoing, now: float) -> None:
         """*item* is on the wire."""
         item.sent_at = now
         item.sends += 1
 
-    def acked(self, item: Outgoing, now: float) -> list[Outgoing]:
-        """The stream has *item*. Returns what is to be sent again, in order, when this ends a recovery."""
+    def acked(self, item: Outgoing, now: float, ack: PubAck) -> list[Outgoing]:
+        """The stream has *item*. Returns what is to be sent, in order, when this ends a recovery or a silence."""
         self._last_ack_at = now
         self._newest_acked = max(self._newest_acked, item.order)
+        if item.sends == 1:
+            self._usual_s += (now - item.sent_at - self._usual_s) / 8
+            self._hold_s = max(self._rules.hold_s, min(2 * self._usual_s, self._rules.hold_most_s))
+        if not ack.duplicate or item.sends > 1:  # else it was published before, and the place is that of then
+            self._place(item.order, ack.sequence)
+        if self.flowing and not ack.duplicate and item is not self._head():
+            self._stop(now)  # what was sent before it is lost
         if self._refused:
             self._refused.pop(item.subject, None)
         self._remember(item.subject)
@@ -130,11 +163,14 @@ class Lane:
         item.done = True
         ends_recovery = item is self._probe
         self._trim()
-        if not ends_recovery:
-            return []
-        self.flowing = True
-        self._probe = None
-        return [waiting for waiting in self._queue if not waiting.done]
+        if ends_recovery:
+            self.flowing = True
+            self._probe = None
+            return [waiting for waiting in self._queue if not waiting.done]
+        if self._held and self._head() is self._held[0]:
+            held, self._held = self._held, []
+            return held
+        return []
 
     def witnessed(self, subject: str, now: float) -> None:
         """The stream answered on *subject*. If the head was rejected before, its next probe decides."""
@@ -225,6 +261,12 @@ class Lane:
         since = max(head.give_up_at - rules.give_up_s, self._last_ack_at)
         return min(since + rules.hand_over_s, head.give_up_at)
 
+    def _place(self, order: int, sequence: int) -> None:
+        if order > self._newest_placed:
+            self._newest_placed, self._newest_place = order, sequence
+        else:
+            self.overtaken += sequence > self._newest_place
+
     def _head(self) -> Outgoing | None:
         return self._queue[0] if self._queue else None
 
@@ -252,6 +294,7 @@ class Lane:
 
     def _stop(self, probe_at: float) -> None:
         self.flowing = False
+        self._held = []
         self._probe = None
         self._probe_at = NEVER if self._offline else probe_at
         self._probe_wait_s = self._rules.probe_first_s

@@ -23,7 +23,7 @@ from mesh.retry import RetryPolicy
 from mesh.subjects import Pattern
 
 DEFAULT_MAX_IN_FLIGHT = 1000
-ORDERED_ACK_WAIT_S = 5.0  # at most: whoever takes a slot over waits for what the one before left unacked
+ORDERED_ACK_WAIT_S = 3.0  # at most: whoever takes a slot over waits for what the one before left unacked
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,12 +310,15 @@ async def test_an_agent_reports_what_it_runs_and_what_it_refused(streams: Stream
     assert await reports_of(streams) == []
 
 
-async def test_an_agent_without_nats_starts_with_the_last_good_bundle(streams: Streams, tmp_path: Path) -> None:
+async def test_an_agent_without_nats_starts_with_the_last_good_bundle(
+    streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is ready, refuses what the policies refuse, and spools what they allow."""
     base = write_directory(tmp_path / "agent")
     await streams.hand_out(policies=DENIED)
     async with agent_at(base, streams.server.url):
         await until((base / "bundle.last").exists)
+    monkeypatch.setattr("agent.policies.FIRST_CONNECT_S", 0.05)
     async with agent_at(base, "nats://127.0.0.1:1") as agent:
         assert agent.not_ready() == []
         assert agent.state()["bundle_revision"] == 2

@@ -15,6 +15,7 @@ import pytest
 from mesh import slot as slot_module
 from mesh.delivery import Reject
 from mesh.inbound import Admitted
+from mesh.jetstream.wire import publish_frame
 from mesh.ordered import OrderedFeed
 from mesh.slots import Slots
 from mesh.subscription import Subscription
@@ -116,6 +117,44 @@ async def test_what_a_stuck_key_piles_up_leaves_room_for_others(tmp_path: Path) 
             await until(lambda: desk.calls[FIRST][-1] == len(pile))
             await until_settled(source)
     assert desk.calls == {FIRST: pile, SECOND: list(range(1, 21))}
+
+
+async def test_what_is_laid_aside_comes_back_whatever_is_behind_it(tmp_path: Path) -> None:
+    """Bodies behind it could take all the room there is, and wait for it: then no key would ever move again."""
+    desk = Desk()
+    async with OrderedSource.ordered(tmp_path) as source, running(source, desk, max_in_flight=8) as (_, reading):
+        await source.publish_keys(numbered(FIRST, 1))
+        await until(lambda: desk.events)
+        (slot,) = [slot for slot in slots_of(reading).all() if slot.place[1].endswith("s03")]
+        slot._wait(1e6)
+        await until(lambda: slot.resting)
+        await source.publish_keys([(key, number) for number in range(2, 12) for key in SAME_SLOT])
+        await until(lambda: len(slot._order) >= 4)
+        for entry in slot._order.lay_all_aside():  # as when a pin is lost
+            slot.lay_aside(entry.reply)
+        slot._open_at = time.monotonic()
+        await until_settled(source)
+    assert desk.calls == {key: list(range(2 - (key == FIRST), 12)) for key in SAME_SLOT}
+
+
+async def test_what_is_laid_aside_may_be_settled_by_somebody_else(tmp_path: Path) -> None:
+    """A handler of whoever had the pin before acks it late: asked back, it never comes, and its key goes on."""
+    desk = Desk()
+    async with OrderedSource.ordered(tmp_path) as source, running(source, desk) as (_, reading):
+        await source.publish_keys(numbered(FIRST, 1))
+        await until(lambda: desk.calls[FIRST] == [1])
+        (slot,) = [slot for slot in slots_of(reading).all() if slot.place[1].endswith("s03")]
+        slot._wait(1e6)
+        await source.publish_keys(numbered(FIRST, 2, 3, 4))
+        await until(lambda: len(slot._order) == 3)
+        second, *rest = slot._order.lay_all_aside()[::-1]
+        source.streams.connection.write(publish_frame(second.reply, b"+ACK"))
+        await source.streams.connection.flush(5)
+        for entry in (second, *rest):
+            slot.lay_aside(entry.reply)
+        slot._open_at = time.monotonic()
+        await until(lambda: desk.calls[FIRST] == [1, 3, 4])
+        await until_settled(source)
 
 
 async def test_what_got_lost_with_its_link_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

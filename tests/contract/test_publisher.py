@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mesh.jetstream import wire
 from mesh.jetstream.acks import ack_prefix
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Outgoing, PubAck, Publisher
+from mesh.jetstream.window import Rules
 from tests.contract.streams import DEADLINE_S, STREAM, api, make_stream, stored, until
 
 pytestmark = pytest.mark.anyio
@@ -156,6 +157,85 @@ async def test_the_same_id_twice_is_stored_once(nats_server: NatsServer, control
         acks = await desk.finished(first, second)
     assert acks == [PubAck(STREAM, 1), PubAck(STREAM, 1, duplicate=True)]
     assert [each.body for each in await stored(control)] == [b"1"]
+
+
+# --- a leader leaves -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def vanishing(desk: Desk) -> Iterator[None]:
+    """What is written meanwhile is lost without a word, as by a server that forwards to a leader that has left."""
+    write = desk.publisher._connection.write
+    desk.publisher._connection.write = lambda frames: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        desk.publisher._connection.write = write  # type: ignore[method-assign]
+
+
+def pass_time(desk: Desk, seconds: float) -> None:
+    """Let the publisher believe that so much more time has passed, and do what is due."""
+    now = desk.publisher._now
+    desk.publisher._now = lambda: now() + seconds
+    desk.publisher._wake.set()
+
+
+@contextmanager
+def stopped(desk: Desk, at: float | None = None) -> Iterator[None]:
+    """The publisher's time stands still."""
+    now = desk.publisher._now
+    moment = now() if at is None else at
+    desk.publisher._now = lambda: moment
+    try:
+        yield
+    finally:
+        desk.publisher._now = now
+
+
+async def test_nothing_overtakes_what_was_lost_before_it(nats_server: NatsServer, control: Connection) -> None:
+    """The next leader answers before anybody misses what the last one lost; what is new waits for it all the same."""
+    async with desk_at(nats_server.url, give_up_s=60.0, ack_deadline_s=30.0) as desk:
+        await desk.finished(*desk.submit(2))
+        with vanishing(desk):
+            desk.submit(3)
+        pass_time(desk, 2 * Rules().hold_s)
+        for _ in range(2):
+            desk.submit(3)
+        await control.flush(DEADLINE_S)
+        assert len(await stored(control)) == 2
+        pass_time(desk, 30.0)
+        assert await desk.publisher.drain(DEADLINE_S)
+    assert [int(each.body) for each in await stored(control)] == list(range(1, 12))
+
+
+async def test_what_waited_behind_a_silence_goes_once_it_ends(nats_server: NatsServer, control: Connection) -> None:
+    """A stream that was only slow costs nobody a deadline: with the last ack that was due, what waits sets out."""
+    async with desk_at(nats_server.url, give_up_s=1e6, ack_deadline_s=1e5) as desk:
+        nats_server.pause()
+        desk.submit(3)
+        pass_time(desk, 2 * Rules().hold_s)
+        waiting = desk.submit(3)
+        assert [item.sends for item in waiting] == [0, 0, 0]
+        nats_server.resume()
+        assert await desk.publisher.drain(DEADLINE_S)
+        assert [item.sends for item in waiting] == [1, 1, 1]
+    assert [int(each.body) for each in await stored(control)] == list(range(1, 7))
+
+
+async def test_an_ack_out_of_turn_stops_sending_and_is_counted(nats_server: NatsServer, control: Connection) -> None:
+    """What followed the lost event at once is in the stream before anybody can know: two copies, and no third."""
+    overtaken = publisher_module.OVERTAKEN.total()
+    async with desk_at(nats_server.url, give_up_s=1e6, ack_deadline_s=1e5) as desk:
+        with vanishing(desk), stopped(desk):
+            lost = desk.submit(2)
+        with stopped(desk, lost[0].sent_at):
+            following = desk.submit(1)
+        await desk.finished(*following)
+        assert await desk.publisher.drain(DEADLINE_S), "without waiting for a deadline"
+        desk.submit(1)
+        assert await desk.publisher.drain(DEADLINE_S)
+    assert [int(each.body) for each in await stored(control)] == [3, 1, 2, 4]
+    assert publisher_module.OVERTAKEN.total() - overtaken == 2
 
 
 # --- the server goes away --------------------------------------------------------------------------------------------

@@ -95,12 +95,14 @@ def have_patience(agent: Agent, seconds: float) -> None:
 
 @asynccontextmanager
 async def away(streams: Streams, *agents: Agent) -> AsyncIterator[None]:
-    """The server is away for the length of the block, and these agents do not wait long for it."""
+    """The server is away for the length of the block; these agents, and who starts now, do not wait long for it."""
     streams.server.kill()
     for agent in agents:
         have_patience(agent, AFTER_S)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("agent.policies.FIRST_CONNECT_S", 0.05)
+            yield
     finally:
         await streams.server.restart()
         await until(lambda: streams.connection.connected)
@@ -179,6 +181,32 @@ async def test_what_was_in_flight_goes_first(streams: Streams, base: Path, contr
             assert await publish(agent, *numbered("late", 5)) == ["spool"] * 5
         await drained(agent)
     assert await seen(streams, base, after) == ["first", *numbered("early", 300), *numbered("late", 5)]
+
+
+async def test_what_is_lost_in_a_drain_is_not_overtaken(
+    streams: Streams, base: Path, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader that leaves can take a flight with it, and not a word comes back: what follows waits for it."""
+    after, lost = await last(streams), 0
+    async with agent_of(base, streams.server.url) as agent:
+        assert agent.spool is not None
+        connection = agent.spool.publisher._connection
+        write = connection.write
+
+        def loses_one_flight(frames: bytes) -> None:
+            nonlocal lost
+            copies = frames.count(b"HPUB ev.")
+            if copies > 1 and not lost:
+                lost = copies
+            else:
+                write(frames)
+
+        async with away(streams, agent):
+            await publish(agent, *numbered("e", 600))
+            monkeypatch.setattr(connection, "write", loses_one_flight)
+        await drained(agent)
+        assert lost > 1
+    assert await seen(streams, base, after) == numbered("e", 600)
 
 
 async def test_the_same_event_again_is_stored_once(streams: Streams, base: Path, control: Control) -> None:

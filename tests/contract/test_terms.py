@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -12,9 +13,11 @@ import pytest
 from mesh.control import accounts_push
 from mesh.control.lease_cut import cut_off, leader_name
 from mesh.errors import Deposed
-from mesh.jetstream.accounts import Account, Import, term_of, workload_imports, workload_subscribe
+from mesh.jetstream.accounts import TENANT_EXPORTS, Account, Import, term_of, workload_imports, workload_subscribe
 from mesh.jetstream.connection import Connection
+from mesh.jetstream.puller import Puller
 from tests.contract.operator_mode import OperatorMode
+from tests.contract.streams import STREAM, make_durable, make_stream, until
 
 pytestmark = pytest.mark.anyio
 
@@ -76,6 +79,26 @@ async def test_a_leader_says_every_account_again_in_its_term_and_nobody_is_distu
     assert await push(mode, account(mode, 6, SUBJECT)) == []
     assert (await desk.request(SUBJECT, b"{}")).data == b"stored"
     assert not lost
+
+
+async def test_a_new_leader_leaves_every_open_pull_alone(mode: OperatorMode) -> None:
+    """A server that takes the tenant's account anew forgets the ways back through its exports: events go nowhere."""
+    await make_stream(mode.tenant)
+    await make_durable(mode.tenant, "desk--all")
+    rights = (f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.desk--all", f"$JS.ACK.{STREAM}.desk--all.>")
+    await push(mode, account(mode, 4, *rights))
+    desk = await mode.connect(mode.accounts["desk"], "desk", subscribe=workload_subscribe("desk"))
+    came: list[bytes] = []
+    puller = Puller(desk, stream=STREAM, durable="desk--all", on_event=lambda received: came.append(received.body))
+    async with anyio.create_task_group() as group:
+        group.start_soon(puller.run)
+        for term in (4, 5, 6):
+            owner = Account(mode.tenant_account.public, "acme", exports=TENANT_EXPORTS, jetstream=True, term=term)
+            await push(mode, owner)
+            await push(mode, account(mode, term, *rights))
+            await mode.tenant.request(SUBJECT, b"%d" % term)
+            await until(partial(came.__contains__, b"%d" % term))
+        group.cancel_scope.cancel()
 
 
 async def test_whoever_led_before_is_cut_off_and_nobody_else(mode: OperatorMode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class Acting:
 
     async def act(self, fault: Fault) -> None:
         """Begin it, let it last, end it. Two that want the same thing come one after the other."""
+        timeline = self.world.timeline
+        timeline.append((round(time.time() * 1000), f"{fault.number} {fault.kind} begins"))
         await ACTS[fault.kind](self, fault)
+        timeline.append((round(time.time() * 1000), f"{fault.number} {fault.kind} ends"))
 
     # --- processes ---------------------------------------------------------------------------------------------------
 

@@ -61,9 +61,13 @@ async def run(
         await _accepted(mesh, events)
         await mesh.stop_load()
         say(f"{shape}: load over after {anyio.current_time() - began:.0f} s")
-        quiet_s = await quiet(mesh, quiet_s)
+        quiet_s, undone = await quiet(mesh, quiet_s)
         say(f"{shape}: quiet after {anyio.current_time() - began:.0f} s")
+        for durable in undone:
+            say(f"{shape}: not done: {durable}")
         counts = await verdict(mesh)
+        for line in counts.pop("astray"):
+            say(f"{shape}: {line}")
         say(f"{shape}: counted after {anyio.current_time() - began:.0f} s")
         group.cancel_scope.cancel()
     kinds = Counter(fault.kind for fault in faults)

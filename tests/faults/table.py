@@ -56,6 +56,8 @@ PROMISES = (
         "server killed, cluster leader lost",
         "publishers resend with the same ids; consumers pull again within seconds",
         "contract/publisher:kill_nine_under_load_loses_nothing_and_keeps_order"
+        " contract/publisher:nothing_overtakes_what_was_lost_before_it"
+        " contract/spool:what_is_lost_in_a_drain_is_not_overtaken"
         " faults/run:nothing_is_lost_or_done_twice",
     ),
     Promise(

@@ -18,6 +18,7 @@ from mesh.errors import MeshError, VerificationError
 from mesh.jetstream.manage import _pages, api, stream_info
 from mesh.signing import Received
 from tests.faults.adapter import CLEAR
+from tests.faults.astray import Fact, astray
 from tests.faults.consumer import is_poison
 from tests.faults.notes import Accepted, Handled, effects, reordered_in_stream
 from tests.faults.world import SOURCES, STREAMS, VIEWS, Reader, World
@@ -60,6 +61,7 @@ class Stored:
 
     places: dict[str, dict[str, tuple[str, int]]] = field(default_factory=dict)  # of first copies, by view and id
     again: dict[str, set[tuple[str, int]]] = field(default_factory=dict)  # of copies that came later, by id
+    facts: dict[tuple[str, int], Fact] = field(default_factory=dict)  # of every copy, by its place
     copies: int = 0
     unsigned: int = 0
     unmasked: int = 0
@@ -84,6 +86,7 @@ class Stored:
             self.unsigned += 1
             return
         view, event_id = str(fields["view"]), str(fields["id"])
+        self.facts[received.stream, received.sequence] = Fact.of(fields, received)
         clear = CLEAR.encode() in received.body
         self.unmasked += clear and view == "masked"
         if event_id in self.places.setdefault(view, {}):
@@ -100,40 +103,55 @@ class Stored:
         )
 
 
-async def quiet(world: World, quiet_s: float) -> float:
+async def quiet(world: World, quiet_s: float) -> tuple[float, list[str]]:
     """Wait until all that was accepted is stored, delivered and acked, or nothing moves for *quiet_s*.
 
     Returns:
-        Seconds that it took.
+        Seconds that it took, and the durables that are not done, as the server shows them.
     """
     wanted = len(VIEWS) * sum(_lines(world.notes(f"{source.source[1:]}.accepted")) for source in SOURCES)
     began = changed = anyio.current_time()
-    before: tuple[int, int, tuple[Any, ...]] | None = None
+    stored, durables = 0, list[dict[str, Any]]()
+    moves: tuple[Any, ...] = ()
     async with operator_session(str(world.led.root)) as session:
         while anyio.current_time() < began + SETTLE_S:
             await anyio.sleep(POLL_S)
             with suppress(MeshError):
-                state = await _state(session, world.size.readers)
-                if state != before:
-                    before, changed = state, anyio.current_time()
+                stored, durables = await _state(session, world.size.readers)
+                now = (stored, *(_moves(info) for info in durables))
+                if now != moves:
+                    moves, changed = now, anyio.current_time()
                     continue
-            settled = before is not None and before[0] >= wanted and not before[1]
+            settled = stored >= wanted and not any(map(_left, durables))
             if settled or anyio.current_time() > changed + quiet_s:
                 break
-    return anyio.current_time() - began
+    return anyio.current_time() - began, [_shown(info) for info in durables if _left(info)]
 
 
-async def _state(session: Session, readers: tuple[Reader, ...]) -> tuple[int, int, tuple[Any, ...]]:
-    """Copies stored, copies not yet acked by their readers, and whatever else moves."""
+async def _state(session: Session, readers: tuple[Reader, ...]) -> tuple[int, list[dict[str, Any]]]:
+    """Copies stored, and the durables of the readers."""
     infos = [await stream_info(session.connection, stream) for stream in STREAMS]
     durables = [
         info for stream in STREAMS for info in await _pages(session.connection, f"CONSUMER.LIST.{stream}", "consumers")
     ]
     names = tuple(f"{reader.team}--{reader.name}" for reader in readers)
-    durables = [info for info in durables if info["name"].startswith(names)]
-    left = sum(info["num_pending"] + info["num_ack_pending"] for info in durables)
-    moves = tuple((info["delivered"]["consumer_seq"], info["ack_floor"]["consumer_seq"]) for info in durables)
-    return sum(info["state"]["messages"] for info in infos), left, moves
+    stored = sum(info["state"]["messages"] for info in infos)
+    return stored, [info for info in durables if info["name"].startswith(names)]
+
+
+def _left(info: dict[str, Any]) -> int:
+    """Events of a durable that nobody has acked."""
+    return int(info["num_pending"] + info["num_ack_pending"])
+
+
+def _moves(info: dict[str, Any]) -> tuple[int, ...]:
+    return info["delivered"]["consumer_seq"], info["ack_floor"]["consumer_seq"], _left(info)
+
+
+def _shown(info: dict[str, Any]) -> str:
+    counts = ("num_pending", "num_ack_pending", "num_redelivered", "num_waiting", "delivered", "ack_floor")
+    facts = {name: info.get(name) for name in (*counts, "priority_groups", "cluster")}
+    return f"{info['stream_name']} {info['name']}: {facts}"
 
 
 def _lines(file: Path) -> int:
@@ -141,7 +159,7 @@ def _lines(file: Path) -> int:
 
 
 async def verdict(world: World) -> dict[str, Any]:
-    """The counts of a mesh whose load has stopped and which is `quiet`."""
+    """The counts of a mesh whose load has stopped and which is `quiet`, and lines for people under `astray`."""
     accepted, stored = Accepted(), Stored()
     accepted.read(world.root.glob("notes/*.accepted"))
     async with operator_session(str(world.led.root)) as session:
@@ -172,6 +190,11 @@ async def verdict(world: World) -> dict[str, Any]:
         "answers": answers,
         "ended_by_themselves": {child.name: child.ended for child in world.children if child.ended},
         "overstayed": sum(child.overstayed for child in world.children),
+        "astray": [
+            line
+            for view, places in stored.places.items()
+            for line in astray(view, places, stored.facts, accepted.durable, world.timeline)
+        ],
         "adapters_ended": sum(not world.notes(f"{source.source[1:]}.answers").exists() for source in SOURCES),
     }
 

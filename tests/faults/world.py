@@ -105,6 +105,7 @@ class World:
     consumers: list[Child] = field(default_factory=list)
     adapters: list[Child] = field(default_factory=list)
     proxies: dict[str, list[Proxy]] = field(default_factory=dict)  # by the name of the process
+    timeline: list[tuple[int, str]] = field(default_factory=list)  # Unix ms, and what fault began or ended then
 
     @property
     def data(self) -> DataDirectory:

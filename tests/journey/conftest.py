@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mesh.cli.output import PIPE_WIDTH, console
-from tests.journey.meshes import RunningMesh, mesh_up
+from tests.journey.meshes import RunningMesh, mesh_up, policies_with
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,6 +19,7 @@ def wide() -> None:
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
-    """A mesh from the worked example, for the tests of one file."""
-    with mesh_up(tmp_path_factory.mktemp("mesh"), root / "policies") as running:
+    """A mesh from the worked example, for the tests of one file; of the agents that only read it has the desk."""
+    directory = tmp_path_factory.mktemp("mesh")
+    with mesh_up(directory, policies_with(directory, root / "policies", readers=["desk"])) as running:
         yield running

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import anyio
@@ -121,10 +122,19 @@ def mesh_up(directory: Path, policies: Path, *options: str) -> Iterator[RunningM
         mesh.kill()
 
 
-def policies_with(directory: Path, policies: Path, documents: Mapping[str, str]) -> Path:
-    """A copy of *policies* with more *documents*, by file name."""
+READERS = ("desk", "lake", "watch")  # agents of teams that only read: each is a process, and most tests need none
+
+
+def policies_with(
+    directory: Path, policies: Path, documents: Mapping[str, str] = MappingProxyType({}), *, readers: Sequence[str] = ()
+) -> Path:
+    """A copy of *policies*, the worked example, with more *documents*, by name; of its `READERS` only *readers*."""
     copy = directory / "policies"
     shutil.copytree(policies, copy)
+    tenant = copy / "tenants" / "acme.yaml"
+    for name in set(READERS) - set(readers):
+        assert f"agents: [{name}]" in tenant.read_text()
+        tenant.write_text(tenant.read_text().replace(f"agents: [{name}]", "agents: []"))
     for name, text in documents.items():
         (copy / name).write_text(text)
     return copy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from mesh.inbound import Admitted
 from mesh.jetstream.manage import api, stream_info
 from mesh.policy.compile import Plans
 from mesh.policy.model import Access
-from tests.journey.meshes import RunningMesh, mesh_up
+from tests.journey.meshes import RunningMesh, mesh_up, policies_with
 
 pytestmark = pytest.mark.anyio
 
@@ -45,8 +44,7 @@ anyio.run(main)
 def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
     """The worked example with a subscription that is quick to give up."""
     directory = tmp_path_factory.mktemp("mesh")
-    policies = directory / "policies"
-    shutil.copytree(root / "policies", policies)
+    policies = policies_with(directory, root / "policies")
     file = policies / "subscriptions" / "support.yaml"
     file.write_text(file.read_text().replace("retry: {attempts: 5, backoff: [500ms, 2s, 30s]}", RETRY))
     assert RETRY in file.read_text()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mesh.cli import app
 from mesh.client import PublishFailed, connect
-from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with
+from tests.journey.meshes import READERS, RunningMesh, contact, mesh_up, policies_with
 
 OK, NO, MISUSE, WIDENS = 0, 1, 2, 3
 ROWS = 'rows: "!has(data.consent)'
@@ -204,7 +204,7 @@ def test_diff_without_a_mesh_says_so(root: Path, tmp_path: Path) -> None:
 def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
     """A mesh from the worked example, whose loader has nobody running: its events wait."""
     directory = tmp_path_factory.mktemp("mesh")
-    with mesh_up(directory, policies_with(directory, root / "policies", {})) as running:
+    with mesh_up(directory, policies_with(directory, root / "policies", readers=READERS)) as running:
         yield running
 
 

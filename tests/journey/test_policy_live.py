@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ import pytest
 from mesh.cli.session import operator_session
 from mesh.client import connect
 from mesh.reports import read_reports
-from tests.journey.meshes import RunningMesh, contact, mesh_up, wait_ended
+from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with, wait_ended
+from tests.journey.test_cli import Done, call
 
 pytestmark = pytest.mark.anyio
 
@@ -41,12 +40,9 @@ class Live:
         self.mesh = mesh
         self.policies = policies
 
-    def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str | Path) -> Done:
         """Run `mesh policy ...` on it."""
-        command = [sys.executable, "-m", "mesh", "policy", *map(str, arguments), "--context", str(self.mesh.data)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=90, stdin=subprocess.DEVNULL
-        )
+        return call("policy", *map(str, arguments), "--context", str(self.mesh.data))
 
     def asked(self, *arguments: str | Path, status: int = 0) -> dict[str, Any]:
         """The JSON that a command prints."""
@@ -110,7 +106,8 @@ def live(shared: Live, root: Path) -> Live:
 def copy_policies(source: Path, target: Path) -> None:
     """The worked example without its own tests: what is changed here they would forbid."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("tests", "*.md"))
+    policies_with(target.parent, source, readers=["desk"])
+    shutil.rmtree(target / "tests")
 
 
 async def test_apply_and_rollback_change_what_a_team_sees(live: Live) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mesh.policy.envelope import open_bundle
 from mesh.reports import read_reports
 from tests.contract.agent_mesh import POLICIES
 from tests.journey.meshes import RunningMesh, mesh_up
+from tests.journey.test_cli import call
 
 pytestmark = pytest.mark.anyio
 
@@ -154,9 +154,8 @@ async def test_the_last_good_bundle_lies_beside_the_credentials(mesh: RunningMes
 
 async def run(*arguments: str) -> list[dict[str, Any]]:
     """What a command prints with `--json`, as a list; it has to succeed."""
-    command = [sys.executable, "-m", "mesh", *arguments, "--json"]
-    with anyio.fail_after(60):
-        done = await anyio.run_process(command)
+    done = await anyio.to_thread.run_sync(lambda: call(*arguments, "--json"))
+    assert done.returncode == 0, done.stdout + done.stderr
     decoded = json.loads(done.stdout)  # `show` prints a list, the others one object here
     return decoded if isinstance(decoded, list) else [decoded]
 

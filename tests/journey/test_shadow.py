@@ -16,7 +16,7 @@ from tests.journey.test_cli import MISUSE, NO, YES, Command, Done, call, error_o
 
 pytestmark = pytest.mark.anyio
 
-AGENTS = {"billing-adapter", "crm-adapter", "desk", "github-adapter", "lake", "watch"}
+AGENTS = {"billing-adapter", "crm-adapter", "desk", "github-adapter"}
 
 ONLY_GERMANY = """\
     - id: only-germany
@@ -33,10 +33,10 @@ def command(mesh: RunningMesh) -> Command:
 
 
 @pytest.fixture
-def stricter(root: Path, tmp_path: Path) -> Path:
-    """The worked example, with a new deny and a wider mask for support."""
+def stricter(mesh: RunningMesh, tmp_path: Path) -> Path:
+    """What is in force, with a new deny and a wider mask for support."""
     copy = tmp_path / "policies"
-    shutil.copytree(root / "policies", copy)
+    shutil.copytree(mesh.data.parent / "policies", copy)
     owners, service = copy / "access" / "owners.yaml", copy / "views" / "service.yaml"
     owners.write_text(owners.read_text() + ONLY_GERMANY)
     text = service.read_text()
@@ -91,9 +91,10 @@ async def test_a_candidate_is_tried_reported_and_stopped(mesh: RunningMesh, comm
     assert [kind for kind in kinds if kind.startswith("shadow")] == ["shadow-started", "shadow-stopped"]
 
 
-async def test_a_candidate_that_agrees_ends_with_yes(mesh: RunningMesh, command: Command, root: Path) -> None:
+async def test_a_candidate_that_agrees_ends_with_yes(mesh: RunningMesh, command: Command) -> None:
     """The policies in force, tried again, differ in nothing, and `start` says so."""
-    done = command("policy", "shadow", "start", "--policies", str(root / "policies"), "--sample", "0.5")
+    policies = str(mesh.data.parent / "policies")
+    done = command("policy", "shadow", "start", "--policies", policies, "--sample", "0.5")
     assert done.returncode == YES
     assert "agents try what would be revision 2 on 50% of their events" in done.stdout
     assert "there will be nothing to report" in done.stdout

@@ -63,7 +63,7 @@ def test_what_is_printed_is_read_by_people(mesh: RunningMesh, command: Command) 
     place = lines.index(next(line for line in lines if line.startswith("team support ")))
     assert lines[place + 1].startswith("  publish  dead letters of support/contacts")
     assert "  read     billing.payment.failed.v1 in service: support--failed-payments on EV_local_billing" in lines
-    assert lines[-1].startswith("acme: nothing beyond what revision 1 compiles: 1 server, 14 accounts")
+    assert lines[-1].startswith("acme: nothing beyond what revision 1 compiles: 1 server, 12 accounts")
 
 
 async def test_what_somebody_made_with_stolen_credentials_is_flagged(mesh: RunningMesh, command: Command) -> None:
@@ -104,13 +104,13 @@ async def test_what_somebody_made_with_stolen_credentials_is_flagged(mesh: Runni
 
 async def test_a_barred_agent_and_replaced_credentials_leave_no_flag(mesh: RunningMesh, command: Command) -> None:
     """Standing is what was meant: barred is told as such, admitted is open again with a user of its own."""
-    assert command("trust", "revoke", "--agent", "lake", "--now").returncode == YES
+    assert command("trust", "revoke", "--agent", "desk", "--now").returncode == YES
     found = report(command("trust", "audit", "--json"))
-    assert (found["holds"], identity(found, "agent", "lake")["state"]) == (True, "barred")
+    assert (found["holds"], identity(found, "agent", "desk")["state"]) == (True, "barred")
     shown = command("trust", "audit").stdout
-    assert "agent lake barred" in shown
-    assert command("trust", "admit", "lake").returncode == YES
-    await until(lambda: identity(report(command("trust", "audit", "--json")), "agent", "lake")["connections"] == 1)
+    assert "agent desk barred" in shown
+    assert command("trust", "admit", "desk").returncode == YES
+    await until(lambda: identity(report(command("trust", "audit", "--json")), "agent", "desk")["connections"] == 1)
     assert report(command("trust", "audit", "--json"))["flags"] == []
 
 

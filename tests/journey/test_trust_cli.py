@@ -18,7 +18,7 @@ from agent.enrolment import KeyFiles
 from agent.settings import load as load_settings
 from mesh.cli.policy import request
 from mesh.client import connect
-from tests.journey.meshes import RunningMesh, contact, mesh_up
+from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with
 from tests.journey.test_cli import MISUSE, NO, YES, Command, Done, call, error_of
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +31,8 @@ DEADLINE_S = 30
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
     """A mesh from the worked example, whose server encrypts what it stores."""
-    with mesh_up(tmp_path_factory.mktemp("mesh"), root / "policies", "--encrypt") as running:
+    directory = tmp_path_factory.mktemp("mesh")
+    with mesh_up(directory, policies_with(directory, root / "policies", readers=["desk"]), "--encrypt") as running:
         yield running
 
 
@@ -74,7 +75,7 @@ async def delivered(mesh: RunningMesh, *ids: str) -> None:
 async def test_list_and_show(command: Command) -> None:
     """Every agent's key, what it is certified by, and what everybody verifies by; for people and for machines."""
     listed = answer(command("list", "--json"))
-    assert {key["agent"] for key in listed["keys"]} >= {AGENT, "desk", "lake"}
+    assert {key["agent"] for key in listed["keys"]} >= {AGENT, "desk", "billing-adapter"}
     (kid,) = keys(command)
     shown = command("list").stdout
     assert f"{AGENT} " in shown
@@ -177,7 +178,7 @@ async def test_an_agent_without_keys_is_told_apart_from_no_agent(command: Comman
     """Of one that is not there the names of those that are; one that is barred is one of them."""
     error = error_of(command("list", "--agent", "nobody", "--json"))
     assert (error["code"], error["got"]) == ("not-found", "nobody")
-    assert {AGENT, "desk", "lake"} <= set(error["expected"].split(", "))
+    assert {AGENT, "desk", "billing-adapter"} <= set(error["expected"].split(", "))
     assert answer(command("revoke", "--agent", "desk", "--now", "--json"))["barred"] == "desk"
     assert {key["state"] for key in answer(command("list", "--agent", "desk", "--json"))["keys"]} == {"revoked"}
     assert answer(command("admit", "desk", "--json"))["admitted"] is True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,6 +15,7 @@ import pytest
 
 from mesh.client import connect
 from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with, wait_ended
+from tests.journey.test_cli import call, run
 
 SOURCE = "/salesforce/eu"
 TYPE = "crm.contact.updated.v1"
@@ -67,12 +66,6 @@ async def signer(mesh: RunningMesh, id_: str) -> str:
                 async with await contacts.next() as event:
                     if event.id == id_:
                         return event.spiffe_id
-
-
-def mesh_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `mesh` to its end."""
-    command = [sys.executable, "-m", "mesh", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
 
 
 def kept(data: Path) -> dict[str, bytes]:
@@ -144,7 +137,7 @@ async def test_data_directory_is_private_and_complete(mesh: RunningMesh) -> None
 async def test_second_start_on_a_used_directory_is_refused(mesh: RunningMesh, root: Path) -> None:
     """It exits 2 and says who holds the directory; the mesh that runs does not notice."""
     before, children = mesh.file, mesh.children()
-    second = mesh_command("up", "--data", mesh.data, "--policies", root / "policies", "--json")
+    second = run("up", "--data", str(mesh.data), "--policies", str(root / "policies"), "--json")
     assert second.returncode == 2
     error = json.loads(second.stdout)["error"]
     assert error["code"] == "bad-config"
@@ -158,7 +151,7 @@ async def test_bad_policies_start_nothing(tmp_path: Path, root: Path) -> None:
     """A policy that does not load ends `mesh up` with 2, naming file and line; nothing is made and nothing runs."""
     document = "apiVersion: mesh/v1\nkind: View\nmetadata: {name: v, tenant: acme, owner: security}\nspec:\n  rowz: x\n"
     policies = policies_with(tmp_path, root / "policies", {"zz-broken.yaml": document})
-    refused = mesh_command("up", "--data", tmp_path / "data", "--policies", policies)
+    refused = run("up", "--data", str(tmp_path / "data"), "--policies", str(policies))
     assert refused.returncode == 2
     assert "zz-broken.yaml:5" in refused.stderr.replace("\n", "")
     assert refused.stdout == ""
@@ -170,7 +163,7 @@ async def test_agent_of_another_tenant_starts_nothing(tmp_path: Path, root: Path
     tenant = (root / "policies/tenants/acme.yaml").read_text()
     changed = tenant.replace("    support:", "    fund: {agents: [fund/feed-in]}\n    support:")
     policies = policies_with(tmp_path, root / "policies", {"tenants/acme.yaml": changed})
-    refused = mesh_command("up", "--data", tmp_path / "data", "--policies", policies, "--json")
+    refused = run("up", "--data", str(tmp_path / "data"), "--policies", str(policies), "--json")
     assert refused.returncode == 2
     error = json.loads(refused.stdout)["error"]
     assert (error["code"], error["got"]) == ("bad-config", "fund/feed-in")
@@ -183,7 +176,7 @@ async def test_directory_of_other_things_is_refused(tmp_path: Path, root: Path) 
     directory = tmp_path / "home"
     directory.mkdir(mode=0o700)
     (directory / "letters.txt").touch()
-    refused = mesh_command("up", "--data", directory, "--policies", root / "policies", "--json")
+    refused = run("up", "--data", str(directory), "--policies", str(root / "policies"), "--json")
     assert refused.returncode == 2
     assert "no mesh made it" in json.loads(refused.stdout)["error"]["message"]
     assert [path.name for path in directory.iterdir()] == ["letters.txt"]
@@ -191,17 +184,18 @@ async def test_directory_of_other_things_is_refused(tmp_path: Path, root: Path) 
 
 async def test_agent_signs_with_the_identity_the_policies_give_it(tmp_path: Path, root: Path) -> None:
     """With `identities` its events verify under that id; policies applied without them go back to the usual one."""
-    tenant = (root / "policies/tenants/acme.yaml").read_text()
     identity = "spiffe://mesh.local/k8s/crm"
-    changed = tenant.replace("  delivery:", f"  identities: {{{AGENT}: {identity}}}\n  delivery:")
-    policies = policies_with(tmp_path, root / "policies", {"tenants/acme.yaml": changed})
+    policies = policies_with(tmp_path, root / "policies")
+    file = policies / "tenants" / "acme.yaml"
+    tenant = file.read_text()
+    file.write_text(tenant.replace("  delivery:", f"  identities: {{{AGENT}: {identity}}}\n  delivery:"))
     signers = {}
     with mesh_up(tmp_path, policies) as mesh:
         await post(mesh, "with")
         signers["with"] = await signer(mesh, "with")
         assert f'spiffe_id = "{identity}"' in (mesh.data / "agents" / AGENT / "agent.toml").read_text()
-        (policies / "tenants/acme.yaml").write_text(tenant)
-        applied = mesh_command("policy", "apply", "--policies", policies, "--context", mesh.data)
+        file.write_text(tenant)
+        applied = call("policy", "apply", "--policies", str(policies), "--context", str(mesh.data))
         assert applied.returncode == 0, applied.stdout + applied.stderr
         await post(mesh, "without")
         signers["without"] = await signer(mesh, "without")
@@ -210,13 +204,13 @@ async def test_agent_signs_with_the_identity_the_policies_give_it(tmp_path: Path
 
 async def test_policies_in_force_survive_other_policies_at_the_next_start(tmp_path: Path, root: Path) -> None:
     """A restart with a directory that does not even load keeps what is in force, and says so: changing is for apply."""
-    policies = policies_with(tmp_path, root / "policies", {})
+    policies = policies_with(tmp_path, root / "policies")
     with mesh_up(tmp_path, policies) as mesh:
         await post(mesh, "before")
         assert mesh.stop() == 0
         (policies / "access/readers.yaml").write_text("kind: Nonsense\n")
         mesh.start()
-        status = mesh_command("policy", "status", "--json", "--context", mesh.data)
+        status = call("policy", "status", "--json", "--context", str(mesh.data))
         assert json.loads(status.stdout)["revision"] == 1
         assert await take(mesh, "before") == ["before"]
         assert '"event":"policies_differ"' in mesh.log.read_text()
@@ -281,7 +275,8 @@ async def test_tls_and_encryption_hold_over_rotation_and_restart(tmp_path: Path,
     A start with a key that does not open the store ends, and names the streams; nothing is made in their place.
     """
     before, during, after = uuid4().hex, [uuid4().hex for _ in range(60)], uuid4().hex
-    with mesh_up(tmp_path, root / "policies", "--tls", "--encrypt") as mesh:
+    policies = policies_with(tmp_path, root / "policies")
+    with mesh_up(tmp_path, policies, "--tls", "--encrypt") as mesh:
         tenant, key = mesh.file.tenants["acme"], mesh.data / "admin" / "store.key"
         assert Path(mesh.file.tls_ca_file) == mesh.data / "trust" / "ca.crt"
         named = [(agent.tls_cert_file, agent.tls_key_file) for agent in tenant.agents.values()]
@@ -299,19 +294,19 @@ async def test_tls_and_encryption_hold_over_rotation_and_restart(tmp_path: Path,
     assert not [content for content in store if TYPE.encode() in content]
     new = key.read_bytes()
     key.write_bytes(old)
-    refused = mesh_command("up", "--data", mesh.data, "--policies", root / "policies", "--json")
+    refused = run("up", "--data", str(mesh.data), "--policies", str(policies), "--json")
     error = json.loads(refused.stdout)["error"]
     assert (refused.returncode, error["code"]) == (1, "streams-missing")
     assert "EV_local_crm" in error["streams"]
     key.write_bytes(new)
-    with mesh_up(tmp_path, root / "policies") as mesh:
+    with mesh_up(tmp_path, policies) as mesh:
         await post(mesh, after)
         assert await take(mesh, after) == [after]
-        status = json.loads(mesh_command("status", "--json", "--context", mesh.data).stdout)
+        status = json.loads(call("status", "--json", "--context", str(mesh.data)).stdout)
         assert (status["tls"], status["problems"]) == (True, [])
 
 
 def rotate_store(data: Path) -> None:
     """`mesh trust rotate --store`, which succeeds."""
-    rotated = mesh_command("trust", "rotate", "--store", "--context", data)
+    rotated = call("trust", "rotate", "--store", "--context", str(data))
     assert rotated.returncode == 0, rotated.stdout + rotated.stderr

@@ -18,6 +18,20 @@ from tests.conftest import ROOT
 # Installing the locked wheels once more takes the greater part; a machine with slow disks needs room.
 pytestmark = pytest.mark.timeout(300)
 
+KEYS = [
+    "accepted",
+    "stored",
+    "delivered",
+    "verified",
+    "masked_fields",
+    "redelivered",
+    "dead_lettered",
+    "duplicates",
+    "lost",
+    "latency_ms",
+    "seconds",
+]
+
 
 def _environment() -> dict[str, str]:
     """No variable that leads Python back to the checkout or the environment of the tests."""
@@ -81,9 +95,21 @@ def test_installed_commands_answer(installed: Path, tmp_path: Path) -> None:
 
 
 def test_installed_demo_loses_nothing(installed: Path, tmp_path: Path) -> None:
-    """`mesh demo` runs from the wheel alone: every due event arrives, verified."""
+    """`mesh demo` runs from the wheel alone and exits with 0: every due event arrived, verified.
+
+    That is through kill -9, a failing handler, repeats and a poison event.
+    """
     report = json.loads(_run(installed / "mesh", "demo", "--json", cwd=tmp_path))
+    assert list(report) == KEYS
     assert report["lost"] == 0
     assert report["accepted"] >= 300
+    assert report["stored"] > report["accepted"]
+    assert set(report["delivered"]) == {"analytics", "billing", "security", "support"}
     assert report["verified"] == sum(report["delivered"].values())
+    assert report["redelivered"] >= 1
     assert report["dead_lettered"] == 1
+    assert report["duplicates"] >= 5
+    assert report["masked_fields"] > report["accepted"]
+    assert set(report["latency_ms"]) == {"p50", "p99"}
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"]
+    assert report["seconds"] > 0

@@ -83,9 +83,9 @@ def test_a_stuck_key_keeps_numbers_and_asks_bodies_back_when_it_moves() -> None:
     for sequence in range(1, 10):
         of.settled(sequence)
         assert taken(of, 3.0) == [sequence + 1]
-    assert of.recall() == []
+    assert of.recall(0.0) == []
     of.settled(10)
-    recalled = [entry.sequence for entry in of.recall()]
+    recalled = [entry.sequence for entry in of.recall(0.0)]
     assert recalled == list(range(12, 11 + RECALL))
     for sequence in reversed(recalled):
         assert of.arrived(event(sequence, deliveries=2))
@@ -103,9 +103,35 @@ def test_one_that_waits_for_its_next_try_gives_its_room_away_too() -> None:
         of.again(received, due=60.0)
     assert len(of.surplus(1.0)) == 3
     assert taken(of, 60.0) == [1, 2] or of.held == 0
-    for entry in of.recall():
+    for entry in of.recall(0.0):
         assert of.arrived(event(entry.sequence, entry.key[1], deliveries=2))
     assert len(of.take(60.0)) + 2 == 5
+
+
+def test_bodies_behind_a_head_that_is_away_leave_it_room_to_come() -> None:
+    """Else they could hold all of it, and what they wait for would never come: no key would ever move again."""
+    of = order(1, room=2)
+    assert [entry.sequence for entry in of.lay_all_aside()] == [1]
+    for sequence in (2, 3, 4, 5):
+        assert of.arrived(event(sequence))
+    assert (taken(of), [entry.sequence for entry in of.recall(0.0)], of.away) == ([], [1], 1)
+    assert [entry.sequence for entry in of.surplus(0.0)] == [5, 4]
+    assert of.held == 2
+    assert of.arrived(event(1, deliveries=2))
+    assert (taken(of), of.away) == ([1], 0)
+
+
+def test_a_head_that_somebody_else_settled_is_waited_for_no_longer() -> None:
+    """Asked back, it never comes; what was asked later, or is here, stays."""
+    of = order(1, 2, room=1)
+    of.lay_all_aside()
+    assert of.arrived(event(3, "b"))
+    assert (taken(of), [entry.sequence for entry in of.recall(5.0)]) == ([3], [1])
+    assert (of.drop_asked_before(5.0), len(of)) == (0, 3)
+    assert (of.drop_asked_before(5.1), len(of), of.away) == (1, 2, 1)
+    assert [entry.sequence for entry in of.recall(9.0)] == [2]
+    assert of.arrived(event(2, deliveries=2))
+    assert taken(of) == [2]
 
 
 def test_one_that_comes_late_is_counted() -> None:
@@ -146,7 +172,7 @@ def test_any_run_hands_each_key_out_in_order(plan: list[tuple[str, str]], chance
             seen.setdefault(key, []).append(received.sequence)
             of.settled(received.sequence)
         of.surplus(now)
-        for entry in of.recall():
+        for entry in of.recall(0.0):
             assert of.arrived(msgspec.structs.replace(away[entry.sequence], deliveries=2))
     assert all(sequences == sorted(sequences) for sequences in seen.values())
     assert sum(map(len, seen.values())) == len(plan)

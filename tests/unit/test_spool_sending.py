@@ -103,6 +103,15 @@ class Bench:
             pass
         return [int(item.body) for item in self.sent[before:]]
 
+    async def drain(self) -> list[int]:
+        """Flight after flight, each taken by the stream; what was sent."""
+        sent: list[int] = []
+        while flight := await self.advance():
+            for number in flight:
+                self.answer(number, ACK)
+            sent += flight
+        return sent
+
     def answer(self, number: int, result: PubAck | MeshError) -> None:
         """What became of the last sending of a copy."""
         item = next(item for item in reversed(self.sent) if int(item.body) == number)
@@ -124,10 +133,33 @@ async def test_the_oldest_goes_ahead_alone() -> None:
     assert await bench.advance() == [1]
     assert await bench.advance() == []
     bench.answer(1, ACK)
-    assert await bench.advance() == list(range(2, 601))
-    for number in range(2, 601):
-        bench.answer(number, ACK)
+    assert await bench.drain() == list(range(2, 601))
     assert bench.gone == list(range(1, 601))
+
+
+async def test_a_flight_sets_out_once_the_one_before_it_has_landed() -> None:
+    """What the stream lost of a flight is sent again before anything behind it ever was."""
+    bench = Bench(600)
+    await bench.advance()
+    bench.answer(1, ACK)
+    flight = await bench.advance()
+    assert flight == list(range(2, 50)), "48 KiB"
+    for number in flight[:-1]:
+        bench.answer(number, ACK)
+    assert await bench.advance() == []
+    bench.answer(flight[-1], Disconnected("gone"))
+    bench.sending.not_before = 0.0
+    assert (await bench.advance())[0] == flight[-1]
+
+
+async def test_the_next_flight_is_made_ready_meanwhile() -> None:
+    """Once the flight under way has landed, nothing has to be read or remembered before the next one."""
+    bench = Bench(400)
+    await bench.advance()
+    bench.answer(1, ACK)
+    await bench.advance()
+    assert await bench.advance() == []
+    assert set(bench.known) == set(range(1, 257))
 
 
 async def test_what_comes_back_stands_where_it_stood() -> None:
@@ -163,7 +195,7 @@ async def test_what_may_not_be_sent_is_put_aside_and_others_go_on() -> None:
     bench.verdicts = {1: "no-reader", 2: "event-expired", 5: "no-reader", 6: "no-reader"}
     assert await bench.advance() == [3]
     bench.answer(3, ACK)
-    assert await bench.advance() == [4, 7, 8]
+    assert await bench.advance() == [4, 7, 8], "in one flight"
     assert sorted(bench.aside) == [(1, "no-reader"), (2, "event-expired"), (5, "no-reader"), (6, "no-reader")]
 
 
@@ -199,8 +231,7 @@ async def test_what_is_acknowledged_is_deleted_at_the_end_too() -> None:
     bench.store.delete = slow
     await bench.advance()
     bench.answer(1, ACK)
-    for number in await bench.advance():
-        bench.answer(number, ACK)
+    await bench.drain()
     assert deleted == [1]
     bench.sending.close()
     assert deleted == list(range(1, 601))
@@ -216,12 +247,12 @@ async def test_memory_is_bounded() -> None:
     assert await bench.advance() == [1]
     assert set(bench.reads) == {PROBE_BYTES}
     bench.answer(1, ACK)
-    assert await bench.advance() == list(range(2, 257))
+    flight = await bench.advance()
     assert len(bench.reads) == 1, "others hold it all"
     bench.read_ahead.used -= READ_AHEAD_BYTES
-    assert await bench.advance() == list(range(257, 601))
-    for number in range(2, 601):
+    for number in flight:
         bench.answer(number, ACK)
+    assert await bench.drain() == list(range(flight[-1] + 1, 601))
     assert bench.read_ahead.used == 0
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
+from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import NEVER, Outgoing
 from mesh.jetstream.window import NO_CONNECTION, WITNESS_AFTER, Lane, Rules
 
@@ -32,6 +33,7 @@ class Bench:
         self.now = 100.0
         self.handed: list[list[Outgoing]] = []
         self.lane = Lane("EV", rules, offline="" if online else NO_CONNECTION, now=self.now)
+        self.stored = 0
         self.sent: list[Outgoing] = []
         self.failed: list[tuple[Outgoing, MeshError]] = []
         self.witnesses: list[str] = []
@@ -43,8 +45,11 @@ class Bench:
                 self._send(each)
 
     def ack(self, *items: Outgoing) -> list[Outgoing]:
-        """The stream acknowledges them; what is sent again."""
-        again = [resent for each in items for resent in self.lane.acked(each, self.now)]
+        """The stream acknowledges them, and stored them in this order; what is sent again."""
+        again: list[Outgoing] = []
+        for each in items:
+            self.stored += 1
+            again += self.lane.acked(each, self.now, PubAck("EV", self.stored))
         for each in again:
             self._send(each)
         return again
@@ -512,3 +517,67 @@ def test_an_idle_stream_is_not_silent() -> None:
     bench.submit(item())
     bench.pass_time(1.9)
     assert bench.handed == []
+
+
+def test_nothing_new_is_sent_behind_silence() -> None:
+    """An event that comes while acks are overdue waits until everything before it has its ack, then goes at once."""
+    bench = Bench()
+    due = [item() for _ in range(3)]
+    bench.submit(*due)
+    bench.pass_time(RULES.hold_s + 0.01)
+    late = [item() for _ in range(2)]
+    bench.submit(*late)
+    assert bench.ack(*due[:2]) == []
+    bench.submit(another := item())
+    assert bench.sent == due
+    assert bench.ack(due[2]) == [*late, another]
+    bench.submit(item())
+    assert len(bench.sent) == 7
+
+
+def test_a_server_far_away_is_not_silent() -> None:
+    """Where every ack takes 100 ms, an event is sent while those before it are under way."""
+    bench = Bench()
+    for _ in range(20):
+        bench.submit(each := item())
+        bench.pass_time(0.1)
+        bench.ack(each)
+    for _ in range(3):
+        bench.submit(item())
+        bench.pass_time(0.04)
+    assert len(bench.sent) == 23
+
+
+def test_what_waits_behind_silence_is_sent_in_turn_after_a_recovery() -> None:
+    """The deadline of what was sent first begins it; nothing waits twice."""
+    bench = Bench()
+    bench.submit(lost := item())
+    bench.pass_time(RULES.hold_s + 0.01)
+    bench.submit(*(late := [item() for _ in range(2)]))
+    bench.pass_time(RULES.ack_deadline_s)
+    assert set(bench.sent) == {lost}
+    assert bench.ack(lost) == late
+    assert bench.ack(*late) == []
+    assert bench.lane.due_at() == NEVER
+
+
+def test_an_ack_out_of_turn_stops_sending() -> None:
+    """A stream acknowledges in order, so what was sent before is lost: the oldest event is sent again, alone."""
+    bench = Bench()
+    items = [item() for _ in range(4)]
+    bench.submit(*items)
+    assert bench.ack(items[1]) == []
+    bench.submit(late := item())
+    assert bench.pass_time(0) == [items[0]]
+    assert bench.ack(items[0]) == [items[2], items[3], late]
+    assert bench.lane.overtaken == 1
+
+
+def test_the_ack_of_an_event_that_was_published_before_may_come_early() -> None:
+    """A cluster answers it without asking the others; its place, of then, says nothing of the order."""
+    bench = Bench()
+    bench.submit(new := item(), again := item())
+    assert bench.lane.acked(again, bench.now, PubAck("EV", 1, duplicate=True)) == []
+    assert bench.lane.flowing
+    assert bench.lane.acked(new, bench.now, PubAck("EV", 7)) == []
+    assert bench.lane.overtaken == 0
