@@ -154,6 +154,9 @@ class PinnedPuller(Puller):
         if self.pin or not self._credit.asked:
             super()._pull(all_of_it=all_of_it)
 
+    async def _last_pull_known(self) -> None:
+        """Pulls of ours end with our pin, and one without it might take another's."""
+
     def _ask(self, wanted: int) -> bytes:
         return super()._ask(wanted)[:-1] + b",%b}" % self._claim()
 

@@ -32,6 +32,9 @@ MISSED_BEATS = 2.0  # of silence, after which pulls are taken for lost
 RETRY_FIRST_S = 0.05  # after a status that ended a pull: a leader change, a server that shuts down, a missing durable
 RETRY_LAST_S = 1.0
 _FLUSH_S = 2.0
+_KNOWN_S = 1.0  # for the server to read our last pull: it takes a millisecond
+_MARK = "0"  # the last token of the inbox of a pull that nothing fits in: real ones have their size there
+_NOTHING_FITS = b'{"batch":1,"max_bytes":1,"no_wait":true}'
 _MAX_REASON = 100  # characters of a TERM's reason
 
 MISSED = counter("mesh.pull.missed_heartbeats", unit="{pull}", watch="rising: the server or the network stalls")
@@ -91,6 +94,7 @@ class Puller:
         self._pulling = False
         self._soon = False  # a rest of credit waits to grow
         self._wake = asyncio.Event()
+        self._known = asyncio.Event()
         self.resting = False  # asks for nothing more; what it has asked for still arrives
         self.status = ""  # why the server ended our last pull, where that needs somebody's care
 
@@ -127,8 +131,22 @@ class Puller:
         self._pulling = False
         listener, self._listener = self._listener, None
         if listener is not None:
+            await self._last_pull_known()
             await self._connection.drain(listener)
         self._wake.set()
+
+    async def _last_pull_known(self) -> None:
+        """Return once the server has read our pulls: one that it reads after our inbox is gone, it serves to nobody.
+
+        It reads them in their order, beside what it hears on the connection (2.15.1, through an account's import), and
+        answers at once to one that nothing fits in.
+        """
+        if not self._credit.asked:
+            return
+        with suppress(Unavailable, TimeoutError):  # no link: it has no pull of ours either
+            self._connection.write(wire.publish_frame(self._next, _NOTHING_FITS, f"{self._inbox}.{_MARK}"))
+            async with asyncio.timeout(_KNOWN_S):
+                await self._known.wait()
 
     def _restart(self) -> None:
         """Pull on a fresh inbox; pulls on the old one find nobody."""
@@ -244,9 +262,12 @@ class Puller:
         if status.code == 100:  # noqa: PLR2004 - idle heartbeat
             self._pulls_well()
             return
+        asked = subject.rpartition(".")[2]
+        if asked == _MARK:
+            self._known.set()
+            return
         STATUSES.add(1, code=str(status.code))
         left = wire.parse_headers(headers).get("Nats-Pending-Messages", "")
-        asked = subject.rpartition(".")[2]
         self._credit.ended(int(left if left.isdigit() else asked))
         if status.code in {404, 408}:  # nothing there, or our own expiry
             self._pulls_well()
