@@ -159,12 +159,3 @@ def check_places(targets: tuple[PushTarget, ...], hosts: str) -> None:
             raise wrong("url", where, "on this machine, or a host in push_hosts", f"{shown}, which is not among them")
         if parts.scheme != "https" and not target.allow_http:
             raise wrong("url", where, "https, or allow_http = true: over http events travel in clear", "http")
-
-
-def markdown() -> str:
-    """The table of a target's options."""
-    lines = ["| option | default | unit | why |", "|---|---|---|---|"]
-    for name, f in _FIELDS.items():
-        shown = {"": "none", (): "none", False: "no"}.get(f.default, f"`{f.default}`")
-        lines.append(f"| `{name}` | {shown} | {f.metadata['unit']} | {f.metadata['why']} |")
-    return "\n".join(lines)

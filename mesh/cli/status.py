@@ -50,6 +50,12 @@ async def _report(session: Session) -> dict[str, Any]:
     problems = [f"stream {name} is missing: another store, or the wrong key" for name in missing]
     problems += [f"agent {agent['agent']}: {agent['state']}" for agent in agents if agent["state"] != "ready"]
     problems += [
+        f"agent {agent['agent']} does not push {name}: {target['state']}, {target['because'] or 'no answer yet'}"
+        for agent in agents
+        for name, target in agent.get("push", {}).items()
+        if target["state"] != "running"
+    ]
+    problems += [
         f"subscription {fact['team']}/{fact['subscription']} is inactive: {fact['reason']}"
         for fact in subscriptions
         if not fact["active"]
@@ -84,20 +90,23 @@ async def _barred(session: Session) -> list[str]:
     return [f"barred: {workload}; {lets_back(workload)}" for workload in said["barred"]]
 
 
-async def _agents(session: Session) -> list[dict[str, str]]:
-    """Ask each agent's health port."""
+async def _agents(session: Session) -> list[dict[str, Any]]:
+    """Ask each agent's health port; `push` is there where the agent has push targets."""
     import aiohttp
 
     found = []
     timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         for name, address in sorted(session.context.mesh.tenants[session.context.tenant].agents.items()):
+            push = None
             try:
                 async with http.get(f"{address.health_url}/readyz") as response:
                     state = "ready" if response.ok else "not ready"
-            except (aiohttp.ClientError, TimeoutError):
+                    push = (await response.json()).get("push")
+            except (aiohttp.ClientError, TimeoutError, ValueError):
                 state = "unreachable"
-            found.append({"agent": name, "url": address.url, "state": state})
+            said = {"agent": name, "url": address.url, "state": state}
+            found.append(said if push is None else said | {"push": push})
     return found
 
 
@@ -110,6 +119,9 @@ def _print(report: dict[str, Any]) -> None:
     )
     print_table("Agents", ("agent", "door", "state"), ((a["agent"], a["url"], a["state"]) for a in report["agents"]))
     console.print()
+    if pushed := _pushed(report["agents"]):
+        print_table("Push", ("agent", "subscription", "target", "state", "last trouble"), pushed)
+        console.print()
     print_table(
         "Streams",
         ("stream", "messages", "bytes"),
@@ -124,3 +136,11 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"\ndead letters: {report['dead_letters']}")
     for problem in report["problems"]:
         console.print(f"[bold yellow]look at[/] {escape(problem)}")
+
+
+def _pushed(agents: list[dict[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+    return [
+        (agent["agent"], name, target["target"], target["state"], target["because"])
+        for agent in agents
+        for name, target in agent.get("push", {}).items()
+    ]

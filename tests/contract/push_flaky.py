@@ -43,6 +43,8 @@ spec:
 """
 TIMEOUT_S = 3.0  # far above the time an answer takes, on a machine that is busy too
 CONCURRENCY = 32
+BURST = 0.0005  # of requests: it takes nothing for a tenth of a second after one
+STATE_EVERY = 50  # looks at the server: a new trust statement every 10 s, as a control plane issues it
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Flaky:
         now = time.monotonic()
         if now < self.rest_until:
             return self._say("429", status(429, retry_after="1" if self.chance.random() < 0.5 else "0"))
-        if self.chance.random() < 0.0005:  # a burst of 429: for a tenth of a second it takes nothing
+        if self.chance.random() < BURST:  # a burst of 429: for a tenth of a second it takes nothing
             self.rests += 1
             self.rest_until = now + 0.1
         await asyncio.sleep(self.chance.uniform(0, 2 * self.slow_s))
