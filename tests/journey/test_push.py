@@ -195,10 +195,11 @@ async def test_sigterm_ends_what_runs(mesh: RunningMesh) -> None:
         await post(mesh, as_binary("drain-1"), json.dumps(contact()).encode())
         with anyio.fail_after(60):
             await begun.wait()
+        log = mesh.data / "log" / f"{AGENT}.log"
+        before = log.read_text().count("draining")
         async with anyio.create_task_group() as group:
             group.start_soon(restart, mesh)
-            log = mesh.data / "logs" / f"{AGENT}.log"
-            await until(lambda: log.read_text().count("draining") >= 1, timeout_s=60)
+            await until(lambda: log.read_text().count("draining") > before, timeout_s=60)
             release.set()
         await post(mesh, as_binary("drain-2"), json.dumps(contact()).encode())
         await until(lambda: "drain-2" in app.ids, timeout_s=60)
