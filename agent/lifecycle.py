@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent.consuming import Consuming
 from agent.core import Agent
 from agent.health import Health
 from agent.intake import Intake
 from agent.keys import MIN_TOKEN_CHARS, Secrets
 from agent.process import EXIT_FAILED
-from agent.push.targets import Targets
 from agent.webhooks.door import Webhooks
 from mesh import logs
 from mesh.errors import ConfigError
@@ -32,7 +30,9 @@ from mesh.files import replace_file
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from agent.consuming import Consuming
     from agent.door import Door
+    from agent.push.targets import Targets
     from agent.settings import AgentSettings
 
 EXIT_DRAINED = 0
@@ -58,8 +58,8 @@ class Sidecar:
         self._settings = settings
         self.agent = Agent(settings, base)
         token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
-        self.consuming = Consuming(settings, base) if settings.team_creds_file else None
-        self.push = Targets(settings, base, self.consuming) if self.consuming is not None and settings.push else None
+        self.consuming = _consuming(settings, base)
+        self.push = _push(settings, base, self.consuming)
         self.health = Health(self.agent, self._beside)
         self.intake = Intake(self.agent, token)
         self.webhooks = Webhooks(self.agent, base)
@@ -205,6 +205,22 @@ class Sidecar:
         """Say once that there is no ports file, and try no more."""
         file, self._ports = self._ports, None
         log.warning("ports_file_not_written", file=str(file), error=error.strerror or error.__class__.__name__)
+
+
+def _consuming(settings: AgentSettings, base: Path) -> Consuming | None:
+    if not settings.team_creds_file:
+        return None
+    from agent.consuming import Consuming  # an agent that reads nothing loads none of it
+
+    return Consuming(settings, base)
+
+
+def _push(settings: AgentSettings, base: Path, consuming: Consuming | None) -> Targets | None:
+    if consuming is None or not settings.push:
+        return None
+    from agent.push.targets import Targets  # nor of HTTP as a client
+
+    return Targets(settings, base, consuming)
 
 
 async def _first(*works: Awaitable[object]) -> None:
