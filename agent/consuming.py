@@ -12,6 +12,7 @@ NATS may be away at the start, and the first bundle may be long in coming. What 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from agent.settings import AgentSettings
     from mesh.context import SubscriptionAddress
     from mesh.inbound import Admitted
+    from mesh.policy.grants import SubscriptionGrant
     from mesh.subscription import Subscription
 
 log = logs.get("consuming")
@@ -179,6 +181,19 @@ class Consuming:
         if opened.error is not None:
             raise opened.error
         return opened.subscription
+
+    async def grant(self, name: str) -> SubscriptionGrant:
+        """What the policies say of the team's subscription *name*; raises as `subscription`, which it does not open."""
+        await self.start()
+        self._address(name)
+        plans = self._started().bundle.plans
+        assert plans is not None  # noqa: S101 - there is an address
+        return plans.subscription(self._settings.team, name, now_ms=time.time_ns() // 1_000_000)
+
+    @property
+    def connected(self) -> bool:
+        """Whether NATS is there for the team, at this moment."""
+        return self._connection is not None and self._connection.connected
 
     async def release(self, name: str) -> None:
         """Leave a subscription: pull nothing more, hand back what is not settled. Nothing where it is not open."""

@@ -11,7 +11,7 @@ from agent.listener import Listener
 from mesh.errors import Draining
 
 if TYPE_CHECKING:
-    from aiohttp.web import BaseRequest, Response
+    from aiohttp.web import BaseRequest, StreamResponse
 
     from agent.settings import AgentSettings
 
@@ -51,28 +51,33 @@ class Door(ABC):
         """Where it listens."""
         return "" if self.listener is None else self.listener.url
 
+    def part(self, request: BaseRequest) -> str:
+        """What metrics and logs call the part of this door that answers *request*."""
+        del request
+        return self.name
+
     @abstractmethod
-    async def route(self, request: BaseRequest) -> Response:
+    async def route(self, request: BaseRequest) -> StreamResponse:
         """Answer one request.
 
         Raises:
             MeshError: Its problem document is the answer.
         """
 
-    async def handle(self, request: BaseRequest) -> Response:
+    async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer one request, whatever happens; only a lost connection raises."""
-        started = time.perf_counter()
+        started, name = time.perf_counter(), self.part(request)
         self.in_progress += 1
         try:
             requests.check_version(request)
-            response = await self.route(request)
+            response: StreamResponse = await self.route(request)
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a problem document, whoever raised it
-            response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=self.name)
+            response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=name)
             if isinstance(error, Draining) or not request.content.is_eof():
                 response.force_close()
         finally:
             self.in_progress -= 1
-        metrics.request(self.name, response.status, time.perf_counter() - started)
+        metrics.request(name, response.status, time.perf_counter() - started)
         return response

@@ -14,6 +14,7 @@ import msgspec
 from agent import listener, requests
 from agent.door import Door
 from agent.openapi import PATHS, document
+from agent.pull import asking as pull
 from agent.receipts import BatchReceipt
 from mesh.errors import UnsupportedMediaType
 from mesh.event import (
@@ -25,10 +26,11 @@ from mesh.event import (
 )
 
 if TYPE_CHECKING:
-    from aiohttp.web import BaseRequest, Response
+    from aiohttp.web import BaseRequest, Response, StreamResponse
 
     from agent.core import Agent
     from agent.keys import Secrets
+    from agent.pull.door import Pull
     from agent.receipts import Receipt
     from mesh.event import Draft
 
@@ -45,17 +47,23 @@ class Intake(Door):
     Args:
         agent: Publishes.
         token: Who may.
+        puller: Answers for the team's subscriptions; None where the agent reads nothing.
     """
 
     name = "intake"
 
-    def __init__(self, agent: Agent, token: Secrets) -> None:
+    def __init__(self, agent: Agent, token: Secrets, puller: Pull | None = None) -> None:
         super().__init__(agent.settings)
         self._agent = agent
+        self._pull = puller
         self._token = token
         self._documents: dict[str, bytes] = {}
 
-    async def route(self, request: BaseRequest) -> Response:
+    def part(self, request: BaseRequest) -> str:
+        """A long poll takes as long as it takes, and has its own series."""
+        return pull.NAME if request.rel_url.raw_path.startswith(pull.PREFIX) else self.name
+
+    async def route(self, request: BaseRequest) -> StreamResponse:
         """Answer one request.
 
         Raises:
@@ -67,6 +75,8 @@ class Intake(Door):
         if path in PATHS:
             requests.check_method(request, "GET")
             return self._describe(PATHS[path])
+        if path.startswith(pull.PREFIX) and self._pull is not None:
+            return await self._pull.answer(request, self._token)
         if path != EVENTS:
             raise requests.no_such_path(f"{EVENTS} or {next(iter(PATHS))}", next="see /openapi.json")
         requests.check_method(request, "POST")

@@ -1,9 +1,9 @@
 """The process: what starts in which order, and what SIGTERM does.
 
-Start order: core, health, intake, webhooks, push. The drain begins with push, which takes no more events and ends its
-requests while the core finishes what it holds, and keeps the listeners open to the end of it: a new request gets 503
-`draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says why not. Requests in
-progress end, the publisher's window empties, then all closes. A second signal ends it at once.
+Start order: core, health, intake, webhooks, push. The drain begins with push and pull, which take no more events and
+let what is out be settled while the core finishes what it holds, and keeps the listeners open to the end of it: a new
+request gets 503 `draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says why
+not. Requests in progress end, the publisher's window empties, then all closes. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from agent.consuming import Consuming
     from agent.door import Door
+    from agent.pull.door import Pull
     from agent.push.targets import Targets
     from agent.settings import AgentSettings
 
@@ -61,7 +62,8 @@ class Sidecar:
         self.consuming = _consuming(settings, base)
         self.push = _push(settings, base, self.consuming)
         self.health = Health(self.agent, self._beside)
-        self.intake = Intake(self.agent, token)
+        self.pull = _pull(settings, self.consuming, self.push)
+        self.intake = Intake(self.agent, token, self.pull)
         self.webhooks = Webhooks(self.agent, base)
         self._ports = base / settings.ports_file if settings.ports_file else None
         self._started: list[tuple[str, Door]] = []
@@ -137,7 +139,9 @@ class Sidecar:
     async def drain(self) -> bool:
         """Take nothing new and finish what is in progress; True where all of it is durable."""
         deadline = time.monotonic() + self._settings.drain_s
-        drained = all(await asyncio.gather(self.agent.drain(self._settings.drain_s), self._drain_push()))
+        drained = all(
+            await asyncio.gather(self.agent.drain(self._settings.drain_s), self._drain_push(), self._drain_pull())
+        )
         while any(door.in_progress for _, door in self._started):
             if time.monotonic() >= deadline:
                 return False
@@ -147,6 +151,11 @@ class Sidecar:
     async def _drain_push(self) -> bool:
         return self.push is None or await self.push.drain(self._settings.drain_s)
 
+    async def _drain_pull(self) -> bool:
+        if self.pull is not None:
+            await self.pull.drain(self._settings.drain_s)
+        return True  # what is handed back is not lost
+
     async def close(self) -> None:
         """Close the doors in reverse order, then what reads, then the core."""
         for _, door in reversed(self._started):
@@ -154,6 +163,8 @@ class Sidecar:
         self._started.clear()
         if self.push is not None:
             await self.push.close()
+        if self.pull is not None:
+            await self.pull.close()
         if self.consuming is not None:
             await self.consuming.close(CLOSE_S)
         await self.agent.close()
@@ -161,7 +172,10 @@ class Sidecar:
 
     def _failed(self) -> list[asyncio.Event]:
         """What says that a part of us has died."""
-        return [self.agent.failed, *(part.failed for part in (self.consuming, self.push) if part is not None)]
+        return [
+            self.agent.failed,
+            *(part.failed for part in (self.consuming, self.push, self.pull) if part is not None),
+        ]
 
     def _beside(self) -> dict[str, object]:
         """What a probe says beside the agent's own state."""
@@ -170,6 +184,8 @@ class Sidecar:
             said["consuming"] = self.consuming.state()
         if self.push is not None:
             said["push"] = self.push.state()
+        if self.pull is not None:
+            said["pull"] = self.pull.state()
         return said
 
     # --- ports.json ---
@@ -221,6 +237,14 @@ def _push(settings: AgentSettings, base: Path, consuming: Consuming | None) -> T
     from agent.push.targets import Targets  # nor of HTTP as a client
 
     return Targets(settings, base, consuming)
+
+
+def _pull(settings: AgentSettings, consuming: Consuming | None, push: Targets | None) -> Pull | None:
+    if consuming is None:
+        return None
+    from agent.pull.door import Pull
+
+    return Pull(settings, consuming, frozenset() if push is None else push.names)
 
 
 async def _first(*works: Awaitable[object]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +24,7 @@ from mesh import logs
 from mesh.errors import BadHeader, MeshError, Overloaded, RequestTimeout, TooManyHeaders
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from agent.settings import AgentSettings
 
@@ -60,15 +61,44 @@ def refusal(error: BaseException, *, retry_after_s: int, door: str) -> web.Respo
     return answer(document["status"], problems.encode(document), problems.CONTENT_TYPE, fields)
 
 
+@contextmanager
+def watched(request: web.BaseRequest, lost: Callable[[], None]) -> Iterator[None]:
+    """Call *lost* if the client goes away while the block runs; at once if it has gone."""
+    protocol = request.protocol
+    if protocol is None or request.transport is None:
+        lost()
+    elif isinstance(protocol, _Protocol):
+        protocol.on_lost = lost
+    try:
+        yield
+    finally:
+        if isinstance(protocol, _Protocol):
+            protocol.on_lost = None
+
+
+async def flushed(request: web.BaseRequest) -> None:
+    """Wait until the operating system has all that was written.
+
+    Raises:
+        ConnectionError: The client is gone.
+    """
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client is gone")
+    transport.set_write_buffer_limits(high=0)
+    await request.writer.drain()
+
+
 class _Protocol(RequestHandler):
     """One connection."""
 
-    __slots__ = ("_header_timer", "_listener")
+    __slots__ = ("_header_timer", "_listener", "on_lost")
 
     def __init__(self, listener: Listener, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._listener = listener
         self._header_timer: asyncio.TimerHandle | None = None
+        self.on_lost: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._listener.full:
@@ -82,6 +112,8 @@ class _Protocol(RequestHandler):
         self._listener.connections.discard(self)
         self._stop_timer()
         super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
 
     def data_received(self, data: bytes) -> None:
         before = self._request_count

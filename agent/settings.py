@@ -144,6 +144,26 @@ class AgentSettings:
     )
     retry_after_s: int = _setting(2, unit="s", low=1, high=600, why="what a 503 asks the caller to wait")
 
+    max_pulls: int = _setting(
+        64, unit="requests", low=1, high=10_000, why="for events, at once: each long poll and stream is a connection"
+    )
+    max_pull_wait_s: float = _setting(
+        30.0, unit="s", low=0, high=300, why="the longest long poll; below what proxies and clients wait"
+    )
+    pull_idle_s: float = _setting(
+        30.0,
+        unit="s",
+        low=0.1,
+        high=3600,
+        why="so long without fetch and lease: what was pulled ahead goes to others",
+    )
+    max_leases: int = _setting(
+        1024, unit="leases", low=1, high=100_000, why="of one subscription at once; its max_in_flight bounds them too"
+    )
+    max_lease_s: float = _setting(
+        3600.0, unit="s", low=1, high=86_400, why="an event that a dead consumer holds keeps its key that long"
+    )
+
     ports_file: str = _setting("ports.json", why="where the bound addresses are written once ready; empty for nowhere")
     drain_s: float = _setting(10.0, unit="s", low=0.1, high=600, why="SIGTERM to end; below a pod's grace of 30 s")
     file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")

@@ -195,6 +195,20 @@ class ReplayOpen(InputError):
     status = 409
 
 
+class LeaseGone(InputError):
+    """No such lease is open: it was settled, it ran out, the agent was restarted, or it is another subscription's."""
+
+    code = "lease-gone"
+    status = 409
+
+
+class SubscriptionPushed(InputError):
+    """The agent pushes this subscription to its application, so nobody can pull it from the agent."""
+
+    code = "subscription-pushed"
+    status = 409
+
+
 class EventExpired(InputError):
     """The event's `expirytime` is past: nobody would be handed it."""
 
@@ -487,6 +501,18 @@ class PushFailed(Unavailable):
     """An application did not take a pushed event: 5xx, no answer in time, or a redirect. It is tried again."""
 
     code = "push-failed"
+
+
+class ConsumerFailed(Unavailable):
+    """A consumer over HTTP asked for another attempt of an event: it is tried again."""
+
+    code = "consumer-failed"
+
+
+class LeaseExpired(Unavailable):
+    """A consumer over HTTP said nothing of an event before its lease ran out: it is tried again."""
+
+    code = "lease-expired"
 
 
 class Overloaded(Unavailable):

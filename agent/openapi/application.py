@@ -64,7 +64,7 @@ def document(settings: AgentSettings) -> dict[str, Any]:
         servers=[_server(settings)],
         paths={
             "/v1/events": {"post": _publish(settings)},
-            **pull.paths(),
+            **pull.paths(settings),
             **{path: {"get": _describe(door)} for path, door in DESCRIPTIONS.items()},
         },
         schemas={

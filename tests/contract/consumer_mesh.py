@@ -151,11 +151,11 @@ class Source:
         await self.trust.put("trust", sealed)
         await self.streams.connection.publish("ctl.notice", b'{"kind": "trust"}')
 
-    async def publish(self, *ids: str, signer: Signer | None = None) -> list[int]:
-        """Store an event of each id, signed now; returns the stream times."""
-        return [await self._store(id_, signer or self.signer) for id_ in ids]
+    async def publish(self, *ids: str, signer: Signer | None = None, pad: int = 0) -> list[int]:
+        """Store an event of each id, signed now, with so many more bytes; returns the stream times."""
+        return [await self._store(id_, signer or self.signer, pad) for id_ in ids]
 
-    async def _store(self, id_: str, signer: Signer) -> int:
+    async def _store(self, id_: str, signer: Signer, pad: int) -> int:
         fields = {
             "specversion": "1.0",
             "id": id_,
@@ -164,7 +164,7 @@ class Source:
             "tenant": TENANT,
             "view": VIEW,
             "policyrevision": 1,
-            "data": {"country": "DE"},
+            "data": {"country": "DE", **({"pad": "." * pad} if pad else {})},
         }
         body, msg_id = encode(fields), message_id(DEDUPE_KEY, "/crm", id_, SUBJECT)
         (header,) = seal([(SUBJECT, msg_id, body)], signer, signed_ms=now_ms(), salts=[secrets.token_bytes(16)])

@@ -43,6 +43,8 @@ ELSEWHERE = {
     "bad-pattern": "policies and commands",
     "bad-subject": "what is stored",
     "data-mismatch": "the library, of typed events",
+    "consumer-failed": "the attempts of an event",
+    "lease-expired": "the attempts of an event",
     "push-failed": "what posts to the application, of the application",
     "replay-open": "the control plane's door",
     "control-deposed": "the control plane",

@@ -38,6 +38,7 @@ PURE = {
     "agent.openapi.providers", "agent.openapi.pull", "agent.openapi.webhooks",
     "mesh.breaker", "mesh.inbox.notes", "mesh.outbox.rows", "mesh.poison", "mesh.rates",
     "mesh.demo.account",
+    "agent.pull", "agent.pull.asking", "agent.pull.leases",
     "agent.push", "agent.push.pause", "agent.push.requests", "agent.push.settings", "agent.push.signature",
     "agent.push.verdict",
     "agent.lanes", "agent.problems", "agent.settings",
