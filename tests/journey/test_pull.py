@@ -62,9 +62,10 @@ async def test_the_lines_of_the_page(mesh: RunningMesh, root: Path) -> None:
         )
         return done.stdout.decode()
 
-    said = run(lines).splitlines()
-    assert said[0] == '[1,"crm.contact.updated.v1","a***@***.com"]'
-    extended, acked = (result for text in said[1:] for result in results(text))
+    extended, acked = results(run(lines))
+    (fetched,) = json.loads((mesh.data / "agents" / AGENT / "fetched.json").read_bytes())["events"]
+    assert (fetched["attempt"], fetched["event"]["id"]) == (1, "line-1")
+    assert fetched["event"]["data"]["contact"]["email"] == "a***@***.com"
     assert (extended["ok"], extended["expires_s"], acked["ok"]) == (True, 120, True)
     await post(mesh, "line-2")
     setting = "".join(line for line in lines.splitlines(keepends=True)[:3])
@@ -73,7 +74,7 @@ async def test_the_lines_of_the_page(mesh: RunningMesh, root: Path) -> None:
 
 
 def results(text: str) -> list[dict[str, Any]]:
-    """Of one line that may hold several answers."""
+    """Of answers that stand one behind the other."""
     found, decoder = [], json.JSONDecoder()
     while text:
         answer, end = decoder.raw_decode(text)
