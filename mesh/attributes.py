@@ -4,7 +4,7 @@ Names of standard attributes and of the extensions the mesh knows have a grammar
 name is an extension of the sender's: `[a-z0-9]{1,20}`, a string without control characters, a boolean or an int32.
 
 Source: CloudEvents 1.0.2 (attributes, type system), its partitioning, distributed tracing, sequence and expirytime
-extensions, RFC 3339 (times), RFC 3986 (URI references), W3C Trace Context level 1.
+extensions, RFC 3339 (times), RFC 3986 (URI references).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mesh.errors import BadAttribute, ReservedAttribute
 from mesh.subjects import TYPE_RE, check_type
+from mesh.tracing import is_traceparent, is_tracestate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,14 +67,6 @@ _TIME = (
 )
 _MEDIA = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,127}"
 _MEDIA_TYPE = rf"{_MEDIA}/{_MEDIA}(?:[ \t]*;[ \t]*{_MEDIA}=(?:{_MEDIA}|\"(?:[ !#-\[\]-~]|\\[ -~]){{0,127}}\")){{0,8}}"
-# W3C Trace Context: version ff is invalid, so are all-zero ids; only versions after 00 may carry more.
-_TRACEPARENT = (
-    r"(?!ff)(?:00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-    r"|(?!00)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-[!-~]{0,200})?)"
-)
-_STATE_KEY = r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
-_STATE_MEMBER = rf"(?:{_STATE_KEY}=[ -+\--<>-~]{{0,255}}[!-+\--<>-~])?"
-_TRACESTATE = rf"(?=[ -~\t]{{1,512}}\Z){_STATE_MEMBER}(?:[ \t]*,[ \t]*{_STATE_MEMBER}){{0,31}}"
 
 
 def _match(pattern: str) -> Callable[[str], re.Match[str] | None]:
@@ -96,8 +89,8 @@ GRAMMAR: dict[str, Callable[[str], object]] = {
     "partitionkey": _match(rf"{_STRING}{{1,{MAX_STRING_CHARS}}}"),
     "dataschema": _match(rf"(?=[A-Za-z][A-Za-z0-9+.-]*:){_URI}"),
     "expirytime": _match(_TIME),
-    "traceparent": _match(_TRACEPARENT),
-    "tracestate": _match(_TRACESTATE),
+    "traceparent": is_traceparent,
+    "tracestate": is_tracestate,
 }
 _SAYS = {
     "specversion": "exactly `1.0`",

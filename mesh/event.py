@@ -19,21 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from mesh.attributes import (
-    ATTRIBUTES_NEVER_MASKED,
-    GRAMMAR,
-    RESERVED,
-    Limits,
-    check_required,
-    check_rest,
-    keep,
-)
+from mesh.attributes import ATTRIBUTES_NEVER_MASKED, GRAMMAR, RESERVED, Limits, check_required, check_rest, keep
 from mesh.content import check_base64, set_data
 from mesh.errors import InputError, NotJson, TooLarge
 from mesh.expiry import expired, refuse_expired
 from mesh.headers import PREFIX, attribute_value, check_headers
 from mesh.headers import refuse as refuse_header
 from mesh.jsontext import decode, encode, not_json, too_deep
+from mesh.tracing import TRACESTATE, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -277,7 +270,9 @@ def _accept(fields: dict[str, Any], size: int, now_ms: int, limits: Limits) -> D
         if not keep(name, value):
             dropped.append(name)
     for name in dropped:
-        del fields[name]
+        value = fields.pop(name)
+        if name == TRACESTATE and (shorter := shortened(value)):
+            fields[name] = shorter
     if "id" not in fields or "source" not in fields or "type" not in fields or "specversion" not in fields:
         check_required(fields)
     if "." in fields["source"] or "expirytime" in fields or fields.get("time", "")[5:10] == "02-29":

@@ -76,8 +76,14 @@ def _attributes() -> dict[str, Any]:
         "expirytime": _optional(
             time | {"description": "RFC 3339. After it nobody is handed the event; a past one is refused."}
         ),
-        "traceparent": {"description": "W3C Trace Context; one that does not parse is left out."},
-        "tracestate": {"description": "Beside `traceparent`; one that does not parse is left out."},
+        "traceparent": {
+            "description": "W3C Trace Context; one that does not parse is left out. An event that has none takes "
+            "`traceparent` and `tracestate` of the request's header fields."
+        },
+        "tracestate": {
+            "description": "Beside `traceparent`; one that does not parse is left out, and of one of more than 512 "
+            "characters the long members, then the last."
+        },
     }
 
 

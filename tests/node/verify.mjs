@@ -44,7 +44,11 @@ export function verifyEvent(event) { // returns the number of the failed step, o
   return at === hashes.length && verify(null, signed, createPublicKey({ key: spki, format: "der", type: "spki" }), decode(signature)) ? 0 : 9
 }
 
-for (const line of readFileSync(process.argv[2] ?? 0, "utf8").split("\n").filter(Boolean)) {
-  const step = verifyEvent(JSON.parse(line))
-  console.log(step ? `refuse V${step} ${CODES[step]}` : "accept")
+export function verdict(event) {
+  const step = verifyEvent(event)
+  return step ? `refuse V${step} ${CODES[step]}` : "accept"
+}
+
+if (import.meta.main) {
+  for (const line of readFileSync(process.argv[2] ?? 0, "utf8").split("\n").filter(Boolean)) console.log(verdict(JSON.parse(line)))
 }
