@@ -50,7 +50,8 @@ PROMISES = (
         "a replica of an ordered subscription killed",
         "no event overtakes an earlier one of its key, whoever handles them",
         "contract/ordered_replicas:replicas_die_stop_come_and_go_and_no_key_is_out_of_order"
-        " contract/ordered:a_key_waits_for_its_retries_and_others_do_not",
+        " contract/ordered:a_key_waits_for_its_retries_and_others_do_not"
+        " faults/run:nothing_is_lost_or_done_twice",
     ),
     Promise(
         "server killed, cluster leader lost",
