@@ -180,6 +180,15 @@ async def wait_settled(session: Session, stream: str, durable: str) -> None:
             await anyio.sleep(0.05)
 
 
+async def restart_agent(mesh: RunningMesh, agent: str) -> None:
+    """SIGTERM: it drains, and its supervisor starts it again."""
+    ports, old = mesh.data / "agents" / agent / "ports.json", mesh.agent_pid(agent)
+    os.kill(old, signal.SIGTERM)
+    with anyio.fail_after(60):
+        while not ports.exists() or mesh.agent_pid(agent) == old:
+            await anyio.sleep(0.05)
+
+
 async def wait_ended(pids: Iterable[int]) -> None:
     """Wait until none of these processes is left."""
     with anyio.fail_after(20):

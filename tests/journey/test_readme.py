@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import anyio
 import msgspec
@@ -19,31 +20,47 @@ import pytest
 
 import mesh as library
 from mesh.cli.session import operator_session
-from tests.journey.meshes import RunningMesh, stored
+from tests.journey.meshes import RunningMesh, restart_agent, stored
 
 DEADLINE_S = 40
 
 
-def block(root: Path, starts: str) -> str:
-    """The Python block of the README that begins with *starts*."""
-    found = [b for b in re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL) if starts in b]
+def block(root: Path, has: str, language: str = "python") -> str:
+    """The block of the README in which *has* stands."""
+    found = [
+        b for b in re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(), re.DOTALL) if has in b
+    ]
     assert len(found) == 1
     return str(found[0])
 
 
 @pytest.fixture(scope="module")
-def posted(mesh: RunningMesh, root: Path) -> bytes:
-    """The README's event through the agent's door, as its curl line sends it; the answer."""
-    agent = mesh.file.tenants["acme"].agents["crm-adapter"]
-    headers = {
-        "Authorization": f"Bearer {Path(agent.token_file).read_text().strip()}",
-        "Content-Type": "application/cloudevents+json",
-    }
-    body = (root / "policies" / "fixtures" / "crm_contact_updated.json").read_bytes()
-    request = Request(f"{agent.url}/v1/events", data=body, headers=headers)  # noqa: S310 - our own door
-    with urlopen(request) as answer:  # noqa: S310 - our own door
-        assert answer.status == 202
-        return bytes(answer.read())
+def posted(mesh: RunningMesh, root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The README's event, sent by its curl line; the answer."""
+    shown = (root / "README.md").read_text().partition("$ url=")[2].partition("\n{")[0]
+    checkout = tmp_path_factory.mktemp("checkout")
+    (checkout / ".mesh").symlink_to(mesh.data)
+    (checkout / "policies").symlink_to(root / "policies")
+    return run(["bash", "-euc", "url=" + shown.replace("\n$ ", "\n")], {}, checkout)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], directory: Path) -> bytes:
+    """What a program prints, which ends with 0."""
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, check=False, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def printed(process: subprocess.Popen[bytes], has: bytes = b"") -> str:
+    """The first whole lines that it prints, *has* among them."""
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    until, said = time.monotonic() + DEADLINE_S, b""
+    while not (said.endswith(b"\n") and has in said) and time.monotonic() < until:
+        said += process.stdout.read() or b""
+        time.sleep(0.02)
+    return said.decode()
 
 
 def test_the_receipt_is_the_one_shown(posted: bytes, root: Path) -> None:
@@ -58,14 +75,9 @@ def test_the_consumer_prints_what_is_shown(mesh: RunningMesh, posted: bytes, roo
     command = [sys.executable, "-c", block(root, "a contact without an address")]
     environment = {**os.environ, "MESH_CONTEXT": str(mesh.data), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as consumer:
-        assert consumer.stdout is not None
-        os.set_blocking(consumer.stdout.fileno(), False)
-        until, printed = time.monotonic() + DEADLINE_S, b""
-        while not printed.endswith(b"\n") and time.monotonic() < until:
-            printed += consumer.stdout.read() or b""
-            time.sleep(0.02)
+        said = printed(consumer)
         consumer.kill()
-    assert f"```\n{printed.decode()}```" in (root / "README.md").read_text()
+    assert f"```\n{said}```" in (root / "README.md").read_text()
 
 
 @pytest.mark.anyio
@@ -104,3 +116,53 @@ def state(database: Path) -> tuple[int, int]:
             )
     except sqlite3.OperationalError:  # not made yet
         return 0, 0
+
+
+# --- any language ----------------------------------------------------------------------------------------------------
+
+
+def door(mesh: RunningMesh, agent: str) -> dict[str, str]:
+    """An agent's url and token, as the README names them."""
+    directory = mesh.data / "agents" / agent
+    url = msgspec.json.decode((directory / "ports.json").read_bytes())["url"]
+    return {"AGENT": url, "TOKEN": (directory / "token").read_text().strip()}
+
+
+def publish(mesh: RunningMesh, root: Path, node: Path) -> None:
+    """As the README does in JavaScript and in Python."""
+    at, directory = door(mesh, "crm-adapter"), root / "tests" / "node"
+    javascript = [str(node), "--input-type=module", "-e", block(root, "HTTP.structured", "js")]
+    for command in (javascript, [sys.executable, "-c", block(root, "to_structured_event")]):
+        assert run(command, at, directory).startswith(b'202 {"id":"')
+
+
+def test_both_sdks_publish_and_curl_pulls(mesh: RunningMesh, root: Path, node: Path, tmp_path: Path) -> None:
+    """What was published from JavaScript and from Python is fetched and acked, masked for support, as shown."""
+    publish(mesh, root, node)
+    shown = set(re.findall(r'^"email":"[jk].*"$', (root / "README.md").read_text(), re.MULTILINE))
+    assert len(shown) == 2
+    until, left = time.monotonic() + DEADLINE_S, set(shown)
+    while left and time.monotonic() < until:
+        lines = run(["bash", "-uc", block(root, "/ack", "sh")], door(mesh, "desk"), tmp_path).decode().splitlines()
+        assert '"ok":false' not in lines[-1]
+        left -= set(lines)
+    assert not left
+
+
+@pytest.mark.anyio
+async def test_an_application_in_javascript_is_pushed_to(mesh: RunningMesh, root: Path, node: Path) -> None:
+    """The README's table and its application; the port is another one, and the agent is started again."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    with (mesh.data / "agents" / "desk" / "agent.toml").open("a") as file:
+        file.write("\n" + block(root, "[push.contacts]", "toml").replace("9000", port))
+    code = block(root, "createServer", "js").replace("9000", port)
+    command = [str(node), "--input-type=module", "-e", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root / "tests" / "node") as application:
+        try:
+            await restart_agent(mesh, "desk")
+            publish(mesh, root, node)
+            said = await anyio.to_thread.run_sync(printed, application, b"created")
+        finally:
+            application.kill()
+    assert re.search(r"^crm\.contact\.created\.v1 [jk]\*\*\*@\*\*\*\.com$", said, re.MULTILINE)

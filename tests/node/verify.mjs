@@ -2,7 +2,7 @@
 // {subject, msgIds, signature, bodyB64, streamMs, tenant?, publicKeyB64, spiffeId, notBeforeMs, notAfterMs,
 // revokedFromMs?, may?: [[spiffeId, type, source]]} and prints "accept" or "refuse V<n> <code>" for each.
 import { createHash, createPublicKey, verify } from "node:crypto"
-import { readFileSync } from "node:fs"
+import { readFileSync, realpathSync } from "node:fs"
 
 const CODES = ["", "bad-envelope", "signature-missing", "unknown-key", "outside-certificate", "publisher-not-allowed",
   "bad-message-id", "not-fresh", "key-revoked", "bad-signature"]
@@ -49,6 +49,6 @@ export function verdict(event) {
   return step ? `refuse V${step} ${CODES[step]}` : "accept"
 }
 
-if (import.meta.main) {
+if (process.argv[1] && realpathSync(process.argv[1]) === import.meta.filename) { // run, not imported
   for (const line of readFileSync(process.argv[2] ?? 0, "utf8").split("\n").filter(Boolean)) console.log(verdict(JSON.parse(line)))
 }
