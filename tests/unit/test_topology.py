@@ -143,14 +143,14 @@ def test_a_consumers_numbers_come_from_its_grant() -> None:
 
 
 def test_an_ordered_subscription_has_a_pinned_durable_for_each_slot() -> None:
-    """Each takes its own slot of what the subscription reads, is pulled by one client, and waits 5 s for an ack."""
+    """Each takes its own slot of what the subscription reads, is pulled by one client, and waits 3 s for an ack."""
     retry = RetryPolicy(ack_wait_s=30.0)
     ordered = desired("local", ["crm", "hr"], [grant("crm.a", "crm.b", ordered=True, retry=retry)]).consumers
     assert [c.name for c in ordered] == [f"support--contacts--s{slot:02d}" for slot in range(16)]
     config = ordered[3].config()
     assert config["filter_subjects"] == ["ev.local.clear.s03.crm.a.*", "ev.local.clear.s03.crm.b.*"]
     assert (config["priority_groups"], config["priority_policy"]) == (["ordered"], "pinned_client")
-    assert (config["ack_wait"], config["priority_timeout"]) == (5_000_000_000, 3_000_000_000)
+    assert (config["ack_wait"], config["priority_timeout"]) == (3_000_000_000, 3_000_000_000)
     quick = desired("local", ["crm"], [grant("crm.a", ordered=True, retry=RetryPolicy(ack_wait_s=2.0))]).consumers
     assert quick[0].config()["ack_wait"] == 2_000_000_000
 
