@@ -124,7 +124,7 @@ class Feed:
     async def run(self) -> None:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:
-            self._judge.tasks = self._tasks
+            self._judge.start(self._tasks)
             self._pullers.start(self._tasks)
             self._beside.start(self._tasks)
             self._tasks.start_soon(self._sidelines.run)

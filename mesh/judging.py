@@ -7,7 +7,7 @@ too, so that fetching a certificate or an old bundle never reorders. What nobody
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh import logs
 from mesh.delivery import Waits, place
@@ -21,7 +21,7 @@ from mesh.staleness import Ruling
 from mesh.telemetry import counter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -53,6 +53,7 @@ _DELIVER, _PAUSE = Ruling.DELIVER, Ruling.PAUSE
 log = logs.get("feed")
 
 Item = tuple["Received", "Puller"]
+_Why = TypeVar("_Why")
 
 
 class Judge:
@@ -98,12 +99,20 @@ class Judge:
         self._reliance = Reliance(trust.keyring, turned, team=team, subscription=subscription)
         self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
         self._stopped = False
-        self.tasks: TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
+        self._early: list[Callable[[], Coroutine[Any, Any, None]]] = []  # asked for before `start`
         self.reading: Reading | None = None
         self.waits = Waits()
         self.parked: deque[Item] = deque()
         self.on_rejected: Callable[[Received, Puller, VerificationError], Awaitable[None]] = _hand_back
         self.on_unhandled: Callable[[Received, Puller, str], Awaitable[None]] = _hand_back
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Fetch and settle in *tasks*; what was asked for before begins now."""
+        self._tasks = tasks
+        early, self._early = self._early, []
+        for work in early:
+            tasks.start_soon(work)
 
     def stop(self) -> None:
         """Judge nothing more, and hand back what waits."""
@@ -201,7 +210,7 @@ class Judge:
     def pass_over(self, received: Received, puller: Puller, code: str) -> None:
         """Nobody is handed it. It is settled; one that was redriven is a letter again first, or it would be lost."""
         if received.redrive:
-            self._spawn(lambda: self.on_unhandled(received, puller, code))
+            self._settle(self.on_unhandled, received, puller, code)
         else:
             self.done(received, puller)
 
@@ -231,8 +240,7 @@ class Judge:
         log.error(
             "event_rejected", code=error.code, step=error.step, stream=received.stream, sequence=received.sequence
         )
-
-        self._spawn(lambda: self.on_rejected(received, puller, error))
+        self._settle(self.on_rejected, received, puller, error)
 
     def _unknown(self, received: Received, puller: Puller) -> None:
         """The bucket has no certificate for its key: have it delivered again, until that is the last word."""
@@ -244,6 +252,8 @@ class Judge:
 
     async def _fetch_and_resume(self) -> None:
         """Fetch the certificates that the first parked events name, then take the parked ones in order."""
+        if not self.parked:  # stopped before this began
+            return
         received, puller = self.parked[0]
         found = await self._fetcher.certificates(each for each, _ in self.parked)
         if self._stopped:
@@ -254,6 +264,8 @@ class Judge:
 
     async def _fetch_past_and_resume(self, revision: int) -> None:
         """Fetch the older bundle that the first parked event needs, then take the parked ones in order."""
+        if not self.parked:  # stopped before this began
+            return
         received, puller = self.parked[0]
         found = await self._fetcher.revision(revision)
         if self._stopped:
@@ -284,15 +296,26 @@ class Judge:
                 self.parked.extend(parked)
                 return
 
-    def _spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _settle(
+        self, by: Callable[[Received, Puller, _Why], Awaitable[None]], received: Received, puller: Puller, why: _Why
+    ) -> None:
+        """Have *by* end it; where that fails it is handed back."""
+
         async def guarded() -> None:
             try:
-                await work()
-            except MeshError as error:  # not settled, so the durable delivers it again
+                await by(received, puller, why)
+            except MeshError as error:
                 log.warning("feed_work_failed", code=error.code, error=str(error))
+                await _hand_back(received, puller, why)
 
-        if self.tasks is not None:
-            self.tasks.start_soon(guarded)
+        self._spawn(guarded)
+
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do *work*, at the earliest once we were started; what it raises ends the feed: a line would stand still."""
+        if self._tasks is None:
+            self._early.append(work)
+        else:
+            self._tasks.start_soon(work)
 
 
 async def _hand_back(received: Received, puller: Puller, _why: object) -> None:

@@ -299,8 +299,8 @@ class Slot(PinnedPuller):
             self.forget(received.reply)
 
     def progress(self, received: Received) -> None:
-        """It is being worked on."""
-        if self.holds:
+        """It is being worked on. One from before a take-over has to come again, before the next of its key does."""
+        if self.holds and self._order.in_hand(received):
             super().progress(received)
 
     def _settled(self, received: Received) -> None:

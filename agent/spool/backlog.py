@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from agent.spool.tools import Tools
     from mesh.jetstream.outgoing import Outgoing
 
-FEW = 256  # left, and new copies wait in memory: about 50 ms of draining
-GIVE_WAY_S = 0.5  # for that wait; then they are spooled as well
+FEW = 256  # left, and new copies wait in memory: about 100 ms of draining, or one flight to a server far away
+GIVE_WAY_S = 0.5  # for that wait; then they are spooled as well, and the next ones may wait again
 ROOM_AGAIN_S = 0.005  # until the publisher's window has moved on
 LOOK_S = 0.5  # while something is away that nobody tells us of
 

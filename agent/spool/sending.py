@@ -5,6 +5,9 @@ flight after the other: a flight is written at once, and all of it is acknowledg
 leader that leaves can lose what it was sent without a word, while the next takes what is sent a moment later; and of
 what waits here the application was told that it may go on. (Flights that followed each other without waiting left
 248 of 60,140 copies behind later ones of their key, in a rolling restart of a cluster; flights of 256 copies, two.)
+Within a flight order can still be lost that way. A flight is as large as one read of a server, which one leader mostly
+has whole; but where an ack takes long, that would be few copies a second, and a spool that never gets empty. So there
+it grows with the ack time, up to 256 copies: the farther the server, the more may lie out of order after a leader loss.
 
 Before a copy is sent, how it is sent (generation of its id, time and key of the first signature) is synced: who comes
 after a crash knows what an ack of it is worth. Nothing is sent that the disk has not, so a copy that comes back, for
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
 
 READ_BYTES = 8 * 1024 * 1024
 BATCH = 256  # copies read and remembered together: one sync for all of them
-FLIGHT_BYTES = 48 * 1024  # sent together: below the 64 KiB that a server reads at once, so one leader has it all
+FLIGHT_BYTES = 48 * 1024  # sent together: below the 64 KiB that a server reads at once, so mostly one leader has it all
+FLIGHT_ACK_S = 0.01  # where an ack takes longer, a flight is larger by as much: 2,400 copies/s of 1 KiB up to 100 ms
+FLIGHT_MOST_BYTES = 1024 * 1024
 BESIDE_BYTES = 1024  # of subject and headers beside a body, about
 PROBE_BYTES = 256 * 1024  # read while the stream does not answer: the probe, and what may not be sent ahead of it
 AGAIN_S = 0.5  # after the stream did not take the probe, or the disk a deletion
@@ -85,6 +90,9 @@ class Sending:
         self._reading: asyncio.Future[list[Row]] | None = None
         self._loaded: list[Entry] = []
         self._in_flight: dict[int, Entry] = {}
+        self._ready = 0  # the last row that was made ready while a flight was under way
+        self._sent_at: float | None = None  # the flight under way, while it has no ack
+        self._ack_s = 0.0  # from a flight to its first ack: the time that waiting for it costs
         self._acked: list[Row] = []
         self._deleting = False
         self._refusing: list[tuple[Entry, str]] = []
@@ -147,9 +155,11 @@ class Sending:
     async def _make_ready(self) -> None:
         """While a flight is under way, have the next one read and remembered: it sets out as soon as this one lands."""
         if self.healthy:
-            if not self._loaded:
+            if len(self._loaded) < BATCH:
                 await self._read()
-            await self._remember(self._loaded[:BATCH])
+            if fresh := [entry for entry in self._loaded if entry.row.id > self._ready]:
+                await self._remember(fresh)
+                self._ready = fresh[-1].row.id
 
     def _begin_read(self) -> asyncio.Future[list[Row]] | None:
         room = min(READ_BYTES, self._tools.read_ahead.room) if self.healthy else PROBE_BYTES
@@ -178,9 +188,9 @@ class Sending:
         tools, now_ms = self._tools, self._tools.now_ms()
         bodies: list[bytes] = []
         refused: list[tuple[Entry, str]] = []
-        size = 0
+        size, most = 0, flight_bytes(self._ack_s)
         for entry in batch:
-            if len(bodies) == room or size >= FLIGHT_BYTES:
+            if len(bodies) == room or size >= most:
                 break
             try:
                 verdict = tools.egress.judge(entry.row.copy, plans, now_ms)
@@ -223,6 +233,7 @@ class Sending:
             for item in items:
                 self.put_back(item)
             raise
+        self._sent_at = self._loop.time()
 
     # --- back --------------------------------------------------------------------------------------------------------
 
@@ -231,6 +242,7 @@ class Sending:
             raise TypeError(type(item).__name__)
         if isinstance(result, PubAck):
             self._acked.append(self._landed(item).row)
+            self._heard(item)
             self.healthy = True
             self._tools.drained(item, result)
             self._delete()
@@ -244,6 +256,12 @@ class Sending:
             elif not result.retryable:
                 log.warning("spool_not_taken", stream=self._stream, code=result.code, error=result.message)
         self._on_news()
+
+    def _heard(self, item: Resent) -> None:
+        """The first ack of a flight says how long one takes; of what had to be sent again it says nothing."""
+        if self._sent_at is not None:
+            self._ack_s = self._loop.time() - self._sent_at if item.sends <= 1 else 0.0
+            self._sent_at = None
 
     def _refused(self, entry: Entry) -> None:
         """NATS takes nothing on the subject of *entry*, though the stream is there and the policies allow it."""
@@ -300,3 +318,8 @@ class Sending:
         self._tools.read_ahead.forgets(rows)
         self._tools.refused(rows, reason, forgotten)
         self._on_gone(rows)
+
+
+def flight_bytes(ack_s: float) -> int:
+    """Bytes that are sent together where an ack takes so long."""
+    return int(max(FLIGHT_BYTES, min(FLIGHT_BYTES * ack_s / FLIGHT_ACK_S, FLIGHT_MOST_BYTES)))

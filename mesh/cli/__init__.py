@@ -37,7 +37,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys([*_COMMANDS, *_NOUNS])  # None until it is asked for
+        self.commands = {**dict.fromkeys([*_COMMANDS, *_NOUNS]), **self.commands}  # None until it is asked for
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command or noun of that name; None where there is none."""

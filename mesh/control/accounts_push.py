@@ -8,7 +8,9 @@ Where several control planes may lead, one after the other, each JWT carries the
 first thing a leader does is to say every account again in its own term; whoever led before finds the higher one. Only
 an account that exports stays as it is where nothing but the term is new: a server that takes it anew forgets the way
 back of every pull that is open through its exports, whose events then go nowhere (measured on 2.15.1: consumers stood
-still for 10 s at each change of leader). An account that imports may be pushed at any time.
+still for 10 s at each change of leader). An account that imports may be pushed at any time. So the term keeps out a
+deposed leader of another version, whose exporting account says something else, only from when on the leader of now has
+pushed that account: while the stored one bears an older term, its own is not refused.
 """
 
 from __future__ import annotations

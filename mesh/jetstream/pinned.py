@@ -230,6 +230,7 @@ class PinnedPuller(Puller):
             return
         if int(last) == self.delivered:
             self.empty_at = max(self.empty_at, self._now() - HEARTBEAT_S)
+            self._overdue = -1, 0.0
         elif self._overdue[0] != self.delivered:
             self._overdue = self.delivered, self._now()
         elif int(last) > self.delivered and self._now() > self._overdue[1] + OVERDUE_S:

@@ -43,7 +43,7 @@ DUPLICATE_ACKS = counter(
 OVERTAKEN = counter(
     "mesh.publish.overtaken",
     unit="{event}",
-    watch="above 0: a stream changed its leader, and stored events behind later ones of their source",
+    watch="above 0: a stream changed its leader, and stored events behind later ones, of any source",
 )
 
 log = logs.get("publisher")

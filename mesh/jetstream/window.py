@@ -11,10 +11,10 @@ and its events leave the window instead of stopping all others. The witness is a
 a stream of another name), for a real event sent ahead of the probe would be stored ahead of it.
 
 What is sent to a leader that leaves can be lost without a word, and what is sent a moment later can reach the next one:
-it would be stored first. So nothing is sent behind silence. Once no ack came for 50 ms (or twice the usual time, where
+it would be stored first. So nothing is sent behind silence. Once no ack came for 50 ms (or twice what one takes, where
 that is longer) though some are due, what is new is held until everything before it is acknowledged; a stream acks in
-order, so an ack of a later event stops the lane at once. What is on its way together within those 50 ms can still be
-overtaken; that is seen in the acks, and counted.
+order, so an ack of a later event stops the lane at once. What is on its way together until then can still be
+overtaken; that is seen in the acks, and counted (`silence.py`).
 
 A lane is offline while there is no connection, and while somebody holds it: then nothing is sent at all. Where somebody
 takes over (an agent's spool) nothing is given up: all that is in flight is handed over in its order, once it is time.
@@ -30,6 +30,7 @@ from typing import NamedTuple
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.silence import Silence
 
 
 class Rules(NamedTuple):
@@ -96,13 +97,14 @@ class Lane:
         self._known: dict[str, None] = {}  # subjects, the one acknowledged last at the end
         self._last_ack_at = now
         self._newest_acked = 0
-        self._usual_s = 0.0  # from an event to its ack: a moving average
-        self._hold_s = rules.hold_s
-        self._newest_placed = 0
-        self._newest_place = 0  # its sequence in the stream
+        self._silence = Silence(rules.hold_s, rules.hold_most_s)
         self._held: list[Outgoing] = []  # the last ones of the queue, not sent yet
-        self.overtaken = 0  # events that the stream stored behind later ones
         self._refused: dict[str, float] = {}  # subject: when it may be tried again
+
+    @property
+    def overtaken(self) -> int:
+        """Events that the stream stored behind later ones, as far as that is seen."""
+        return self._silence.overtaken
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Lane:
         """Whether an event that is added now is to be sent now."""
         if not self.flowing or self._held:
             return False
-        queue, hold_s = self._queue, self._hold_s
+        queue, hold_s = self._queue, self._silence.hold_s
         return not queue or now - self._last_ack_at <= hold_s or now - queue[0].sent_at <= hold_s
 
     def add(self, item: Outgoing, now: float) -> bool:
@@ -142,13 +144,12 @@ class Lane:
 
     def acked(self, item: Outgoing, now: float, ack: PubAck) -> list[Outgoing]:
         """The stream has *item*. Returns what is to be sent, in order, when this ends a recovery or a silence."""
+        if item.sends == 1 and item is self._head() and item.sent_at >= self._last_ack_at:
+            self._silence.took(now - item.sent_at)  # nothing was on its way before it
         self._last_ack_at = now
         self._newest_acked = max(self._newest_acked, item.order)
-        if item.sends == 1:
-            self._usual_s += (now - item.sent_at - self._usual_s) / 8
-            self._hold_s = max(self._rules.hold_s, min(2 * self._usual_s, self._rules.hold_most_s))
         if not ack.duplicate or item.sends > 1:  # else it was published before, and the place is that of then
-            self._place(item.order, ack.sequence)
+            self._silence.placed(item.order, ack.sequence)
         if self.flowing and not ack.duplicate and item is not self._head():
             self._stop(now)  # what was sent before it is lost
         if self._refused:
@@ -167,7 +168,7 @@ class Lane:
             self.flowing = True
             self._probe = None
             return [waiting for waiting in self._queue if not waiting.done]
-        if self._held and self._head() is self._held[0]:
+        if self._only_held():
             held, self._held = self._held, []
             return held
         return []
@@ -186,6 +187,8 @@ class Lane:
         if item.subject in self._refused and not by_stream:
             item.done = True
             self._trim()
+            if self._only_held():
+                self._stop(now)  # no ack is to come that would let them go
             return [(item, refusal(item))]
         if self.flowing:
             self._stop(now + self._rules.probe_first_s)
@@ -235,7 +238,7 @@ class Lane:
             head = self._head()
         if head is None:
             return Step([], failed)
-        if self.flowing and self._missed_at(head) <= now:
+        if self.flowing and (self._missed_at(head) <= now or self._only_held()):
             self._stop(now)
         if self.flowing or now < self._probe_at:
             return Step([], failed)
@@ -261,14 +264,12 @@ class Lane:
         since = max(head.give_up_at - rules.give_up_s, self._last_ack_at)
         return min(since + rules.hand_over_s, head.give_up_at)
 
-    def _place(self, order: int, sequence: int) -> None:
-        if order > self._newest_placed:
-            self._newest_placed, self._newest_place = order, sequence
-        else:
-            self.overtaken += sequence > self._newest_place
-
     def _head(self) -> Outgoing | None:
         return self._queue[0] if self._queue else None
+
+    def _only_held(self) -> bool:
+        """Whether events are held, and none before them is on its way any more."""
+        return bool(self._held) and self._head() is self._held[0]
 
     def _trim(self) -> None:
         queue = self._queue

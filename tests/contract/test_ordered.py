@@ -15,6 +15,7 @@ import pytest
 from mesh import slot as slot_module
 from mesh.delivery import Reject
 from mesh.inbound import Admitted
+from mesh.jetstream.topology import PIN_GROUP
 from mesh.jetstream.wire import publish_frame
 from mesh.ordered import OrderedFeed
 from mesh.slots import Slots
@@ -174,6 +175,42 @@ async def test_what_got_lost_with_its_link_is_waited_for(tmp_path: Path, monkeyp
         await source.publish_keys(numbered(FIRST, 4))
         await until(lambda: len(desk.calls[FIRST]) == 4)
     assert desk.calls == {FIRST: [1, 2, 3, 4]}
+
+
+async def test_a_handler_that_outlives_a_take_over_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event comes again and is the first of its key, so that no later one is handled beside it."""
+    monkeypatch.setattr(slot_module, "PIN_TIMEOUT_S", 0.0)  # nobody else believes in the pin
+    monkeypatch.setattr("mesh.feed.IN_FLIGHT_RETRY_S", 0.1)
+    opened, busy, beside = anyio.Event(), set[int](), list[int]()
+
+    async def how(_key: str, number: int, _call: int) -> None:
+        beside.extend(busy)
+        busy.add(number)
+        if number == 1:
+            await opened.wait()
+        busy.discard(number)
+
+    desk, policies = Desk(how), ORDERED.replace(f"ack_wait: {ACK_WAIT_S:g}s", "ack_wait: 1s")
+    async with (
+        OrderedSource.ordered(tmp_path, policies=policies) as source,
+        running(source, desk) as (_, reading),
+    ):
+        await source.publish_keys(numbered(FIRST, 1, 2))
+        await until(lambda: desk.calls[FIRST] == [1])
+        (slot,) = [slot for slot in slots_of(reading).all() if slot.place[1].endswith("s03")]
+        await until(lambda: len(slot._order) == 2)
+        before = slot._order
+        await source.streams.connection.request(
+            f"$JS.API.CONSUMER.UNPIN.{slot.place[0]}.{slot.place[1]}", b'{"group":"%b"}' % PIN_GROUP.encode()
+        )
+        slot._last -= 1  # as if a delivery had been lost with the pin
+        await source.publish_keys(numbered(FIRST, 3))
+        await until(lambda: (slot._order is not before and slot.settled_in and len(slot._order) == 3) or beside)
+        opened.set()
+        await until_settled(source)
+    assert (desk.calls[FIRST], beside) == ([1, 2, 3], [])
 
 
 async def test_a_slot_is_handed_over_in_order_and_without_a_wait(

@@ -215,3 +215,18 @@ async def test_a_loss_is_found_though_nothing_comes_after_it(
             while holder.gaps != [1, 4]:
                 await keep(holder, 0.1)
         assert holder.bodies == [1, 2]
+
+
+async def test_a_beat_that_agrees_ends_what_was_overdue(
+    nats_server: NatsServer, control: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later one that is ahead of its delivery is the first of its kind: that delivery is on its way, and not lost."""
+    monkeypatch.setattr(pinned, "OVERDUE_S", -1.0)  # every second one is late enough
+    async with holder_at(nats_server.url) as holder:
+        await publish(control, 1)
+        await until(lambda: holder.puller.holds)
+        for last in (2, 1, 2):
+            holder.puller._on_beat(str(last))
+        assert holder.gaps == [1]
+        holder.puller._on_beat("2")
+        assert holder.gaps == [1, 3]

@@ -201,7 +201,7 @@ async def test_nothing_overtakes_what_was_lost_before_it(nats_server: NatsServer
         pass_time(desk, 2 * Rules().hold_s)
         for _ in range(2):
             desk.submit(3)
-        await control.flush(DEADLINE_S)
+        await desk.publisher._connection.flush(DEADLINE_S)
         assert len(await stored(control)) == 2
         pass_time(desk, 30.0)
         assert await desk.publisher.drain(DEADLINE_S)

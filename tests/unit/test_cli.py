@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
-from mesh.cli import operator, output
+from mesh.cli import LazyGroup, operator, output
 from mesh.cli.policy.request import READS_S, ask
 from mesh.cli.trust import keys
 from mesh.cli.trust.options import lets_back
@@ -189,3 +191,11 @@ def test_an_agent_without_a_key_is_an_agent() -> None:
         with pytest.raises(NotFound) as caught:
             keys._check_known(name, said, place)
         assert caught.value.expected == "desk, lake"
+
+
+def test_a_command_beside_those_of_other_modules_is_kept() -> None:
+    """What is written as `@app.command` is not lost among what is imported when it is asked for."""
+    app = typer.Typer(cls=LazyGroup)
+    app.command("here")(lambda: typer.echo("said"))
+    app.callback()(lambda: None)
+    assert CliRunner().invoke(app, ["here"]).output == "said\n"

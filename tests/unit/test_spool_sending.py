@@ -13,7 +13,7 @@ from agent.spool import sending as module
 from agent.spool.database import Row
 from agent.spool.record import Copy, RefusedRow, Sent
 from agent.spool.resent import READ_AHEAD_BYTES, ReadAhead
-from agent.spool.sending import PROBE_BYTES, Sending
+from agent.spool.sending import PROBE_BYTES, Sending, flight_bytes
 from agent.spool.tools import Tools
 from mesh.errors import Disconnected, MeshError, RequestFailed, SubjectRefused
 from mesh.jetstream.acks import PubAck
@@ -62,6 +62,7 @@ class Bench:
             on_gone=lambda rows: self.gone.extend(row.id for row in rows),
             on_news=lambda: None,
         )
+        self.sending._loop = cast("asyncio.AbstractEventLoop", SimpleNamespace(time=lambda: self.clock))
 
     @staticmethod
     async def _today() -> None:
@@ -159,7 +160,63 @@ async def test_the_next_flight_is_made_ready_meanwhile() -> None:
     bench.answer(1, ACK)
     await bench.advance()
     assert await bench.advance() == []
-    assert set(bench.known) == set(range(1, 257))
+    assert set(bench.known) == set(range(1, 401))
+
+
+async def test_a_copy_is_made_ready_once() -> None:
+    """However many acks of the flight before it come one by one: how it is sent is looked at then, and when it goes."""
+    bench = Bench(400)
+    next_sent, looks = bench.sending._tools.next_sent, 0
+
+    def counted(sent: Sent) -> Sent:
+        nonlocal looks
+        looks += 1
+        return next_sent(sent)
+
+    bench.sending._tools.next_sent = counted  # type: ignore[method-assign]
+    bench.answer((await bench.advance())[0], ACK)
+    while flight := await bench.advance():
+        for number in flight:
+            bench.answer(number, ACK)
+            if number != flight[-1]:
+                assert await bench.advance() == []
+    assert len(bench.gone) == 400
+    assert looks <= 2 * 400
+
+
+async def _drain_far(bench: Bench, ack_s: float, count: int) -> float:
+    """Copies a second where every ack takes that long."""
+    began = bench.clock
+    while flight := await bench.advance():
+        bench.clock += ack_s
+        for number in flight:
+            bench.answer(number, ACK)
+    assert len(bench.gone) == count
+    return count / (bench.clock - began)
+
+
+@pytest.mark.parametrize("ack_s", [0.01, 0.03, 0.08])
+async def test_a_far_stream_is_drained_as_fast(ack_s: float) -> None:
+    """The longer an ack takes, the larger the flights: over 2,000 copies a second, so that the spool gets empty."""
+    bench = Bench(5000)
+    bench.sending._tools.egress.judge = lambda copy, *_: copy.body.ljust(1000)  # type: ignore[method-assign]
+    bench.publisher.max_body = 2000
+    assert await _drain_far(bench, ack_s, 5000) > 2000
+
+
+async def test_after_a_loss_flights_are_as_small_as_can_be() -> None:
+    """How long an ack took that had to be asked for again says nothing of the way, but that leaders change."""
+    bench = Bench(600)
+    (probe,) = await bench.advance()
+    bench.clock += 1.0
+    bench.sent[-1].sends = 3
+    bench.answer(probe, ACK)
+    assert await bench.advance() == list(range(2, 50)), "48 KiB"
+
+
+def test_a_flight_has_its_limits() -> None:
+    """Below what a server reads at once near by, and bounded however slow a stream is."""
+    assert [flight_bytes(ack_s) for ack_s in (0.0, 0.01, 0.03, 60.0)] == [49152, 49152, 147456, 1024 * 1024]
 
 
 async def test_what_comes_back_stands_where_it_stood() -> None:
@@ -275,7 +332,7 @@ async def test_a_subject_that_nats_refuses_is_tried_for_a_while(monkeypatch: pyt
     for _ in range(3):
         assert await bench.advance() == [1]
         bench.answer(1, SubjectRefused("no"))
-        assert bench.sending.not_before > asyncio.get_running_loop().time()
+        assert bench.sending.not_before > bench.clock
     assert bench.aside == []
     monkeypatch.setattr(module, "SUBJECT_LIMIT_S", 0.0)
     await bench.advance()

@@ -581,3 +581,71 @@ def test_the_ack_of_an_event_that_was_published_before_may_come_early() -> None:
     assert bench.lane.flowing
     assert bench.lane.acked(new, bench.now, PubAck("EV", 7)) == []
     assert bench.lane.overtaken == 0
+
+
+def test_our_own_queue_does_not_make_a_stream_slow() -> None:
+    """Acks of a lane that always has hundreds in flight take long, and silence is noticed as soon as ever."""
+    bench = Bench()
+    bench.submit(*(queue := [item() for _ in range(600)]))
+    for _ in range(2000):
+        bench.pass_time(0.001)
+        bench.ack(queue.pop(0))
+        bench.submit(each := item())
+        queue.append(each)
+    assert bench.sent[-1] is queue[-1], "nothing was held"
+    bench.pass_time(RULES.hold_s + 0.001)
+    bench.submit(late := item())
+    assert late not in bench.sent
+
+
+def test_one_ack_tells_how_far_a_server_is() -> None:
+    """Eighty milliseconds are usual there from the first ack on; twice that is silence."""
+    bench = Bench()
+    bench.submit(first := item())
+    bench.pass_time(0.08)
+    bench.ack(first)
+    bench.submit(item())
+    bench.pass_time(0.15)
+    bench.submit(soon := item())
+    assert soon in bench.sent
+    bench.pass_time(0.02)
+    bench.submit(late := item())
+    assert late not in bench.sent
+
+
+def test_a_lost_ack_hides_nobody_who_was_overtaken() -> None:
+    """The later event was stored first, and its ack was lost: the answer to it sent again tells its place."""
+    bench = Bench()
+    bench.submit(lost := item(), stored := item(), behind := item())
+    assert bench.pass_time(RULES.ack_deadline_s + 0.1)[0] is lost
+    assert bench.lane.acked(lost, bench.now, PubAck("EV", 200)) == [stored, behind]
+    for each in (stored, behind):
+        bench.lane.sent(each, bench.now)
+    bench.lane.acked(stored, bench.now, PubAck("EV", 101, duplicate=True))
+    assert bench.lane.overtaken == 1
+    bench.lane.acked(behind, bench.now, PubAck("EV", 201))
+    assert bench.lane.overtaken == 1
+
+
+def test_what_waits_behind_a_refused_event_goes_at_once() -> None:
+    """No ack is to come that would let it go: it does not wait for a deadline of its own."""
+    bench = _refused()
+    bench.pass_time(RULES.refused_for_s)
+    assert not bench.lane.refuses(A, bench.now)
+    bench.submit(trial := item(A))
+    bench.pass_time(RULES.hold_s + 0.01)
+    bench.submit(*(waiting := [item(B), item(B)]))
+    assert waiting[0] not in bench.sent
+    bench.reject(trial)
+    assert bench.pass_time(0) == waiting[:1]
+    assert bench.ack(waiting[0]) == waiting[1:]
+
+
+def test_what_waits_behind_an_event_that_is_given_up_goes_at_once() -> None:
+    """The same where nobody answered it at all."""
+    bench = Bench(rules=Rules(ack_deadline_s=30.0))
+    bench.submit(silent := item())
+    bench.pass_time(5)
+    bench.submit(waiting := item())
+    assert bench.pass_time(5) == [waiting]
+    assert [each for each, _ in bench.failed] == [silent]

@@ -1,0 +1,126 @@
+"""What a feed does beside judging: it fetches and settles in tasks, and nothing of that is lost without a word."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import anyio
+import pytest
+
+from mesh.errors import BadSignature, Unavailable
+from mesh.jetstream.puller import Puller
+from mesh.judging import Judge
+from mesh.signing import Received
+from mesh.trust_watch import TrustWatch
+from mesh.watch import BundleWatch
+
+pytestmark = pytest.mark.anyio
+
+EVENT = Received("ev.local.clear.s00.crm.contact.v1", b"{}", ("id",), "v1.kid.x", "EV", 7, 0, 1, "reply", redrive="r1")
+
+
+class Handing:
+    """A puller that writes down what it was given back."""
+
+    def __init__(self) -> None:
+        self.back: list[Received] = []
+
+    def nak(self, received: Received, _delay_s: float = 0.0) -> None:
+        """See `Puller`."""
+        self.back.append(received)
+
+
+@pytest.fixture
+def handing() -> Handing:
+    """Where what is judged came from."""
+    return Handing()
+
+
+@pytest.fixture
+def puller(handing: Handing) -> Puller:
+    """The same."""
+    return cast("Puller", handing)
+
+
+@pytest.fixture
+def judge() -> Judge:
+    """One that has nothing to judge by."""
+    return Judge(
+        cast("BundleWatch", SimpleNamespace(plans=None, might_publish=None)),
+        cast("TrustWatch", SimpleNamespace(keyring=None)),
+        team="support",
+        subscription="contacts",
+        admitted=lambda *_: None,
+        withdraw=list,
+        turned=lambda: None,
+        now_ms=lambda: 0,
+    )
+
+
+async def test_what_is_asked_for_before_the_feed_runs_is_done_once_it_does(judge: Judge, puller: Puller) -> None:
+    """A feed that takes over gets events before its tasks are there."""
+    letters: list[str] = []
+
+    async def put_back(_received: Received, _puller: Puller, code: str) -> None:
+        letters.append(code)
+
+    judge.on_unhandled = put_back
+    judge.pass_over(EVENT, puller, "event-expired")
+    await run(judge)
+    assert letters == ["event-expired"]
+
+
+async def test_what_cannot_be_settled_is_handed_back(judge: Judge, puller: Puller, handing: Handing) -> None:
+    """Left alone it would be signalled for as in hand by an ordered feed, and its key would stand still."""
+
+    async def quarantine(*_: object) -> None:
+        raise Unavailable("no stream", next="wait")
+
+    judge.on_rejected = quarantine
+    judge.reject(EVENT, puller, BadSignature("forged"))
+    await run(judge)
+    assert handing.back == [EVENT]
+
+
+async def run(judge: Judge) -> None:
+    """Until all that it has to do is done."""
+    async with anyio.create_task_group() as group:
+        judge.start(group)
+
+
+FETCHES = pytest.mark.parametrize("what", ["certificates", "revision"])
+
+
+def fetch(judge: Judge, what: str) -> None:
+    """Have it fetch for the first in line."""
+    judge._spawn(judge._fetch_and_resume if what == "certificates" else lambda: judge._fetch_past_and_resume(1))
+
+
+@FETCHES
+async def test_a_fetch_that_fails_for_good_ends_the_feed(
+    judge: Judge, puller: Puller, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Else what waits for it, and everything behind that, would wait for ever and nobody would know."""
+
+    async def fail(_: object) -> bool:
+        raise Unavailable("no bucket", next="wait")
+
+    monkeypatch.setattr(judge._fetcher, what, fail)
+    judge.parked.append((EVENT, puller))
+    fetch(judge, what)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run(judge)
+    assert caught.group_contains(Unavailable)
+
+
+@FETCHES
+async def test_a_fetch_that_begins_after_the_end_does_nothing(
+    judge: Judge, puller: Puller, handing: Handing, what: str
+) -> None:
+    """What waited for it was handed back by then."""
+    judge.parked.append((EVENT, puller))
+    fetch(judge, what)
+    judge.stop()
+    await run(judge)
+    assert handing.back == [EVENT]
