@@ -60,7 +60,7 @@ class Secrets:
         min_bytes: int,
         check_s: float,
         clock: Callable[[], float] = time.monotonic,
-        check: Callable[[bytes], None] = lambda _: None,
+        check: Callable[[bytes], object] = bytes,
     ) -> None:
         self._paths = tuple(paths)
         self._min_bytes = min_bytes

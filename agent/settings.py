@@ -318,13 +318,13 @@ def as_dict(loaded: Loaded) -> dict[str, dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return {item.name: {**dataclasses.asdict(item)} for item in value}
+        return {item.name: item.shown() for item in value}
     return value
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return "; ".join(f"{item.name}: {item.provider}, secrets in {', '.join(item.secret_files)}" for item in value)
+        return "; ".join(f"{item.name}: {item.summary()}" for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
+from mesh import retry_after as field
 from mesh.rates import Bucket
 from mesh.retry import JITTER, MAX_DELAY_S, RetryPolicy
 
@@ -15,17 +15,8 @@ BACKOFF = RetryPolicy(backoff_s=(1.0, 5.0, 30.0, 300.0))  # a service that is do
 
 
 def seconds(retry_after: float | str | None, unix_s: float) -> float:
-    """How long a service wants to be left alone: seconds or an HTTP date, at most a day; 0.0 where it cannot be read.
-
-    Source: RFC 9110, 10.2.3.
-    """
-    try:
-        wait_s = float(retry_after or 0)
-    except ValueError:
-        try:
-            wait_s = parsedate_to_datetime(str(retry_after)).timestamp() - unix_s
-        except ValueError:
-            return 0.0
+    """How long a service wants to be left alone, a number or its `Retry-After`: at most a day, 0.0 for nonsense."""
+    wait_s = retry_after if isinstance(retry_after, float | int) else field.parse(retry_after, unix_s) or 0.0
     return min(wait_s, MAX_DELAY_S) if wait_s > 0 else 0.0
 
 

@@ -1,14 +1,14 @@
 """Which addresses the name of a target may stand for: asked anew for each connection, which is then made to the answer.
 
 `localhost` is this machine, whatever a name server says of it. Any other name was allowed because it is another
-machine: should it ever stand for this one, for a link-local address (the metadata service of a cloud) or for none that
-a packet can be sent to, somebody has set a trap, and no connection is made.
+machine: should it ever stand for this one, for a link-local address or another at which a cloud has its metadata
+service, or for none that a packet can be sent to, somebody has set a trap, and no connection is made.
 """
 
 from __future__ import annotations
 
 import socket
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -19,6 +19,8 @@ from agent.push.settings import LOCALHOST
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16")))  # EC2, Alibaba, Azure
+NAT64 = IPv6Network("64:ff9b::/96")  # an IPv4 address in the last four bytes (RFC 6052)
 LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
@@ -45,7 +47,7 @@ class Addresses(AbstractResolver):
             AddressRefused: One of them is one that no target may have.
             OSError: It has none.
         """
-        if host == LOCALHOST:
+        if host.lower() == LOCALHOST:
             return [_result(host, port, kind, address) for kind, address in LOOPBACK if family in (kind, 0)]
         found = await self._system.resolve(host, port, family)
         for result in found:
@@ -60,9 +62,17 @@ class Addresses(AbstractResolver):
 
 def refused(address: str) -> bool:
     """Whether no name of another machine may stand for *address*."""
-    ip = ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = _unwrapped(ip_address(address.partition("%")[0]))
+    if ip in METADATA:
+        return True
     return ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast or ip.is_reserved
+
+
+def _unwrapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that a packet to *ip* ends at, where *ip* is another way to write one."""
+    if isinstance(ip, IPv4Address):
+        return ip
+    return IPv4Address(ip.packed[-4:]) if ip in NAT64 else ip.ipv4_mapped or ip
 
 
 def _result(host: str, port: int, family: socket.AddressFamily, address: str) -> ResolveResult:

@@ -1,7 +1,8 @@
 """When a target may be asked: a target that says "later", or that cannot be reached, is left alone for that long.
 
     free        every request may begin
-    paused      none may, for as long as the target asked, or for 1, 2, 4, ... seconds where it did not say
+    paused      none may, for as long as the target asked, or for 1, 2, 4, ... seconds where it did not say or asked for
+                less than the first of these
     probing     one may, the first after a pause: any answer but "later" frees the target, "later" pauses it again
 
 Nothing here is about an event: what is held back stays in hand, uses up no attempt, and becomes no dead letter. A
@@ -52,7 +53,7 @@ class Pause:
         if era == self._era:
             self._era += 1
             self._probing = False
-            if delay_s is None:
+            if delay_s is None or delay_s < FIRST_PAUSE_S:  # 0 and a past date too: else we would ask without end
                 delay_s = min(FIRST_PAUSE_S * self._factor, MAX_PAUSE_S)
                 self._factor = min(2 * self._factor, int(MAX_PAUSE_S / FIRST_PAUSE_S))
             self._until_s = now_s + delay_s

@@ -53,14 +53,14 @@ log = logs.get("push")
 
 
 class _Parcel:
-    """The events of one request, and how often they were told "later" (in all, and since one was taken)."""
+    """The events of one request; how often they were told "later", and what the target had answered when put aside."""
 
-    __slots__ = ("deliveries", "taken", "told", "told_since")
+    __slots__ = ("answers", "deliveries", "taken", "told", "told_since")
 
     def __init__(self, deliveries: list[Delivery], taken: int) -> None:
         self.deliveries = deliveries
         self.taken = taken
-        self.told = self.told_since = 0
+        self.answers = self.told = self.told_since = 0
 
     def later(self, taken: int) -> None:
         """Told so, after the target has taken so many."""
@@ -89,6 +89,7 @@ class Pusher:
         self._stopping = False
         self._in_flight = 0
         self._taken = 0
+        self._answers = 0  # other than "later"
         self._trouble = ""
 
     def state(self) -> dict[str, Any]:
@@ -122,10 +123,7 @@ class Pusher:
 
     async def _work(self, subscription: Subscription) -> None:
         while not self._stopping:
-            if self._aside and self._aside[0].taken != self._taken:
-                parcel = self._aside.popleft()
-            else:
-                parcel = _Parcel(await self._take(subscription), self._taken)
+            parcel = await self._choose(subscription)
             while parcel.deliveries:
                 try:
                     done = await self._push(parcel)
@@ -137,45 +135,52 @@ class Pusher:
                 parcel = await self._swap(subscription, parcel)
 
     async def _swap(self, subscription: Subscription, parcel: _Parcel) -> _Parcel:
-        """Another parcel instead, where there is one at once; *parcel* waits aside until the target takes one."""
-        others: list[Delivery] = []
-        if len(self._aside) < self._target.concurrency:
-            with anyio.CancelScope() as scope:
-                scope.cancel()  # nothing is waited for
-                others.append(await subscription.next())
-        if not others:
+        """Another parcel instead, where there is one at once; *parcel* waits aside for its answer."""
+        if len(self._aside) >= self._target.concurrency or not (others := await self._next(subscription, at_once=True)):
             return parcel
+        parcel.answers = self._answers
         self._aside.append(parcel)
         return _Parcel(others, self._taken)
 
     # --- taking ------------------------------------------------------------------------------------------------------
 
-    async def _take(self, subscription: Subscription) -> list[Delivery]:
-        """The events of the next request; none where we stop."""
-        taken: list[Delivery] = []
-        with anyio.CancelScope() as scope:
-            self._idle.add(scope)
-            try:
-                taken.append(await subscription.next())
-            finally:
-                self._idle.discard(scope)
+    async def _choose(self, subscription: Subscription) -> _Parcel:
+        """What waits aside, if the target answered others since or none comes at once; else the next, if any.
+
+        Nothing is waited for while something is aside: nobody else might come back to it.
+        """
+        if self._aside and self._aside[0].answers != self._answers:
+            return self._aside.popleft()
+        taken = await self._next(subscription, at_once=bool(self._aside))
+        if not taken and self._aside:
+            return self._aside.popleft()
         if taken and self._target.mode == BATCH:
             await self._more(subscription, taken)
-        return taken
+        return _Parcel(taken, self._taken)
+
+    async def _next(self, subscription: Subscription, *, at_once: bool = False) -> list[Delivery]:
+        """The next delivery; none where we stop, or where there is none *at_once*."""
+        found: list[Delivery] = []
+        with anyio.CancelScope() as scope:
+            if at_once:
+                scope.cancel()  # nothing is waited for
+            self._idle.add(scope)
+            try:
+                found.append(await subscription.next())
+            finally:
+                self._idle.discard(scope)
+        return found
 
     async def _more(self, subscription: Subscription, taken: list[Delivery]) -> None:
         """What else is there at once goes with it. An event that came before goes alone: so a bad one is found."""
         size = taken[0].size
         while taken[-1].event.attempt == 1 and len(taken) < self._target.batch_events and size < MAX_BATCH_BYTES:
-            count = len(taken)
-            with anyio.CancelScope() as scope:
-                scope.cancel()  # nothing is waited for
-                taken.append(await subscription.next())
-            if len(taken) == count:
+            if not (more := await self._next(subscription, at_once=True)):
                 return
-            if taken[-1].event.attempt > 1:
-                taken.pop().hand_back()
+            if more[0].event.attempt > 1:
+                more[0].hand_back()
                 return
+            taken += more
             size += taken[-1].size
 
     # --- pushing -----------------------------------------------------------------------------------------------------
@@ -222,6 +227,7 @@ class Pusher:
         return verdict
 
     async def _settle(self, deliveries: list[Delivery], verdict: Verdict) -> None:
+        self._answers += 1
         self._trouble = "" if isinstance(verdict, Taken) else verdict.reason
         if not isinstance(verdict, Taken) and len(deliveries) > 1:
             return  # handed back, to come again one by one

@@ -1,7 +1,8 @@
 """The request that hands events to an application. What can be written in header fields is, percent-encoded.
 
     structured          the event as one JSON text
-    binary              attributes as `ce-` fields, the data as the body; what has no form there goes structured
+    binary              attributes as `ce-` fields, the data as the body; what has no form there goes structured, and so
+                        does data that calls itself an event: a receiver would read that one instead
     batch               a JSON array of events
     standard-webhooks   structured, with the three `webhook-` fields that sign it
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_FIELD_BYTES = 6144  # of `ce-` fields: most servers take 8 KiB of header; an event with more goes structured
 
+EVENTS = "application/cloudevents"  # with this before it a body is read as events, whatever `ce-` fields say (3)
+
 _PLAIN = "".join(c for c in string.printable if "!" <= c <= "~" and c not in '"%')  # binding 1.0.2, 3.1.3.2
 _DATA = frozenset({"data", "data_base64", "datacontenttype"})
 _TRACE = ("traceparent", "tracestate")
@@ -58,6 +61,8 @@ def batch(events: Sequence[Mapping[str, Any]]) -> Request:
 def binary(fields: Mapping[str, Any]) -> Request:
     """One event with its attributes in header fields; structured where an attribute or the data has no form there."""
     headers = [("Content-Type", str(fields.get("datacontenttype", JSON)))]
+    if headers[0][1].strip().lower().startswith(EVENTS):
+        return structured(fields)
     for name, value in fields.items():
         if name in _DATA or value is None:
             continue

@@ -8,6 +8,7 @@ checked, and what a target answers beside its status is thrown away, little of i
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ KEEPALIVE_S = 4.0  # below the 5 s after which uvicorn and Node close an idle co
 MAX_ANSWER_BYTES = 65_536  # of a body, read so that the connection can be used again; beyond it the connection goes
 ANSWER_S = 1.0  # for that
 MIN_TOKEN_CHARS = 16
+_visible = re.compile(rb"[!-~]+").fullmatch
 
 REQUESTS = counter(
     "mesh.agent.push.requests",
@@ -65,11 +67,14 @@ class Sender:
         self._url = URL(target.url, encoded=True)
         self._token = self._signing = None
         if target.token_file:
-            self._token = Secrets([base / target.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=check_s)
+            self._token = Secrets(
+                [base / target.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=check_s, check=_check_token
+            )
         if target.mode == STANDARD:
             paths = [base / file for file in target.secret_files]
-            self._signing = Secrets(paths, min_bytes=1, check_s=check_s)
-            self._keys()
+            self._signing = Secrets(paths, min_bytes=1, check_s=check_s, check=read_secret)
+        self._texts: tuple[bytes, ...] = ()
+        self._keys: list[bytes] = []  # what they hold
         self._socket = str(base / target.socket) if target.socket else ""
         self._tls = _tls(base / target.ca_file if target.ca_file else None) if target.parts.scheme == "https" else None
         self._http: aiohttp.ClientSession | None = None
@@ -119,12 +124,15 @@ class Sender:
 
     def _secret_fields(self, request: Request, message: str) -> Iterator[tuple[str, str]]:
         if self._token is not None:
-            yield "Authorization", f"Bearer {self._token.values()[0].decode('latin-1')}"
+            yield "Authorization", f"Bearer {self._token.values()[0].decode('ascii')}"
         if self._signing is not None:
-            yield from sign(message, request.body, self._keys(), now_s=int(time.time()))
+            yield from sign(message, request.body, self._in_force(self._signing), now_s=int(time.time()))
 
-    def _keys(self) -> list[bytes]:
-        return [] if self._signing is None else [read_secret(text) for text in self._signing.values()]
+    def _in_force(self, signing: Secrets) -> list[bytes]:
+        texts = signing.values()
+        if texts is not self._texts:
+            self._texts, self._keys = texts, [read_secret(text) for text in texts]
+        return self._keys
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -163,6 +171,16 @@ async def _read_away(response: aiohttp.ClientResponse) -> bool:
     except (TimeoutError, aiohttp.ClientError):
         return False  # the status was there before: it counts
     return True
+
+
+def _check_token(text: bytes) -> None:
+    if not _visible(text):
+        raise ConfigError(
+            "the token of a push target cannot stand in a header field",
+            expected="visible ASCII characters",
+            got="another text",
+            next="look for a line break or a space in its file",
+        )
 
 
 def _no_connection(error: aiohttp.ClientConnectorError) -> str:

@@ -56,6 +56,15 @@ class PushTarget:
         parts = self.parts
         return f"unix:{self.socket}" if self.socket else f"{parts.hostname}:{parts.port or PORTS[parts.scheme]}"
 
+    def shown(self) -> dict[str, Any]:
+        """Its options for machines, with its place instead of the URL."""
+        return {"place": self.place, **{name: getattr(self, name) for name in _FIELDS if name != "url"}}
+
+    def summary(self) -> str:
+        """The same for people, in short."""
+        secrets = f", secrets in {', '.join(self.secret_files)}" if self.secret_files else ""
+        return f"{self.mode} to {self.place}{secrets}" + (f", token in {self.token_file}" if self.token_file else "")
+
 
 _FIELDS = {f.name: f for f in dataclasses.fields(PushTarget) if f.metadata}
 

@@ -15,12 +15,10 @@ Source: RFC 9110, 10.2.3 and 15; design section 8.
 
 from __future__ import annotations
 
-import re
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
-_seconds = re.compile(r"[0-9]{1,10}").fullmatch
+from mesh import retry_after as field
+
 _AGAIN = frozenset({408, 425})  # of the 4xx: the request came too slowly, or too early; the event is not to blame
 TOO_MANY, UNAVAILABLE = 429, 503
 
@@ -67,23 +65,9 @@ def judge(status: int, retry_after: str | None, *, now_s: float, cap_s: float) -
     if 200 <= status < 300:  # noqa: PLR2004 - HTTP's own class
         return Taken(reason)
     if status in (TOO_MANY, UNAVAILABLE):
-        delay_s = _delay_s(retry_after, now_s, cap_s)
+        delay_s = field.parse(retry_after, now_s)
         if status == TOO_MANY or delay_s is not None:
-            return Later(reason, delay_s)
+            return Later(reason, None if delay_s is None else min(delay_s, cap_s))
     if 400 <= status < 500 and status not in _AGAIN:  # noqa: PLR2004 - HTTP's own class
         return Refused(reason)
     return Failed(reason)
-
-
-def _delay_s(text: str | None, now_s: float, cap_s: float) -> float | None:
-    """The seconds that a `Retry-After` asks for; None where it says nothing that can be read."""
-    text = (text or "").strip()
-    if _seconds(text):
-        return min(float(text), cap_s)
-    try:
-        at = parsedate_to_datetime(text)
-        if at.tzinfo is None:
-            at = at.replace(tzinfo=UTC)
-        return min(max(0.0, at.timestamp() - now_s), cap_s)
-    except (TypeError, ValueError, OverflowError, IndexError):
-        return None

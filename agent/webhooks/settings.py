@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +39,14 @@ class WebhookSource:
     tolerance_s: float = TOLERANCE_S
     url: str = ""
     scheme: Scheme | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """Its options for machines."""
+        return dataclasses.asdict(self)
+
+    def summary(self) -> str:
+        """The same for people, in short."""
+        return f"{self.provider}, secrets in {', '.join(self.secret_files)}"
 
 
 def read_sources(tables: Any, file: str) -> tuple[WebhookSource, ...]:

@@ -13,7 +13,7 @@ from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from standardwebhooks import Webhook
 
-from agent.push import addresses, sender
+from agent.push import addresses, pause, sender
 from mesh.telemetry import DEFAULT
 from tests.contract import push_flaky
 from tests.contract.agent_mesh import until
@@ -42,6 +42,12 @@ def failing(times: int, code: int = 500, **headers: str) -> Answer:
         return status(204) if left[0] < 0 else status(code, **headers)
 
     return answer
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses that grow from a hundredth of a second on, for applications that ask for none."""
+    monkeypatch.setattr(pause, "FIRST_PAUSE_S", 0.01)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -92,6 +98,7 @@ async def test_any_other_4xx_is_a_dead_letter_at_once(source: Source, tmp_path: 
         assert await source.buried() == [(f"http-{code}", 1)]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_later_uses_up_no_attempt(source: Source, tmp_path: Path) -> None:
     """Told to wait more often than there are attempts, the event is delivered all the same, and only once."""
     await source.publish("1")
@@ -116,6 +123,7 @@ async def test_later_pauses_the_whole_target(source: Source, tmp_path: Path) -> 
         assert app.ids == ["1"]
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_503_with_retry_after_is_later_too(source: Source, tmp_path: Path) -> None:
     """As for 429; without the field it is a failure like any 5xx."""
     await source.publish("1")
@@ -125,6 +133,7 @@ async def test_a_503_with_retry_after_is_later_too(source: Source, tmp_path: Pat
         assert app.ids == ["1"] * 5
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("concurrency", [1, 16])
 async def test_an_event_that_is_always_told_later_is_found(source: Source, tmp_path: Path, concurrency: int) -> None:
     """While the target takes others, ten times "later" are an attempt: else it would be in hand for ever."""

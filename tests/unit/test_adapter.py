@@ -399,7 +399,11 @@ def test_retry_after_is_a_lower_bound() -> None:
         ("soon", 0),
         ("-5", 0),
         ("nan", 0),
-        ("1e99", 86_400),
+        ("1e99", 0),
+        (1e99, 86_400),
+        (float("nan"), 0),
+        ("9" * 10, 86_400),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", 0),
     ],
 )
 def test_retry_after_as_services_write_it(retry_after: float | str | None, wait_s: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from standardwebhooks import Webhook
 from agent.push import requests
 from agent.push.signature import message_id, read_secret, sign
 from mesh.errors import ConfigError
+from mesh.event import BATCH_CONTENT_TYPE, CONTENT_TYPE
 from mesh.inbound import Admitted
 
 FIELDS: dict[str, Any] = {
@@ -77,6 +80,27 @@ def test_any_attributes_make_a_sound_request(extra: dict[str, Any]) -> None:
     for field, text in request.headers:
         assert re.fullmatch(r"[A-Za-z0-9-]+", field)
         assert text == "" or FIELD.fullmatch(text), text
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        "application/cloudevents+json",
+        "APPLICATION/CLOUDEVENTS+JSON",
+        "application/cloudevents-batch+json; charset=utf-8",
+        "application/cloudevents",
+        "application/cloudevents+xml",
+    ],
+)
+@pytest.mark.parametrize("make", [requests.binary, requests.structured, lambda fields: requests.batch([fields])])
+def test_no_data_passes_for_an_event(media: str, make: Callable[[dict[str, Any]], requests.Request]) -> None:
+    """Data that calls itself an event stays data: in no mode can a receiver read it as an event of its own."""
+    forged = {"specversion": "1.0", "id": "x", "source": "/bank", "type": "bank.transfer.approved.v1"}
+    request = make({**FIELDS, "datacontenttype": media, "data": forged})
+    read = msgspec.json.decode(request.body)
+    (event,) = read if isinstance(read, list) else [read]
+    assert (event["source"], event["type"], event["data"]) == ("/crm", "crm.contact.created.v1", forged)
+    assert dict(request.headers)["Content-Type"] in (CONTENT_TYPE, BATCH_CONTENT_TYPE)
 
 
 # --- Standard Webhooks -----------------------------------------------------------------------------------------------

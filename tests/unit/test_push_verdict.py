@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
+from aiohttp.abc import AbstractResolver
 
-from agent.push.addresses import refused
+from agent.push.addresses import Addresses, refused
 from agent.push.pause import Pause
 from agent.push.settings import read_hosts
 from agent.push.verdict import Failed, Later, Refused, Taken, Verdict, judge
@@ -94,6 +96,17 @@ def test_pauses_grow_where_the_target_does_not_say() -> None:
     pause.answered(pause.begin())
     pause.later(pause.begin(), now, "unreachable", None)
     assert pause.wait_s(now) == 1.0
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.999])
+def test_a_target_that_asks_for_no_pause_gets_one(delay_s: float) -> None:
+    """`Retry-After: 0`, or a date that is past by our clock: pauses grow, and nobody asks without end."""
+    pause, now, waits = Pause(), 0.0, []
+    for _ in range(4):
+        pause.later(pause.begin(), now, "http-429", delay_s)
+        waits.append(pause.wait_s(now))
+        now += pause.wait_s(now) or 0.0
+    assert waits == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_of_answers_that_were_under_way_the_longest_wait_counts() -> None:
@@ -238,6 +251,14 @@ def test_hosts_are_read_in_any_case() -> None:
         ("224.0.0.1", True),
         ("ff02::1", True),
         ("255.255.255.255", True),
+        ("fd00:ec2::254", True),
+        ("100.100.100.200", True),
+        ("168.63.129.16", True),
+        ("::ffff:168.63.129.16", True),
+        ("64:ff9b::7f00:1", True),
+        ("64:ff9b::a9fe:a9fe", True),
+        ("64:ff9b::6464:64c8", True),
+        ("64:ff9b::5db8:d822", False),
         ("10.1.2.3", False),
         ("192.168.1.1", False),
         ("93.184.216.34", False),
@@ -248,6 +269,25 @@ def test_hosts_are_read_in_any_case() -> None:
 def test_no_allowed_name_may_stand_for_this_machine(address: str, *, is_refused: bool) -> None:
     """Nor for a metadata service; a private network is where services live."""
     assert refused(address) is is_refused
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "LOCALHOST"])
+@pytest.mark.anyio
+async def test_localhost_is_this_machine_in_any_case(host: str) -> None:
+    """What the settings accept is connected to, and no name server is asked."""
+    found = await Addresses(NoNames).resolve(host, 80, socket.AF_UNSPEC)
+    assert [result["host"] for result in found] == ["127.0.0.1", "::1"]
+
+
+class NoNames(AbstractResolver):
+    """A system without a name server."""
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[Any]:
+        """Nobody may ask."""
+        raise AssertionError(host)
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 def test_the_state_names_no_path() -> None:

@@ -109,3 +109,23 @@ def test_the_tables_show_every_setting() -> None:
     assert list(settings.as_dict(loaded)) == names
     assert all(f"| `{name}` |" in settings.markdown() for name in names)
     assert any("hook.secret" in row[1] for row in settings.rows(loaded))
+
+
+def test_the_tables_show_where_a_push_target_is_and_not_its_path() -> None:
+    """A path or a query may hold a secret: host and port are shown, the mode, and the names of files."""
+    loaded = load(
+        NAMED
+        + """team_creds_file = "team.creds"
+push_hosts = "hooks.example.org"
+[push.contacts]
+url = "https://hooks.example.org/T000/s3cret?token=s3cret"
+mode = "standard-webhooks"
+secret_files = ["push.secret"]
+token_file = "push.token"
+"""
+    )
+    (shown,) = [row[1] for row in settings.rows(loaded) if row[0] == "push"]
+    assert shown == "contacts: standard-webhooks to hooks.example.org:443, secrets in push.secret, token in push.token"
+    target = settings.as_dict(loaded)["push"]["value"]["contacts"]
+    assert (target["place"], target["secret_files"]) == ("hooks.example.org:443", ("push.secret",))
+    assert "s3cret" not in repr(target)
