@@ -10,11 +10,12 @@ import asyncio
 import os
 import socket
 import stat
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
@@ -24,7 +25,7 @@ from mesh import logs
 from mesh.errors import BadHeader, MeshError, Overloaded, RequestTimeout, TooManyHeaders
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from agent.settings import AgentSettings
 
@@ -76,17 +77,30 @@ def watched(request: web.BaseRequest, lost: Callable[[], None]) -> Iterator[None
             protocol.on_lost = None
 
 
-async def flushed(request: web.BaseRequest) -> None:
-    """Wait until the operating system has all that was written.
+@asynccontextmanager
+async def flushed(request: web.BaseRequest, *, timeout_s: float) -> AsyncIterator[None]:
+    """Write in this block: at its end the operating system has all of it.
+
+    Args:
+        request: Whose answer it is.
+        timeout_s: From the beginning of the block; then the connection is torn.
 
     Raises:
-        ConnectionError: The client is gone.
+        ConnectionError: The client is gone, or has not read it in time.
     """
-    transport = request.transport
-    if transport is None or transport.is_closing():
-        raise ConnectionResetError("the client is gone")
-    transport.set_write_buffer_limits(high=0)
-    await request.writer.drain()
+    written = False
+    with anyio.move_on_after(timeout_s):
+        yield
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        transport.set_write_buffer_limits(high=0)
+        await request.writer.drain()
+        written = True
+    if not written:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the client has not read its answer within {timeout_s:g} s")
 
 
 class _Protocol(RequestHandler):

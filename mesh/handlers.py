@@ -65,7 +65,8 @@ def caller(handler: Handler, *, known: tuple[type, ...] = ()) -> Callable[[Admit
     else:
 
         async def call(event: Admitted) -> object:
-            result = await anyio.to_thread.run_sync(handler, *take(event))
+            own = anyio.CapacityLimiter(1)  # how many run at once is `concurrency`, not anyio's 40 threads
+            result = await anyio.to_thread.run_sync(handler, *take(event), limiter=own)
             return await result if inspect.isawaitable(result) else result
 
     return call

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio
@@ -89,8 +90,9 @@ class SyncDelivery:
 class SyncSubscription:
     """A durable subscription of our team: iterate over it, or `run` a handler. Several threads may share one.
 
-    It opens when it is first used, and closes with its `with` block, its loop or its mesh; what is not settled by then
-    is delivered again.
+    It opens when it is first used, and closes with the last of its `with` blocks, loops and runs. Where `next` was
+    called outside them it stays open until `close`, or until its mesh closes. What is not settled by then is delivered
+    again.
     """
 
     def __init__(self, subscription: Subscription, owner: SyncMesh, idle_s: float | None) -> None:
@@ -98,6 +100,9 @@ class SyncSubscription:
         self._owner = owner
         self._idle_s = idle_s
         self._stack: ExitStack | None = None
+        self._lock = RLock()  # one thread opens or closes; a loop that is collected meanwhile leaves in that thread
+        self._users = 0  # blocks, loops and runs
+        self._kept = False  # somebody has called `next`, and may call it again
 
     @property
     def state(self) -> str:
@@ -105,39 +110,59 @@ class SyncSubscription:
         return self._subscription.state
 
     def __enter__(self) -> Self:
+        with self._lock:
+            self._open()
+            self._users += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._kept = False  # by whoever called `next` in the block
+            self._leave()
+
+    def close(self) -> None:
+        """Hand back what is not settled, and pull nothing more, whoever uses it. Again: nothing."""
+        with self._lock:
+            self._kept = False
+            stack, self._stack = self._stack, None
+            if stack is not None:
+                self._owner.opened.remove(self)
+                stack.close()
+
+    def _open(self) -> None:
         if self._stack is None:
             opened = self._owner.portal.wrap_async_context_manager(self._subscription)
             opened.__enter__()
             self._stack = ExitStack()
             self._stack.callback(opened.__exit__, None, None, None)
             self._owner.opened.append(self)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Hand back what is not settled, and pull nothing more."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            self._owner.opened.remove(self)
-            stack.close()
+    def _leave(self) -> None:
+        """Whoever is the last to leave closes it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users and not self._kept:
+                self.close()
 
     def __iter__(self) -> Iterator[SyncDelivery]:
         """Deliveries, one by one: for ever, or until nothing came for `idle_s` seconds."""
-        was_open = self._stack is not None
+        self.__enter__()
         try:
-            while (delivery := self.next(self._idle_s)) is not None:
+            while (delivery := self._take(self._idle_s)) is not None:
                 yield delivery
         finally:
-            if not was_open:
-                self.close()
+            self._leave()
 
     def next(self, timeout_s: float | None = None) -> SyncDelivery | None:
         """The next delivery; None where none came within *timeout_s* seconds."""
-        self.__enter__()
+        with self._lock:
+            self._kept = True
+            self._open()
+        return self._take(timeout_s)
+
+    def _take(self, timeout_s: float | None) -> SyncDelivery | None:
         delivery = self._owner.wait(partial(self._next, timeout_s), undo=_hand_back)
         return None if delivery is None else SyncDelivery(delivery, self._owner)
 
@@ -148,13 +173,11 @@ class SyncSubscription:
 
     def run(self, handler: Handler, *, concurrency: int = DEFAULT_CONCURRENCY) -> None:
         """Call *handler* with each event until Ctrl-C, as `mesh.Subscription.run`: a plain one runs in a thread."""
-        was_open = self._stack is not None
         self.__enter__()
         try:
             self._owner.wait(partial(self._subscription.run, handler, concurrency=concurrency))
         finally:
-            if not was_open:
-                self.close()
+            self._leave()
 
 
 class SyncMesh:
@@ -236,12 +259,25 @@ class SyncMesh:
             work: What to do.
             undo: On that loop, with a result that came too late for anybody to take it.
         """
-        future = self.portal.start_task_soon(work)
+        lock, done, gone = Lock(), list[T](), False
+
+        async def hand_over() -> T:
+            result = await work()
+            with lock:
+                done.append(result)
+                if gone:
+                    undo(result)
+            return result
+
+        future = self.portal.start_task_soon(hand_over)
         try:
             return future.result()
         except BaseException:
-            if not future.cancel() and future.exception() is None:
-                self.portal.call(undo, future.result())
+            with lock:
+                gone, late = True, tuple(done)
+            future.cancel()
+            for result in late:
+                self.portal.call(undo, result)
             raise
 
 

@@ -32,6 +32,40 @@ _STATE: Final = {
         "domains_lacking": _NAMES | {"description": "Pseudonym domains without a key here."},
         "ciphers_lacking": _NAMES | {"description": "Cipher keys that are not here."},
         "draining": {"type": "boolean"},
+        "consuming": {
+            "type": "object",
+            "description": "The team's connection; there once something was consumed here.",
+            "required": ["nats_connected", "nats_refused", "bundle_revision", "subscriptions"],
+            "properties": {
+                "nats_connected": {"type": "boolean"},
+                "nats_refused": {"type": ["string", "null"], "description": "Why NATS will not have the team."},
+                "bundle_revision": _COUNT | {"description": "Of the team's policies in force; 0 before the first."},
+                "subscriptions": {
+                    "type": "object",
+                    "description": "The state of each that runs here: `running`, or why it pauses.",
+                    "additionalProperties": {"type": "string"},
+                },
+            },
+        },
+        "push": {
+            "type": "object",
+            "description": "Each target by its subscription; there where agent.toml has a [push] table.",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["target", "state", "because", "in_flight"],
+                "properties": {
+                    "target": {"type": "string", "description": "Host and port."},
+                    "state": {"type": "string", "description": "`running`, or why it is not pushed."},
+                    "because": {"type": "string", "description": "What went wrong last; empty where nothing did."},
+                    "in_flight": _COUNT | {"description": "Requests under way."},
+                },
+            },
+        },
+        "pull": {
+            "type": "object",
+            "description": "The open leases of each subscription that was pulled; there where the agent reads.",
+            "additionalProperties": _COUNT,
+        },
     },
 }
 

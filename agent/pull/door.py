@@ -8,7 +8,8 @@
     POST /v1/subscriptions/<name>/extend     the same and `lease_s`
 
 A fetch waits for one event and answers with that and what is there beside it; with none in time the list is empty. A
-client that goes away before its answer is written leaves no lease behind. Any number of clients share a subscription;
+client that goes away before its answer is written leaves no lease behind, nor does one that has not read it after half
+a lease or `body_timeout_s`. Any number of clients share a subscription;
 where it is ordered, one event of a key is out at a time.
 
 While the agent drains nothing more is fetched (503 `draining`), waiting polls end, and what is leased can be settled
@@ -176,26 +177,27 @@ class Pull:
                     leases = await handing.take(subscription, asked.most, lease_s)
                 if not leases and not self._consuming.connected and not self.draining:
                     raise Disconnected("NATS is away", expected="a connection", next="ask again after Retry-After")
-                return await self._hand_over(request, handing, leases, auto_ack=asked.auto_ack)
+                return await self._hand_over(request, handing, leases, asked)
 
     async def _hand_over(
-        self, request: BaseRequest, handing: Handing, leases: Sequence[Lease[Delivery]], *, auto_ack: bool
+        self, request: BaseRequest, handing: Handing, leases: Sequence[Lease[Delivery]], asked: asking.Fetch
     ) -> StreamResponse:
         """Write the answer; what cannot be written is handed back at once."""
         tokens = [lease.token for lease in leases]
         body = b'{"events":[' + b",".join(_shown(lease) for lease in leases) + b"]}"
         response = listener.answer(200, body, JSON, {"Cache-Control": "no-store"})
+        limit_s = min((asked.lease_s or 0.0) / 2, self._settings.body_timeout_s)
         written = False
         try:
-            await response.prepare(request)
-            await response.write_eof()
-            await listener.flushed(request)
+            async with listener.flushed(request, timeout_s=limit_s):
+                await response.prepare(request)
+                await response.write_eof()
             written = True
         finally:
             POLLS.add(1, end="lost" if not written else "events" if leases else "empty")
             if not written:
                 handing.hand_back(tokens)
-        if auto_ack:
+        if asked.auto_ack:
             for token in tokens:
                 handing.ack(token)
         return response

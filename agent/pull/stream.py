@@ -14,7 +14,6 @@ Source: HTML Living Standard, 9.2 Server-sent events.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -138,15 +137,8 @@ class Stream:
 
     async def _write(self, request: BaseRequest, response: StreamResponse, data: bytes) -> None:
         """Return once the operating system has all of it."""
-        written = False
-        with anyio.move_on_after(self._lease_s / 2 or math.inf):
+        async with listener.flushed(request, timeout_s=self._lease_s / 2):
             await response.write(data)
-            await listener.flushed(request)
-            written = True
-        if not written:
-            if request.transport is not None:
-                request.transport.abort()
-            raise ConnectionResetError("the client has read nothing for half a lease")
 
     def _leave(self) -> None:
         self._lost = True

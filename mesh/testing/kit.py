@@ -20,6 +20,7 @@ from mesh.handlers import caller
 from mesh.reading import beside
 from mesh.retry import RetryPolicy
 from mesh.testing import looking
+from mesh.testing.box import Box
 from mesh.testing.faults import DEADLINE_S, POLL_S
 from mesh.testing.host import MeshHost
 from mesh.testing.publishing import Publishing
@@ -52,19 +53,6 @@ class Ran:
     failed: list[tuple[Admitted, Exception]] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Box:
-    """What a team was handed of one subscription and no `expect` has taken."""
-
-    events: list[Admitted] = field(default_factory=list)
-    came: anyio.Event = field(default_factory=anyio.Event)
-
-    def put(self, event: Admitted) -> None:
-        self.events.append(event)
-        self.came.set()
-        self.came = anyio.Event()
-
-
 class LocalMesh(Publishing):
     """A mesh in a test's hands. Several may share one host: each begins with empty streams.
 
@@ -75,7 +63,7 @@ class LocalMesh(Publishing):
     def __init__(self, host: MeshHost) -> None:
         super().__init__(host)
         self.path = str(host.path)
-        self._boxes: dict[tuple[str, str], _Box] = {}
+        self._boxes: dict[tuple[str, str], Box] = {}
         self._audited = 0
 
     def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -118,20 +106,12 @@ class LocalMesh(Publishing):
         """
         fits = partial(looking.fits, looking.pattern(type), where)
         box = self._box(team, subscription)
-
-        async def enough() -> bool:
-            while sum(map(fits, box.events)) < count:
-                await box.came.wait()
-            return True
-
-        if sum(map(fits, box.events)) < count:
-            await self._until(team, subscription, enough, timeout_s)
-        found = [event for event in box.events if fits(event)][:count]
+        if not box.has(fits, count):
+            await self._until(team, subscription, partial(box.holds, fits, count), timeout_s)
+        found = box.take(fits, count)
         if len(found) < count:
             what = f"{count} events of {type} for {team}/{subscription} within {timeout_s:g} s, {len(found)} came"
             raise Unmet(await self.explain(team, subscription, what=f"expected {what}"))
-        for event in found:
-            box.events.remove(event)
         return found
 
     async def nothing(
@@ -235,8 +215,8 @@ class LocalMesh(Publishing):
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
-    def _box(self, team: str, subscription: str) -> _Box:
-        return self._boxes.setdefault((team, subscription), _Box())
+    def _box(self, team: str, subscription: str) -> Box:
+        return self._boxes.setdefault((team, subscription), Box())
 
     async def _until(
         self, team: str, subscription: str, enough: Callable[[], Awaitable[bool]], timeout_s: float

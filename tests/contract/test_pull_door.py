@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.lifecycle import Sidecar
+from agent.pull.door import POLLS
 from agent.pull.handing import OPEN
 from mesh.jetstream import manage
 from tests.contract.agent_mesh import POLICIES, until
@@ -184,6 +185,23 @@ async def test_an_answer_that_cannot_be_written_is_handed_back(source: Source, t
     assert await source.buried() == []
 
 
+async def test_an_answer_that_nobody_reads_is_handed_back(source: Source, tmp_path: Path) -> None:
+    """A client whose connection is open and takes nothing for half a lease: its events and its place go to others."""
+    names = [str(number) for number in range(20)]
+    await source.publish(*names, pad=200_000)
+    async with serving(source, tmp_path / "agent", max_pulls=1) as agent:
+        puller, consuming = client(agent), agent.consuming
+        assert consuming is not None
+        feed = (await consuming.subscription("contacts")).feed
+        await until(lambda: len(feed._ready) == len(names))  # else an answer is so short that the system takes it all
+        before = lost()
+        _, writer = await deaf(puller, "wait_s=20&lease_s=2")
+        await until(lambda: lost() > before)
+        assert sorted(ids(await everything(puller, len(names))), key=int) == names
+        writer.transport.abort()
+    assert await source.buried() == []
+
+
 async def test_a_stream_that_nobody_reads_is_left(source: Source, puller: Puller) -> None:
     """A client whose connection is open and takes nothing for half a lease: its events come again."""
     names = [str(number) for number in range(20)]
@@ -217,6 +235,11 @@ async def deaf(puller: Puller, query: str, more: str = "") -> tuple[asyncio.Stre
     writer.write(f"{head}Authorization: Bearer {puller.token}\r\n\r\n".encode())
     await writer.drain()
     return reader, writer
+
+
+def lost() -> float:
+    """Answers that could not be written, so far."""
+    return sum(value for labels, value in POLLS.series() if labels["end"] == "lost")
 
 
 def puller_leases(puller: Puller) -> int:

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -156,6 +157,22 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
         await caller(plain)(event("crm.contact.updated.v1"))
     assert threads
     assert threads[0] != threading.get_ident()
+
+
+async def test_more_plain_functions_run_at_once_than_anyio_has_threads() -> None:
+    """None waits for another: as many are called at once as `concurrency` says, and all of them meet."""
+    met = threading.Barrier(50, timeout=20)
+
+    def plain(_: Admitted) -> None:
+        met.wait()
+
+    async def call() -> None:
+        await caller(plain)(event("crm.contact.updated.v1"))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(met.parties):
+            group.start_soon(call)
+    assert not met.broken
 
 
 async def test_what_returns_an_awaitable_is_awaited() -> None:
