@@ -29,6 +29,9 @@ BUSY_TIMEOUT_S = 30.0  # that `mesh-agent adapter retry` may hold the file
 PRAGMAS = ("journal_mode = WAL", "synchronous = FULL")
 STANDBY_S = 1.0  # between two looks whether the replica that polls has ended
 
+BAD_ITEM = "bad-item"  # the code of what is parked because the developer's own function, or JSON, could not have it
+IS_BAD = f"problem IS NOT NULL AND json_extract(problem, '$.code') = '{BAD_ITEM}'"
+
 _ITEM = "name BLOB PRIMARY KEY, digest BLOB NOT NULL, listing INTEGER NOT NULL, sealed BLOB NOT NULL"
 _EVENT = "seq INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL, sealed BLOB NOT NULL, problem TEXT"
 _SCHEMA = (

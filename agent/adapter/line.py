@@ -1,7 +1,7 @@
 """The events of an adapter's state: those that wait for their 202, in order, and those that were refused for good.
 
 A refused event is parked with its reason and the others go on. `retry` puts it back in its old place in the line, so it
-never comes after a newer event of its item: once one of those was accepted, the parked one is dropped as superseded.
+never comes after a newer event of its item: once one of those was accepted, the older one is dropped as superseded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from agent.adapter.database import transaction
+from agent.adapter.database import IS_BAD, transaction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -23,9 +23,12 @@ _PARKED = "SELECT seq, name, sealed, problem FROM events WHERE problem IS NOT NU
 _WAIT = "SELECT count(*) FROM events WHERE problem IS NULL"  # each count has an index
 _ASIDE = "SELECT count(*) FROM events WHERE problem IS NOT NULL"
 _TAKEN = "DELETE FROM events WHERE seq = ?"
-_SUPERSEDED = "DELETE FROM events WHERE name = ? AND seq < ? AND problem IS NOT NULL"
+_SUPERSEDED = (  # parked ones, and those that were put back in the line while the newer one was on its way
+    "DELETE FROM events WHERE name = ? AND seq < ? AND problem IS NOT NULL",
+    "DELETE FROM events WHERE name = ? AND seq < ? AND problem IS NULL",  # one by one: each has an index
+)
 _PARK = "UPDATE events SET problem = ? WHERE seq = ?"
-_UNREAD = "DELETE FROM events WHERE name = x'' AND problem IS NOT NULL AND (seq = ?1 OR ?1 IS NULL)"
+_UNREAD = f"DELETE FROM events WHERE {IS_BAD} AND (seq = ?1 OR ?1 IS NULL)"  # noqa: S608 - no value is in it
 _RETRY = "UPDATE events SET problem = NULL WHERE problem IS NOT NULL AND (seq = ?1 OR ?1 IS NULL)"
 _DROP = "DELETE FROM events WHERE problem IS NOT NULL AND (seq = ?1 OR ?1 IS NULL)"
 _START_OVER = "INSERT OR REPLACE INTO meta VALUES ('start_over', 1)"
@@ -40,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """An event that was refused, or an item that is none: then `key`, `id` and `type` are empty.
+    """An event that was refused, or an item that is none: then `id` and `type` are empty, and an unread `key`.
 
     Attributes:
         seq: What `retry` and `drop` take.
@@ -78,12 +81,13 @@ class Line:
         return list(rows.values())
 
     def taken(self, rows: Sequence[Row]) -> int:
-        """They got their 202; returns how many parked ones they supersede."""
+        """They got their 202; returns how many older ones they supersede."""
         superseded = 0
         with transaction(self._connection):
             for row in rows:
                 self._connection.execute(_TAKEN, (row.seq,))
-                superseded += self._connection.execute(_SUPERSEDED, (row.name, row.seq)).rowcount
+                for older in _SUPERSEDED:
+                    superseded += self._connection.execute(older, (row.name, row.seq)).rowcount
         return superseded
 
     def park(self, row: Row, problem: str) -> None:

@@ -10,23 +10,23 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from agent.adapter.changes import change
 from agent.adapter.cloak import NONCE_BYTES
-from agent.adapter.database import transaction
+from agent.adapter.database import BAD_ITEM, IS_BAD, transaction
 from agent.adapter.page import Item
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agent.adapter.changes import Change, Words
     from agent.adapter.cloak import Cloak
 
-BAD_ITEM = "bad-item"  # the code of what is parked because the developer's own function, or JSON, could not have it
 SPARED = 20  # deletions in one listing that are never held back, however large a share they are
 
 _KNOWN = "SELECT digest, listing FROM known WHERE name = ?"
@@ -36,12 +36,18 @@ _UNSEEN = "SELECT name, sealed FROM known WHERE listing < ? LIMIT ?"
 _SHARE = "SELECT (SELECT count(*) FROM known WHERE listing < ?), (SELECT count(*) FROM known)"
 _FORGET = "DELETE FROM known WHERE name = ?"
 _ADD = "INSERT INTO events (name, sealed, problem) VALUES (?, ?, ?)"
+_READ_AGAIN = f"DELETE FROM events WHERE {IS_BAD}"  # noqa: S608 - no value is in it
+_SAME_PLACE = f"DELETE FROM events WHERE name = ? AND {IS_BAD}"  # noqa: S608 - as above
 
 
 class Bad(NamedTuple):
     """An item that could not be told as an event: the class of the error, since its text may quote the item."""
 
     error_class: str
+
+
+class _UntoldError(Exception):
+    """The developer's `gone`, or JSON, could not have an item; the class of its cause says why."""
 
 
 class Taken(NamedTuple):
@@ -108,9 +114,11 @@ class State:
             if first:
                 self._set("listing", (self._meta("listing") or 0) + 1)
                 self._unset("start_over")
+                self._connection.execute(_READ_AGAIN)  # this listing has what could not be read, if it is there still
             listing = self._meta("listing") or 0
-            for item in items:
-                counts[self._take(item, listing)] += 1
+            asked = None if first else self.cursor()
+            for index, item in enumerate(items):
+                counts[self._take(item, listing, (asked, index))] += 1
             if counts["bad"]:
                 self._set("blind", listing)  # one of these items may be any of those that are not there
             self._set("cursor", self._seal("cursor", cursor))
@@ -128,33 +136,35 @@ class State:
             gone = self._connection.execute(_UNSEEN, (listing, limit)).fetchall()
             for name, sealed in gone:
                 key, subject, type_ = self._cloak.open(_place("known", name), sealed)
-                self._happened("deleted", name, Item(key, subject=subject, type=type_, deleted=True))
-                self._connection.execute(_FORGET, (name,))
+                try:
+                    self._happened("deleted", name, Item(key, subject=subject, type=type_, deleted=True))
+                    self._connection.execute(_FORGET, (name,))
+                except _UntoldError as error:
+                    self._bad(name, key, error)
+                    self._connection.execute(_SEEN, (listing, name))  # the next listing that leaves it out tries again
             if not gone:
                 self._unset("sweep")
         return len(gone)
 
     # --- items -------------------------------------------------------------------------------------------------------
 
-    def _take(self, item: Item | Bad, listing: int) -> str:
-        if isinstance(item, Bad):
-            return self._bad(item.error_class)
+    def _take(self, item: Item | Bad, listing: int, place: tuple[Any, int]) -> str:
+        """Keep one item; *place* is the cursor that its page was asked for with, and its index there."""
+        name, key = b"", ""
         try:
-            return self._compare(item, listing)
-        except (
-            TypeError,
-            ValueError,
-            OverflowError,
-            RecursionError,
-            msgspec.MsgspecError,
-        ) as error:  # before anything was written
-            return self._bad(type(error).__name__)
+            if isinstance(item, Bad):
+                raise _UntoldError(item.error_class)
+            with _untold():
+                if not isinstance(item.key, str) or not item.key:
+                    raise TypeError("an item's key is a string, and not empty")
+                name, key = self._cloak.name(item.key), item.key
+            return self._compare(item, name, listing)
+        except _UntoldError as error:  # before anything was written
+            return self._bad(name or self._cloak.digest(("bad", *place, str(error))), key, error)
 
-    def _compare(self, item: Item, listing: int) -> str:
-        if not isinstance(item.key, str) or not item.key:
-            raise TypeError("an item's key is a string, and not empty")
-        name = self._cloak.name(item.key)
-        digest = None if item.deleted else self._cloak.digest(self._words.told(item))
+    def _compare(self, item: Item, name: bytes, listing: int) -> str:
+        with _untold():
+            digest = None if item.deleted else self._cloak.digest(self._words.told(item))
         known = self._connection.execute(_KNOWN, (name,)).fetchone()
         what = change(None if known is None else known[0], digest)
         if what is not None:
@@ -169,17 +179,21 @@ class State:
         return what or "same"
 
     def _happened(self, what: Change, name: bytes, item: Item) -> None:
-        event = self._words.event(what, item, id=self._new_id(), now_ms=self._now_ms())
-        self._connection.execute(_ADD, (name, self._seal(_place("event", name), event), None))
+        with _untold():
+            event = self._words.event(what, item, id=self._new_id(), now_ms=self._now_ms())
+            sealed = self._seal(_place("event", name), event)
+        self._connection.execute(_ADD, (name, sealed, None))
 
-    def _bad(self, error_class: str) -> str:
+    def _bad(self, name: bytes, key: str, error: _UntoldError) -> str:
+        """Park an item, or what stands where none was read: once, however often it comes."""
         problem = {
             "code": BAD_ITEM,
-            "message": f"the item could not be told as an event: {error_class}",
+            "message": f"the item could not be told as an event: {error}",
             "next": "put `item` right, then retry: the adapter reads everything again, and finds this one",
         }
-        sealed = self._seal(_place("event", b""), {})
-        self._connection.execute(_ADD, (b"", sealed, msgspec.json.encode(problem).decode()))
+        sealed = self._seal(_place("event", name), {"partitionkey": key})
+        self._connection.execute(_SAME_PLACE, (name,))
+        self._connection.execute(_ADD, (name, sealed, msgspec.json.encode(problem).decode()))
         return "bad"
 
     def _held(self, listing: int) -> int:
@@ -201,6 +215,15 @@ class State:
 
     def _unset(self, name: str) -> None:
         self._connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Around what the developer wrote, or JSON has to hold: it may raise anything, and its text may quote the item."""
+    try:
+        yield
+    except Exception as error:
+        raise _UntoldError(type(error).__name__) from error
 
 
 def _place(table: str, name: bytes) -> str:

@@ -69,13 +69,14 @@ PROVIDERS: Final[dict[str, Described]] = {
             Field("X-Shopify-Event-Id", "With the topic the id of the event.", required=False),
             Field("X-Shopify-Webhook-Id", "The id where there is no event id.", required=False),
             Field("X-Shopify-Triggered-At", "The event's time, RFC 3339.", required=False),
+            Field("X-Shopify-Shop-Domain", "The event's extension `shopdomain`; not signed.", required=False),
         ),
         "`shopify.<topic>.v1`",
     ),
     "slack": Described(
         "Slack",
         ("X-Slack-Signature", f"`v0=` and the {_HMAC} `v0:<timestamp>:<body>`, in hexadecimal digits."),
-        (Field("X-Slack-Request-Timestamp", "Unix seconds.", "^[0-9]{1,16}$"),),
+        (Field("X-Slack-Request-Timestamp", "Unix seconds.", "^(0|[1-9][0-9]{0,15})$"),),
         "`slack.<type>[.<subtype>].v1`, `slack.interaction.<type>.v1`, `slack.command.<command>.v1`",
     ),
     "standard": Described(
@@ -83,14 +84,14 @@ PROVIDERS: Final[dict[str, Described]] = {
         ("webhook-signature", "`v1,<base64>` or `v1a,<base64>` over id, timestamp and body; several apart by spaces."),
         (
             Field("webhook-id", "The id of the event."),
-            Field("webhook-timestamp", "Unix seconds.", "^[0-9]{1,16}$"),
+            Field("webhook-timestamp", "Unix seconds.", "^(0|[1-9][0-9]{0,15})$"),
         ),
         "`<source>.<type>.v1`, from the body",
     ),
     "hubspot": Described(
         "HubSpot",
         ("X-HubSpot-Signature-v3", f"{_HMAC} method, URL, body and timestamp, in base64."),
-        (Field("X-HubSpot-Request-Timestamp", "Unix milliseconds.", "^[0-9]{1,16}$"),),
+        (Field("X-HubSpot-Request-Timestamp", "Unix milliseconds.", "^(0|[1-9][0-9]{0,15})$"),),
         "`hubspot.<subscription type>.v1`, one event for each notification of the batch",
         batch=True,
         object=False,

@@ -28,7 +28,7 @@ GRAMMAR = {
     (BASE64, "sha512"): re.compile(r"[A-Za-z0-9+/]{86}=="),
 }
 _SAYS = {HEX: "lower-case hexadecimal digits", BASE64: "base64"}
-_DIGITS = re.compile(r"[0-9]{1,16}")  # not \d: other scripts have digits too
+_DIGITS = re.compile(r"0|[1-9][0-9]{0,15}")  # not \d: other scripts have digits too; one text for each number
 
 
 def header(incoming: Incoming, name: str, expected: str) -> str:
@@ -122,7 +122,7 @@ def unfit(name: str, expected: str) -> BadWebhookSignature:
 
 
 def digits(name: str, text: str) -> int:
-    """A timestamp of ASCII digits. Raises BadWebhookSignature for anything else."""
+    """A timestamp of ASCII digits, without zeros before it. Raises BadWebhookSignature for anything else."""
     if not _DIGITS.fullmatch(text):
         raise missing(name, "a timestamp of 1 to 16 digits", text)
     return int(text)

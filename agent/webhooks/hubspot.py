@@ -1,9 +1,14 @@
 """HubSpot: `X-HubSpot-Signature-v3` over method, URL, body and timestamp; a delivery is a batch of up to 100 events.
 
-Each notification of the batch is one event, and all of them are published or none. `type` is
-`hubspot.<subscription type>.v1` (`hubspot.contact.propertychange.v1`), `subject` the object's id, `time` its
-`occurredAt`. HubSpot says that `eventId` alone is not unique, so `id` is made of the account, the subscription, the
-event, the object and the time, which all stay through retries; `attemptNumber` in the data does not.
+Each notification of the batch is one event, and all of them are published or none: where one is malformed, or the
+policy denies its type, HubSpot gets 4xx for all of them and sends all of them again. So let the policy allow every type
+that the app subscribes to.
+
+`type` is `hubspot.<subscription type>.v1` (`hubspot.contact.propertychange.v1`), `subject` the object's id, `time` its
+`occurredAt`. HubSpot says that `eventId` alone is not unique, so `id` is made of the account, the subscription's type,
+the event, the time, the subscription where it is named, and the object, which all stay through retries; `attemptNumber`
+in the data does not. A change of an association (`deal.associationChange`) has no object and no subscription: in the
+object's place stand both ends, the association's type and whether it was removed, and `subject` is the end it is from.
 
 HubSpot signs the URL that its app was given, so the settings have to name it (`url`). Twelve characters of it that may
 come percent-encoded are signed as they are.
@@ -29,7 +34,9 @@ TIMESTAMP = "X-HubSpot-Request-Timestamp"
 
 _DECODED = {f"%{ord(char):02X}": char for char in ":/?@!$'()*,;"}  # the page's table; the others stay encoded
 _ENCODED = re.compile("|".join(_DECODED), re.IGNORECASE)
-_NAMES = ("portalId", "subscriptionId", "eventId", "objectId", "occurredAt")
+_STAYS = ("portalId", "subscriptionType", "eventId", "occurredAt")
+_OBJECT = ("objectId",)
+_ASSOCIATION = ("fromObjectId", "toObjectId", "associationType", "associationRemoved")
 
 
 class HubSpot(Provider):
@@ -58,10 +65,20 @@ class HubSpot(Provider):
         return [self._event(item) for item in payload]
 
     def _event(self, item: Any) -> dict[str, Any]:
+        subscription = () if events.at(item, "subscriptionId") is None else ("subscriptionId",)
+        about = _OBJECT if events.at(item, "objectId") is not None else _ASSOCIATION
+        names = (*_STAYS, *subscription, *about)  # 5, 6, 8 or 9: ids of different makes have different numbers of `:`
+        what = f"one of {', '.join(_STAYS)}, and {_OBJECT[0]} or {', '.join(_ASSOCIATION)}"
         return self.event(
-            id=events.event_id(*(events.at(item, name) for name in _NAMES), what=f"one of {', '.join(_NAMES)}"),
+            id=events.event_id(*(_value(item, name) for name in names), what=what),
             type=events.type_of("hubspot", events.parts(events.at(item, "subscriptionType"))),
             time_ms=events.milliseconds(events.at(item, "occurredAt"), per_s=1000),
-            subject=events.subject(events.at(item, "objectId")),
+            subject=events.subject(events.at(item, about[0])),
             data=item,
         )
+
+
+def _value(item: Any, name: str) -> Any:
+    """A part of the id; true and false as words, which ids have none for."""
+    value = events.at(item, name)
+    return str(value).lower() if isinstance(value, bool) else value

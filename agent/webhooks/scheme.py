@@ -37,6 +37,8 @@ class Scheme:
         encoding: `hex` or `base64`, of the digest.
         prefix: Before the digest.
         signed: What is signed: text with `{body}`, and `{timestamp}`, `{id}`, `{method}`, `{url}` where they belong.
+            Something stands between each two of them, or characters of one could be moved into the other under the
+            same signature; only `{timestamp}{body}` needs nothing, for no body begins with a digit.
         timestamp_header: Holds what stands for `{timestamp}`.
         timestamp_unit: `s`, `ms` or `rfc3339`.
         time: Where the event's time stands, in the same unit as the timestamp or RFC 3339; the timestamp otherwise.
@@ -108,6 +110,8 @@ def _check_signed(scheme: Scheme, where: str) -> None:
     strange = [piece for piece in pieces if piece not in _NAMED]
     if strange or pieces.count(BODY) != 1:
         raise wrong("signed", where, f"a text with {BODY} once, and any of {', '.join(_NAMED[1:])}", "another text")
+    if "" in PIECE.split(scheme.signed.replace(TIMESTAMP + BODY, BODY))[2:-1:2]:  # the texts between two names
+        raise wrong("signed", where, f"a text with something between any two names but {TIMESTAMP}{BODY}", "none")
     if (TIMESTAMP in pieces) != bool(scheme.timestamp_header):
         both = f"named where `signed` has {TIMESTAMP}, and only there: a time that is not signed proves nothing"
         raise wrong("timestamp_header", where, both, "otherwise")

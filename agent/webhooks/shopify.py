@@ -2,10 +2,12 @@
 
 `type` is `shopify.<topic>.v1` (`shopify.orders.create.v1`), `id` the event id and the topic, because one action of a
 merchant may send several topics under one event id, and several subscriptions to a topic send it several times; where
-there is no event id, the webhook id. `time` is when it was triggered, `subject` the object's GraphQL id.
+there is no event id, the webhook id. `time` is when it was triggered, `subject` the object's GraphQL id, the extension
+`shopdomain` the shop that it comes from, where the header names one.
 
-Shopify signs the body and nothing else. `X-Shopify-Triggered-At` is not signed, and stays the same through retries of
-up to four hours, so there is no tolerance to hold it against. Whoever gets hold of a whole delivery (TLS keeps it from
+Shopify signs the body and nothing else: topic, ids and `X-Shopify-Shop-Domain` are as good as the way they came, and
+`shopdomain` proves nothing. `X-Shopify-Triggered-At` is not signed either, and stays the same through retries of up to
+four hours, so there is no tolerance to hold it against. Whoever gets hold of a whole delivery (TLS keeps it from
 strangers) can post its body again, under its own ids, which is the same event, or under others, which is one more.
 
 Source: Shopify Dev Docs, "Deliver webhooks through HTTPS", "Ignore duplicate webhooks", "Webhooks: headers".
@@ -13,6 +15,7 @@ Source: Shopify Dev Docs, "Deliver webhooks through HTTPS", "Ignore duplicate we
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from agent.webhooks import checks, events
@@ -26,10 +29,13 @@ TOPIC = "X-Shopify-Topic"
 EVENT = "X-Shopify-Event-Id"
 WEBHOOK = "X-Shopify-Webhook-Id"
 TRIGGERED = "X-Shopify-Triggered-At"
+SHOP = "X-Shopify-Shop-Domain"
+
+_DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
 
 
 class Shopify(Provider):
-    """A shop's, or an app's for all its shops: the topic and the body say which."""
+    """A shop's, or an app's for all its shops: `shopdomain` says which."""
 
     def verify(self, incoming: Incoming, secrets: Sequence[bytes], *, now_s: float) -> None:
         """As every provider."""
@@ -45,12 +51,12 @@ class Shopify(Provider):
             name = events.event_id(headers[EVENT], topic, what=f"{EVENT} and {TOPIC}")
         else:
             name = events.event_id(headers.get(WEBHOOK), what=f"{EVENT}, or {WEBHOOK},")
-        return [
-            self.event(
-                id=name,
-                type=events.type_of("shopify", events.parts(topic)),
-                time_ms=events.from_rfc3339(headers.get(TRIGGERED)),
-                subject=events.subject(events.at(payload, "admin_graphql_api_id") or events.at(payload, "id")),
-                data=payload,
-            )
-        ]
+        event = self.event(
+            id=name,
+            type=events.type_of("shopify", events.parts(topic)),
+            time_ms=events.from_rfc3339(headers.get(TRIGGERED)),
+            subject=events.subject(events.at(payload, "admin_graphql_api_id") or events.at(payload, "id")),
+            data=payload,
+        )
+        shop = headers.get(SHOP, "")
+        return [{**event, "shopdomain": shop} if _DOMAIN.fullmatch(shop) else event]

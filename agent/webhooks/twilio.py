@@ -14,8 +14,11 @@ of the fields is part of the id; retries have the same fields. The answer is emp
 more. `data` is the form as an object.
 
 The scheme signs no time, so there is no tolerance: a delivery that somebody got hold of can be posted again, and is the
-same event, because all of the id is signed. Form fields are signed as a row of names and values with nothing between
-them, so such a person could also move letters from a value to the next name; SIDs have a fixed form for that reason.
+same event. Form fields are signed as a row of names and values with nothing between them, so such a person can also
+move letters between a value and the name beside it. SIDs have a fixed form for that reason, and the status of a message
+or a call is one of those that Twilio documents, or the delivery is refused. What stays open: a field can be made part
+of another's value, so that the one after it names the status or the digest stands for the sequence number, and the
+status of a recording and the event of a conversation can be cut. Each is one event more, about the same SID.
 The form has to be parsed to check the signature; JSON bodies are hashed as they came. With a shared key instead of the
 account's token (`X-Twilio-Webhooks-Signature-Settings`) the digest may be SHA-256.
 
@@ -53,6 +56,9 @@ _KINDS = (  # the first that is there: a recording names its call too
     ("message", "MessageSid", ("MessageStatus", "SmsStatus")),
     ("call", "CallSid", ("CallStatus",)),
 )
+_MESSAGE = "accepted scheduled canceled queued sending sent failed delivered undelivered partially_delivered receiving"
+_CALL = "queued initiated ringing in-progress answered completed busy failed no-answer canceled"
+_STATUSES = {"message": (*_MESSAGE.split(), "received", "read"), "call": tuple(_CALL.split())}  # cut, they are none
 
 
 class Twilio(Provider):
@@ -98,6 +104,8 @@ class Twilio(Provider):
     ) -> dict[str, Any]:
         named = next((field for field in status_fields if payload.get(field)), None)
         status = payload.get(named or "")
+        if kind in _STATUSES and status not in _STATUSES[kind]:
+            raise events.absent(" or ".join(status_fields))
         names = [sid, status]
         if named != "MessageStatus":  # a message has each status once; of the others only a sequence number says so
             digest = sha256(_signed_fields(forms.parse(body))).hexdigest()[:32]

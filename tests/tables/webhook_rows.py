@@ -110,6 +110,19 @@ _HUBSPOT = {
     "changeSource": "CRM_UI",
 }
 _HUBSPOT_MADE = {**_HUBSPOT, "eventId": 3816279480, "subscriptionId": 22, "subscriptionType": "contact.creation"}
+_HUBSPOT_ASSOCIATED = {
+    "eventId": 2073333923,
+    "portalId": 33,
+    "appId": 1160452,
+    "occurredAt": 1616173120000,
+    "subscriptionType": "deal.associationChange",
+    "attemptNumber": 0,
+    "changeSource": "USER",
+    "associationType": "DEAL_TO_LINE_ITEM",
+    "fromObjectId": 1,
+    "toObjectId": 2,
+    "associationRemoved": False,
+}
 _SMS = {
     "AccountSid": "AC" + "0" * 32,
     "MessageSid": "SM" + "1a" * 16,
@@ -273,14 +286,26 @@ ROWS = [
         _HUBSPOT_PAGE,
         _json([_HUBSPOT, _HUBSPOT_MADE]),
         (
-            Event("hubspot.contact.propertychange.v1", "33:25:3816279340:123:1616173120000",
+            Event("hubspot.contact.propertychange.v1", "33:contact.propertyChange:3816279340:1616173120000:25:123",
                   "2021-03-19T16:58:40.000Z", "123"),
-            Event("hubspot.contact.creation.v1", "33:22:3816279480:123:1616173120000",
+            Event("hubspot.contact.creation.v1", "33:contact.creation:3816279480:1616173120000:22:123",
                   "2021-03-19T16:58:40.000Z", "123"),
         ),
         query="?next=https%3A//a%2Bb",
         retry_body=_json([{**_HUBSPOT, "attemptNumber": 1}, {**_HUBSPOT_MADE, "attemptNumber": 1}]),
         data=(_HUBSPOT, _HUBSPOT_MADE),
+    ),
+    Row(
+        "hubspot",
+        "a change of an association, which has no object and no subscription",
+        'HubSpot developer docs, "Webhooks API"',
+        _json([_HUBSPOT_ASSOCIATED]),
+        (
+            Event("hubspot.deal.associationchange.v1",
+                  "33:deal.associationChange:2073333923:1616173120000:1:2:DEAL_TO_LINE_ITEM:false",
+                  "2021-03-19T16:58:40.000Z", "1"),
+        ),
+        data=(_HUBSPOT_ASSOCIATED,),
     ),
     # --- twilio ---
     Row(

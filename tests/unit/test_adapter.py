@@ -11,11 +11,11 @@ import pytest
 
 from agent.adapter.changes import Words, change
 from agent.adapter.cloak import Cloak
-from agent.adapter.database import connect
+from agent.adapter.database import BAD_ITEM, connect
 from agent.adapter.line import Line
 from agent.adapter.pace import Pace, seconds
 from agent.adapter.page import Item
-from agent.adapter.state import BAD_ITEM, Bad, State, Taken
+from agent.adapter.state import Bad, State, Taken
 from mesh.errors import ConfigError
 from mesh.limits import RateLimit
 
@@ -255,7 +255,8 @@ def test_an_item_that_is_none_is_parked(opened: Opened, item: Item | Bad) -> Non
     """It is named as such, without its values; the others of its page go on, and so does the cursor."""
     assert opened.take(item, *items("b"), cursor="after") == {"bad": 1, "created": 1}
     (parked,) = opened.line.parked()
-    assert (parked.key, parked.problem["code"]) == ("", BAD_ITEM)
+    key = item.key if isinstance(item, Item) and isinstance(item.key, str) else ""
+    assert (parked.key, parked.problem["code"]) == (key, BAD_ITEM)
     assert opened.told() == [("created", "b")]
     assert opened.state.cursor() == "after"
 
@@ -268,6 +269,69 @@ def test_retrying_an_unreadable_item_reads_everything_again(opened: Opened) -> N
     assert opened.take(ADA, first=True) == {"created": 1}
     assert opened.state.cursor() == "next"
     assert list(opened.line.parked()) == []
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_unreadable_item_is_parked_once(opened: Opened, complete: bool) -> None:
+    """However often it is listed, or a feed sends it again; two of a page are two."""
+    for _ in range(5):
+        opened.take(ADA, Bad("KeyError"), Bad("KeyError"), Item("a", object()), first=complete, complete=complete)
+    parked = [(parked.key, parked.seq) for parked in opened.line.parked()]
+    if not complete:  # the first poll has no cursor yet: what stood there may be another item
+        parked = parked[-3:]
+    assert [key for key, _ in parked] == ["", "", "a"]
+    assert opened.line.level().parked == (3 if complete else 5)
+
+
+def test_a_new_listing_forgets_what_an_earlier_one_could_not_read(opened: Opened) -> None:
+    """It reads everything again: who was put right is parked no more."""
+    opened.listing(ADA, Bad("KeyError"))
+    opened.listing(ADA)
+    assert opened.line.level().parked == 0
+
+
+class Gone:
+    """A developer's `gone` that takes numbers alone, until it is put right."""
+
+    right = False
+
+    def __call__(self, key: str) -> dict[str, object]:
+        """The data of a deleted item."""
+        return {"id": key if self.right else {"1": 1}[key]}
+
+
+@pytest.fixture
+def gone(opened: Opened) -> Gone:
+    """Used by *opened*."""
+    gone = Gone()
+    opened.state = State(opened.connection, opened.cloak, Words("/crm", "crm.contact.{change}.v1", gone))
+    return gone
+
+
+def test_a_deletion_that_cannot_be_told_stops_no_other(opened: Opened, gone: Gone) -> None:
+    """It is parked, its item stays known, and the others that are gone with it are told."""
+    opened.listing(*items("1", "x"))
+    opened.events()
+    opened.listing()
+    (parked,) = opened.line.parked()
+    assert (parked.key, parked.problem["code"]) == ("x", BAD_ITEM)
+    assert opened.told() == [("deleted", "1")]
+    opened.listing()
+    assert opened.line.level() == (0, 1)
+    gone.right = True
+    assert opened.line.retry() == 1
+    opened.listing()
+    assert opened.told() == [("deleted", "x")]
+    assert opened.line.level() == (0, 0)
+
+
+def test_a_tombstone_that_cannot_be_told_is_parked(opened: Opened, gone: Gone) -> None:
+    """Whatever `gone` raises, the other items of its page go on."""
+    assert not gone.right
+    opened.take(*items("x"))
+    opened.events()
+    assert opened.take(Item("x", deleted=True), *items("b")) == {"bad": 1, "created": 1}
+    assert [parked.key for parked in opened.line.parked()] == ["x"]
 
 
 # --- the line --------------------------------------------------------------------------------------------------------
@@ -297,6 +361,17 @@ def test_an_accepted_event_supersedes_older_parked_ones(opened: Opened) -> None:
     opened.take(Item("a", 2))
     assert opened.line.taken(opened.line.waiting(1)) == 1
     assert [parked.key for parked in opened.line.parked()] == ["b"]
+
+
+def test_an_event_that_is_retried_too_late_is_superseded(opened: Opened) -> None:
+    """Put back in the line while a newer one of its item is on its way, it is not published after that one."""
+    opened.take(Item("a", 1))
+    opened.line.park(opened.line.waiting(1)[0], '{"code": "denied"}')
+    opened.take(Item("a", 2), Item("b", 1))
+    under_way = opened.line.waiting(10)
+    assert opened.line.retry() == 1
+    assert opened.line.taken(under_way) == 1
+    assert opened.line.level() == (0, 0)
 
 
 def test_one_parked_event_may_be_dropped(opened: Opened) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import urlencode
 
 import pytest
 from twilio.request_validator import RequestValidator  # type: ignore[import-untyped]  # none published
+from twilio.rest.api.v2010.account.call import CallInstance  # type: ignore[import-untyped]  # none published
+from twilio.rest.api.v2010.account.message import MessageInstance  # type: ignore[import-untyped]  # none published
 
 from agent.webhooks import PROVIDERS
 from agent.webhooks.provider import Incoming, Provider
@@ -184,6 +186,7 @@ ALTERED = [
     *(Alter(row, "the timestamp in other digits", lambda i: _timestamp(i, lambda text: text.replace("1", "\u0661")))
       for row in TIMED),
     *(Alter(row, "no timestamp", lambda i: _timestamp(i, lambda _: "")) for row in TIMED),
+    *(Alter(row, "a zero before the timestamp", lambda i: _timestamp(i, lambda text: "0" + text)) for row in TIMED),
     *(Alter(row, "a sign before the timestamp", lambda i: _timestamp(i, lambda text: "+" + text)) for row in TIMED),
 ]  # fmt: skip
 
@@ -496,6 +499,50 @@ def test_twilio_algorithms_are_named() -> None:
     assert "HMAC_SHA256" in caught.value.expected
 
 
+_SID = "SM" + "1a" * 16
+
+
+def _known(instance: Any) -> list[str]:
+    """The statuses of one of the library's classes."""
+    return [value for name, value in vars(instance.Status).items() if name.isupper()]
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {"MessageStatus": "deliver", "edTo": "+1"},
+        {"MessageStatus": "deliveredTo+1"},
+        {"MessageStatusdelivered": "To+1"},
+    ],
+)
+def test_a_cut_status_of_twilio_is_refused(moved: dict[str, str], signers: Signers) -> None:
+    """Letters moved between a status and its neighbour fit the same signature, and make no event."""
+    row = first("twilio")._replace(
+        body=urlencode({"MessageSid": _SID, "MessageStatus": "delivered", "To": "+1"}).encode()
+    )
+    provider = provider_of(row)
+    incoming = delivery(row, signers)._replace(body=urlencode({"MessageSid": _SID, **moved}).encode())
+    provider.verify(incoming, OURS["twilio"], now_s=0)
+    with pytest.raises(InputError):
+        provider.translate(incoming, provider.payload(incoming))
+
+
+@pytest.mark.parametrize(
+    ("sid", "field", "status"),
+    [
+        *(("MessageSid", "MessageStatus", status) for status in _known(MessageInstance)),
+        *(("CallSid", "CallStatus", status) for status in _known(CallInstance)),
+    ],
+)
+def test_every_status_of_twilios_library_is_an_event(sid: str, field: str, status: str) -> None:
+    """What Twilio's own library knows as the status of a message or a call is taken."""
+    provider = provider_of(first("twilio"))
+    body = urlencode({sid: _SID, field: status}).encode()
+    incoming = Incoming(Headers({"Content-Type": FORM}), body, "", "POST")
+    (event,) = provider.translate(incoming, provider.payload(incoming))
+    assert event["type"].split(".")[2] == status
+
+
 def test_verbs_of_one_call_are_events_of_their_own(signers: Signers) -> None:
     """Requests for one call in one state differ by their fields, so none stands for another; a repeat is the same."""
     row, ids = first("twilio"), []
@@ -509,7 +556,7 @@ def test_verbs_of_one_call_are_events_of_their_own(signers: Signers) -> None:
 def test_one_bad_notification_refuses_hubspots_batch(signers: Signers) -> None:
     """A batch is taken whole or not at all: one notification without its ids refuses all."""
     row = first("hubspot")
-    broken = row._replace(body=row.body.replace(b'"subscriptionId": 22, ', b""))
+    broken = row._replace(body=row.body.replace(b'"eventId": 3816279480, ', b""))
     assert broken.body != row.body
     provider, incoming = provider_of(row), delivery(broken, signers)
     provider.verify(incoming, OURS["hubspot"], now_s=AT_S)
@@ -517,16 +564,55 @@ def test_one_bad_notification_refuses_hubspots_batch(signers: Signers) -> None:
         provider.translate(incoming, provider.payload(incoming))
 
 
-@pytest.mark.parametrize("name", ["portalId", "subscriptionId", "eventId", "objectId", "occurredAt"])
-def test_hubspot_ids_are_made_of_all_that_stays(name: str) -> None:
-    """HubSpot's `eventId` is not unique: notifications that differ in any of the five are different events."""
-    row = first("hubspot")
-    provider = provider_of(row)
-    item = provider.payload(Incoming({}, row.body, "", "POST"))[0]
-    incoming = Incoming({}, b"", "", "POST")
-    (one,) = provider.translate(incoming, [item])
-    (other,) = provider.translate(incoming, [{**item, name: item[name] + 1}])
-    assert one["id"] != other["id"]
+_STAYS = {"portalId": 34, "eventId": 7, "occurredAt": 1, "subscriptionType": "deal.other"}
+_OF_OBJECTS = {**_STAYS, "subscriptionId": 7, "objectId": 7}
+_OF_ENDS = {**_STAYS, "fromObjectId": 7, "toObjectId": 7, "associationType": "OTHER", "associationRemoved": True}
+
+
+def hubspots(number: int) -> dict[str, Any]:
+    """The first notification of one of HubSpot's rows."""
+    row = [row for row in ROWS if row.provider == "hubspot"][number]
+    return dict(provider_of(row).payload(Incoming({}, row.body, "", "POST"))[0])
+
+
+def hubspots_id(item: dict[str, Any]) -> str:
+    """Of the event that *item* becomes."""
+    (event,) = provider_of(first("hubspot")).translate(Incoming({}, b"", "", "POST"), [item])
+    return str(event["id"])
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "other"),
+    [(number, *of) for number, given in enumerate((_OF_OBJECTS, _OF_ENDS)) for of in given.items()],
+)
+def test_hubspot_ids_are_made_of_all_that_stays(number: int, name: str, other: Any) -> None:
+    """HubSpot's `eventId` is not unique: notifications that differ in any of these are different events."""
+    item = hubspots(number)
+    assert hubspots_id(item) != hubspots_id({**item, name: other})
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(number, name) for number, given in enumerate((_OF_OBJECTS, _OF_ENDS)) for name in given],
+)
+def test_hubspot_ids_need_all_but_the_subscription(number: int, name: str) -> None:
+    """What is missing is refused; a subscription may be, and makes another id than one that is named."""
+    item = hubspots(number)
+    without = {key: value for key, value in item.items() if key != name}
+    if name == "subscriptionId":
+        assert hubspots_id(without) == hubspots_id(item).replace(":25:", ":")
+        return
+    with pytest.raises(InputError):
+        hubspots_id(without)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("a-b.myshopify.com", "a-b.myshopify.com"), ("", None), ("a\udcff", None)])
+def test_shopifys_shop_is_kept(given: str, kept: str | None, signers: Signers) -> None:
+    """An app's deliveries say which shop they are from; what is no domain is left out."""
+    row = first("shopify")
+    incoming = _with(delivery(row, signers), "X-Shopify-Shop-Domain", given)
+    (event,) = events_of(provider_of(row), incoming)
+    assert event.get("shopdomain") == kept
 
 
 _NAMELESS = [row for row in ROWS if not row.query.startswith("?bodySHA256")]  # such JSON is named by its hash

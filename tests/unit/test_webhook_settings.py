@@ -37,6 +37,12 @@ def test_a_scheme_has_defaults() -> None:
     assert (scheme.digest, scheme.encoding, scheme.signed) == ("sha256", "hex", "{body}")
 
 
+def test_a_time_may_stand_before_the_body() -> None:
+    """`{timestamp}{body}` needs nothing between: a body begins with no digit."""
+    scheme = {**SCHEME, "signed": "{id}.{timestamp}{body}", "timestamp_header": "X-At"}
+    assert read(provider="generic", scheme=scheme).scheme.signed == "{id}.{timestamp}{body}"
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -69,10 +75,16 @@ def test_a_scheme_has_defaults() -> None:
         ({"provider": "generic", "scheme": {**SCHEME, "signed": "{timestamp}"}}, "{body} once"),
         ({"provider": "generic", "scheme": {**SCHEME, "signed": "{body}{body}"}}, "{body} once"),
         ({"provider": "generic", "scheme": {**SCHEME, "signed": "{body}{secret}"}}, "{body} once"),
+        ({"provider": "generic", "scheme": {**SCHEME, "signed": "{id}{timestamp}{body}"}}, "between any two"),
+        (
+            {"provider": "generic", "scheme": {**SCHEME, "signed": "{id}.{body}{timestamp}"}},
+            "between any two",
+        ),
+        ({"provider": "generic", "scheme": {**SCHEME, "signed": "{id}{body}"}}, "between any two"),
         ({"provider": "generic", "scheme": {**SCHEME, "signed": "{timestamp}.{body}"}}, "timestamp_header must be"),
         ({"provider": "generic", "scheme": {**SCHEME, "timestamp_header": "X-At"}}, "a time that is not signed"),
         ({"provider": "generic", "scheme": {**SCHEME, "id": "json:id", "signed": "{id}.{body}"}}, "id must be header:"),
-        ({"provider": "generic", "scheme": {**SCHEME, "signed": "{url}{body}"}}, "its signature covers it"),
+        ({"provider": "generic", "scheme": {**SCHEME, "signed": "{url} {body}"}}, "its signature covers it"),
     ],
 )
 def test_a_mistake_is_named(table: dict[str, Any], says: str) -> None:
