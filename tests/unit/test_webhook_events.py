@@ -131,7 +131,7 @@ def test_every_number_is_a_time_or_none(value: Any, per_s: int) -> None:
     "text", ["", " 1", "+1", "-1", "1.0", "1_0", "0x1", "1" * 17, "\u0661", "\u00b2", "1\n", "00", "0790"]
 )
 def test_a_signed_time_is_plain_digits(text: str) -> None:
-    """Seconds and milliseconds are 1 to 16 ASCII digits, the first not 0, and nothing that Python would also take for a number."""
+    """Seconds and milliseconds are 1 to 16 ASCII digits, the first not 0, and nothing else that Python reads."""
     assert checks.digits("t", "790") == 790
     with pytest.raises(BadWebhookSignature):
         checks.digits("t", text)
