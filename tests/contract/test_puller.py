@@ -82,10 +82,10 @@ async def publish(connection: Connection, count: int, *, start: int = 1, headers
 async def test_an_event_arrives_as_it_is_stored(nats_server: NatsServer, control: Connection) -> None:
     """Subject, body, ids, signature and the server's word on where it stands are handed over; nothing is believed."""
     await publish(control, 1, headers={"Nats-Msg-Id": "k", "Mesh-Signature": "1.s", "Status": "404"})
-    stored_ms = _ms((await api(control, f"STREAM.MSG.GET.{STREAM}", {"seq": 1}))["message"]["time"])
     async with desk_at(nats_server.url) as desk:
         await until(lambda: desk.events)
         [event] = desk.events
+        stored_ms = _ms((await api(control, f"STREAM.MSG.GET.{STREAM}", {"seq": 1}))["message"]["time"])
         assert abs(event.stream_ms - stored_ms) <= 1
         assert event == Received(
             subject=SUBJECT,
