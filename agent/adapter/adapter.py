@@ -135,19 +135,21 @@ class Adapter:
             await self._publish()
         except SlowDown as slow:
             at_least_s = seconds(slow.retry_after_s, time.time())
-            self._wait("slow", "adapter_slowed_down", at_least_s=at_least_s)
+            log.warning("adapter_slowed_down", **self._wait("slow", at_least_s))
         except StartOver:
             await self._do(self._state.start_over)
-            self._wait("failed", "adapter_starts_over")
+            log.warning("adapter_starts_over", **self._wait("failed"))
         except MeshError as error:
-            self._wait("failed", "adapter_waits", at_least_s=retry_after_s(error), code=code_of(error), why=str(error))
+            again = self._wait("failed", retry_after_s(error))
+            log.warning("adapter_waits", **again, code=code_of(error), why=str(error))
         except sqlite3.Error as error:
-            self._wait("failed", "adapter_state_failed", error_class=type(error).__name__)
+            log.warning("adapter_state_failed", **self._wait("failed"), error_class=type(error).__name__)
 
-    def _wait(self, outcome: str, event: str, *, at_least_s: float = 0.0, **fields: Any) -> None:
+    def _wait(self, outcome: str, at_least_s: float = 0.0) -> dict[str, Any]:
+        """Wait longer each time before the next turn; what the log says of it."""
         wait_s = self._pace.failed(time.monotonic(), jitter=random.random(), at_least_s=at_least_s)  # noqa: S311
         self._watching.failed(outcome)
-        log.warning(event, adapter=self._watching.name, again_s=round(wait_s, 1), **fields)
+        return {"adapter": self._watching.name, "again_s": round(wait_s, 1)}
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
