@@ -164,8 +164,10 @@ async def test_only_one_pull_waits_for_a_pin(nats_server: NatsServer, control: C
                 second.puller._pull(all_of_it=True)
                 second.puller._credit.asked = max(1, second.puller._credit.asked - 1)  # as if credit had come free
             await second.puller.flush()
-            waiting = (await consumer(control, DURABLE))["num_waiting"]
-            assert waiting == 1 + 1  # one of each
+            async with asyncio.timeout(DEADLINE_S):  # the server has the pulls, and looks at them in its own time
+                while (await consumer(control, DURABLE))["num_waiting"] < 1 + 1:
+                    await asyncio.sleep(0.005)
+            assert (await consumer(control, DURABLE))["num_waiting"] == 1 + 1  # one of each
 
 
 async def test_what_ends_with_an_inbox_costs_no_pin(nats_server: NatsServer, control: Connection) -> None:
