@@ -154,20 +154,28 @@ async def test_a_pin_can_be_handed_over(nats_server: NatsServer, control: Connec
             assert second.gaps == [left[1] + 1]
 
 
+async def until_waiting(control: Connection, count: int) -> int:
+    """Wait until so many pulls wait at the server, or more; how many do."""
+    async with asyncio.timeout(DEADLINE_S):
+        while (waiting := (await consumer(control, DURABLE))["num_waiting"]) < count:
+            await asyncio.sleep(0.005)
+    return int(waiting)
+
+
 async def test_only_one_pull_waits_for_a_pin(nats_server: NatsServer, control: Connection) -> None:
     """Others would wait behind our own pin, and keep what may be in flight from being asked for."""
     async with holder_at(nats_server.url) as first:
         await publish(control, 1)
         await until(lambda: first.puller.holds)
         async with holder_at(nats_server.url, max_in_flight=8) as second:
+            await until_waiting(control, 2)  # one of each
+            puller = second.puller
             for _ in range(20):
-                second.puller._pull(all_of_it=True)
-                second.puller._credit.asked = max(1, second.puller._credit.asked - 1)  # as if credit had come free
-            await second.puller.flush()
-            async with asyncio.timeout(DEADLINE_S):  # the server has the pulls, and looks at them in its own time
-                while (await consumer(control, DURABLE))["num_waiting"] < 1 + 1:
-                    await asyncio.sleep(0.005)
-            assert (await consumer(control, DURABLE))["num_waiting"] == 1 + 1  # one of each
+                puller._credit.asked = 1  # as if credit had come free
+                puller._pull(all_of_it=True)
+            last = wire.publish_frame(puller._next, puller._ask(1), f"{puller._inbox}.last")
+            puller._connection.write(last)  # what came before it on this connection, the server has looked at before it
+            assert await until_waiting(control, 3) == 3
 
 
 async def test_what_ends_with_an_inbox_costs_no_pin(nats_server: NatsServer, control: Connection) -> None:
