@@ -31,7 +31,7 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock install install-dev clean
+.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock install install-dev install-bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -44,7 +44,7 @@ demo: install ## run the whole journey on a real nats-server and print what happ
 up: install ## a whole mesh on loopback that stays up
 	$(BIN)/mesh up $(ARGS)
 
-bench: install ## the benchmark table, with commit and machine (ARGS="--quick", ARGS="--only publish")
+bench: install-bench ## the benchmark table, with commit and machine (ARGS="--quick", ARGS="--only publish")
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # --- change it -------------------------------------------------------------------------------------------------------
@@ -83,6 +83,8 @@ lock: install-dev ## write the lock files again after a change of dependencies
 	$(COMPILE) --extra up -c requirements-build.lock -o requirements.lock pyproject.toml
 	$(COMPILE) --extra up --extra postgres --extra dev -c requirements-build.lock -c requirements.lock \
 		-o requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra up --extra bench -c requirements-build.lock -c requirements.lock -c requirements-dev.lock \
+		-o requirements-bench.lock pyproject.toml
 	@$(NPM) install --package-lock-only --omit-lockfile-registry-resolved $(NPM_FLAGS)
 
 clean: ## remove what these commands built; never a mesh's data (.mesh)
@@ -93,6 +95,7 @@ clean: ## remove what these commands built; never a mesh's data (.mesh)
 
 install: $(STAMP)-project
 install-dev: $(STAMP)-dev $(STAMP)-node
+install-bench: $(STAMP)-bench
 
 $(STAMP)-venv:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -113,6 +116,10 @@ $(STAMP)-project: pyproject.toml mesh/__init__.py $(STAMP)-core
 
 $(STAMP)-dev: requirements-dev.lock $(STAMP)-project
 	$(call timed,install for tests,$(PIP_INSTALL) -r requirements-dev.lock)
+	@touch $@
+
+$(STAMP)-bench: requirements-bench.lock $(STAMP)-project
+	$(PIP_INSTALL) -r requirements-bench.lock
 	@touch $@
 
 $(STAMP)-node: tests/node/package-lock.json tests/node/package.json $(STAMP)-dev

@@ -208,8 +208,10 @@ class Replays:
             await self._notice(run, run.parts)
 
     async def _end(self, run: Run, state: State, *, author: str = "", reason: str = "") -> None:
-        await self._announce(run)
-        await remove(self._connection, run, run.parts)
+        """End it, to the entry in the audit, also where the control plane stops meanwhile: later nobody can see it."""
+        with anyio.CancelScope(shield=True):  # requests with deadlines of their own
+            await self._announce(run)
+            await remove(self._connection, run, run.parts)
         streams = self._left.pop(run.durable, {})
         left = sum(streams.values())
         self._open.pop(run.durable, None)
