@@ -31,7 +31,7 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock install install-dev install-bench clean
+.PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock install install-dev install-bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -44,8 +44,18 @@ demo: install ## run the whole journey on a real nats-server and print what happ
 up: install ## a whole mesh on loopback that stays up
 	$(BIN)/mesh up $(ARGS)
 
-bench: install-bench ## the benchmark table, with commit and machine (ARGS="--quick", ARGS="--only publish")
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: RUNS = 1
+bench: install-bench ## the table of targets, with commit and machine (RUNS=3; ARGS="--quick", ARGS="--only publish")
+	$(BIN)/python -m benchmarks --runs $(RUNS) $(ARGS)
+
+curves: install-bench ## how cost grows with events, subscriptions, views, payload, policies, agents: plots and numbers
+	$(BIN)/python -m benchmarks.curves $(ARGS)
+
+MINUTES ?= 30
+RATE ?= 2000
+
+soak: install-bench ## half an hour of load: memory flat, latency steady, nothing lost (MINUTES=30 RATE=2000)
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --rate $(RATE) $(ARGS)
 
 # --- change it -------------------------------------------------------------------------------------------------------
 

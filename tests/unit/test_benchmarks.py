@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 
 import pytest
 
@@ -14,7 +11,8 @@ from benchmarks.fleet_members import Adoption, Findings, Seen, Sent
 from benchmarks.fleet_policies import LAST, agent_names, field_of, type_of
 from benchmarks.fleet_policies import files as fleet_files
 from benchmarks.policy_sets import files
-from benchmarks.runner import Key, Spread, as_json, discover, interleave, measure, print_table, ratio
+from benchmarks.report import nested
+from benchmarks.runner import TABLE, Key, Spread, discover, interleave, measure, of_table, ratio
 from mesh.policy.load import load
 from mesh.policy.suite import run
 
@@ -30,15 +28,6 @@ class _Question:
 
     async def run(self, quick: bool) -> Mapping[str, float | Spread]:
         return self._figures
-
-
-AROUND = {
-    "commit": "abc",
-    "time": "now",
-    "python": "3.11",
-    "versions": {},
-    "machine": {"cpu": "c", "cores": 2, "load": 0.0, "kernel": "k"},
-}
 
 
 @pytest.mark.anyio
@@ -86,18 +75,6 @@ def test_unexplained_figure_is_refused() -> None:
         measure(_Question({"a": Key("x")}, {"b": 1.0}), quick=True)
 
 
-def test_table_and_json_show_target_and_verdict() -> None:
-    """A person and a machine both see the figure beside what was promised."""
-    rows = measure(_Question({"ratio": Key("x", must=1.15, aim=1.6)}, {"ratio": Spread(1.1, 1, 1.2, 5)}), quick=False)
-    with redirect_stdout(io.StringIO()) as out:
-        print_table(rows, AROUND, quick=False)
-    for text in ("planted", "1.1", ">= 1.15", ">= 1.6", "misses must", "commit abc"):
-        assert text in out.getvalue()
-    (figure,) = json.loads(as_json(rows, AROUND, quick=False))["figures"]
-    assert figure["value"] == {"median": 1.1, "low": 1, "high": 1.2, "rounds": 5}
-    assert figure["meets_must"] is False
-
-
 def test_questions_are_found_by_file() -> None:
     """Every `bench_*.py` has a name of its own and explains its figures."""
     questions = discover()
@@ -105,6 +82,15 @@ def test_questions_are_found_by_file() -> None:
     assert all(q.KEYS for q in questions)
     with pytest.raises(SystemExit, match="no benchmark is called 'nothing'"):
         discover("nothing")
+
+
+def test_table_has_the_design_s_questions_in_its_order() -> None:
+    """Figures of all questions can stand in one document, and those of the table come as the design has them."""
+    questions = discover()
+    nested((key, 0) for question in questions for key in question.KEYS)  # raises where two are called the same
+    names = [question.NAME for question in of_table(questions)]
+    assert names == [name for name in TABLE if name in names]
+    assert {"publish", "consume", "policy", "apply"} <= set(names)
 
 
 @pytest.mark.parametrize("documents", [1, 10, 100])
