@@ -10,8 +10,10 @@ from uuid import uuid4
 import anyio
 import nats.errors
 
+from benchmarks import peers
 from benchmarks.meshes import STREAM, Bench, event, mesh
-from benchmarks.runner import Key, Spread, interleave, ratio
+from benchmarks.runner import Figure, Key, Spread, interleave, ratio
+from benchmarks.validity import require_stored
 from mesh.client import Mesh, connect
 from mesh.event import draft_from_structured
 from mesh.jetstream.manage import consumer_info
@@ -21,6 +23,7 @@ KEYS = {
     "consume_ratio": Key(
         "x", must=1.75, aim=2.5, what="consume: pull, verify, decode, ack / fetch(100) + ack, unverified"
     ),
+    "faststream_consume_ratio": Key("x", what="consume: the same / FastStream on JetStream, unverified"),
     "consume_per_s": Key("1/s", what="consume, a subscription's deliveries"),
     "fetch_per_s": Key("1/s", what="nats-py fetch(100) and ack"),
 }
@@ -29,24 +32,28 @@ FETCH = 100
 SETTLE_S = 30.0
 
 
-async def run(quick: bool) -> Mapping[str, float | Spread]:
+async def run(quick: bool) -> Mapping[str, Figure]:
     """All that is stored, each round through two new durables of one team."""
     count, rounds = (2_000, 1) if quick else (EVENTS, 5)
-    names = {who: [f"{who}-{number}" for number in range(rounds)] for who in ("ours", "peer")}
-    async with mesh(*names["ours"], *names["peer"]) as bench:
+    who_runs = ("ours", "peer", "faststream") if peers.faststream_installed() else ("ours", "peer")
+    names = {who: [f"{who}-{number}" for number in range(rounds)] for who in who_runs}
+    durables = [name for numbered in names.values() for name in numbered]
+    async with mesh(*durables) as bench:
         await _fill(bench, count)
+        async with bench.control() as control:
+            await require_stored(control, STREAM, count)
         async with connect(bench.context) as ours:
             fresh = {who: iter(numbered) for who, numbered in names.items()}
-            figures = await interleave(
-                {
-                    "ours": lambda: _ours(ours, next(fresh["ours"]), count),
-                    "peer": lambda: _peer(bench, next(fresh["peer"]), count),
-                },
-                rounds=rounds,
-            )
-        await _check(bench, [*names["ours"], *names["peer"]])
+            contestants: dict[str, peers.Measured] = {
+                "ours": lambda: _ours(ours, next(fresh["ours"]), count),
+                "peer": lambda: _peer(bench, next(fresh["peer"]), count),
+                "faststream": lambda: peers.faststream_consume(bench, next(fresh["faststream"]), count),
+            }
+            figures = await interleave({who: contestants[who] for who in names}, rounds=rounds)
+        await _check(bench, durables)
     return {
         "consume_ratio": ratio(figures["ours"], figures["peer"]),
+        "faststream_consume_ratio": peers.against(figures["ours"], figures.get("faststream")),
         "consume_per_s": Spread.of(figures["ours"]),
         "fetch_per_s": Spread.of(figures["peer"]),
     }
