@@ -432,8 +432,9 @@ async def test_metrics_count_what_happened(streams: Streams, tmp_path: Path) -> 
     assert "ada@" not in text
 
 
-async def test_without_a_bundle_nothing_is_allowed(tmp_path: Path) -> None:
+async def test_without_a_bundle_nothing_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first bundle everything gets 503 and the agent is alive, not ready; the notice opens the door."""
+    monkeypatch.setattr("mesh.watch.POLL_S", 3600.0)
     async with (
         Streams.running(tmp_path / "nats", bundle=False) as streams,
         sidecar(write_directory(tmp_path / "agent"), streams.server.url) as running,
@@ -446,7 +447,7 @@ async def test_without_a_bundle_nothing_is_allowed(tmp_path: Path) -> None:
         assert (await probe(running, "/livez")).status == 200
         assert (await probe(running, "/readyz")).json["because"] == ["no-valid-bundle"]
         await streams.hand_out()
-        await until(lambda: not running.agent.not_ready(), timeout_s=5)
+        await until(lambda: not running.agent.not_ready())
         assert (await http.post(event())).status == 202
 
 

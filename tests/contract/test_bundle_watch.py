@@ -57,14 +57,15 @@ async def test_each_new_revision_is_adopted_once_and_whole(streams: Streams) -> 
         await streams.hand_out()
 
 
-async def test_a_notice_brings_it_at_once(streams: Streams) -> None:
+async def test_a_notice_brings_it_at_once(streams: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
     """Running, it adopts what a notice tells of, long before the next poll."""
+    monkeypatch.setattr("mesh.watch.POLL_S", 3600.0)
     watching = watch(streams)
     async with anyio.create_task_group() as group:
         group.start_soon(watching.run)
         await until(lambda: watching.state.revision == 1)
         await streams.hand_out()
-        await until(lambda: watching.state.revision == 2, timeout_s=5)
+        await until(lambda: watching.state.revision == 2)
         group.cancel_scope.cancel()
 
 
@@ -288,8 +289,12 @@ async def reports_of(streams: Streams) -> list[Report]:
     return await read_reports(streams.connection)
 
 
-async def test_an_agent_reports_what_it_runs_and_what_it_refused(streams: Streams, tmp_path: Path) -> None:
+async def test_an_agent_reports_what_it_runs_and_what_it_refused(
+    streams: Streams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each adoption and each refusal is reported at once, and a refusal is in the audit trail too."""
+    monkeypatch.setattr("mesh.watch.POLL_S", 3600.0)
+    monkeypatch.setattr("mesh.reports.EVERY_S", 3600.0)
     async with agent_at(write_directory(tmp_path / "agent"), streams.server.url) as agent:
 
         async def says(revision: int, refused: str | None) -> bool:
@@ -300,9 +305,9 @@ async def test_an_agent_reports_what_it_runs_and_what_it_refused(streams: Stream
         await until(lambda: says(1, None))
         old = await streams.envelope()
         await streams.hand_out()
-        await until(lambda: says(2, None), timeout_s=5)
+        await until(lambda: says(2, None))
         await streams.put(old)
-        await until(lambda: says(2, "bundle-rollback"), timeout_s=5)
+        await until(lambda: says(2, "bundle-rollback"))
         assert agent.state()["bundle_refused"] == {"code": "bundle-rollback", "revision": 1}
         await until(lambda: streams.stored("AUDIT"))
         record = await streams.message("AUDIT", 1)

@@ -96,6 +96,13 @@ async def desk_at(url: str, **options: Any) -> AsyncIterator[Desk]:
         assert desk.publisher.in_flight == 0
 
 
+def give_up_after(desk: Desk, seconds: float) -> None:
+    """Events that are submitted from now on are given up after so long."""
+    desk.publisher._rules = desk.publisher._rules._replace(give_up_s=seconds)
+    for lane in desk.publisher._lanes.values():
+        lane._rules = desk.publisher._rules
+
+
 @pytest.fixture
 async def control(nats_server: NatsServer) -> AsyncIterator[Connection]:
     """A connection that may do everything, with the stream made."""
@@ -327,13 +334,15 @@ async def test_giving_up_and_submitting_again_makes_nothing_younger(
     nats_server: NatsServer, control: Connection
 ) -> None:
     """A caller who posts on while the server hangs gets no ack for the stale copy that is stored in the end."""
-    async with desk_at(nats_server.url, ack_deadline_s=0.05, give_up_s=0.3) as desk:
+    async with desk_at(nats_server.url, ack_deadline_s=0.05, give_up_s=60.0) as desk:
         await desk.finished(*desk.submit())
         nats_server.pause()
         given_up = desk.event(event_id="frozen")
+        give_up_after(desk, 0.3)
         desk.publisher.submit([given_up])
         [error] = await desk.finished(given_up)
         assert isinstance(error, StreamUnavailable)
+        give_up_after(desk, 60.0)
         desk.now_ms += 127_000
         nats_server.resume()
         await until(lambda: desk.publisher._connection.connected)
@@ -395,8 +404,9 @@ async def test_a_resend_after_thirty_seconds_is_sealed_anew(nats_server: NatsSer
 
 async def test_events_are_given_up_after_their_time(nats_server: NatsServer, control: Connection) -> None:
     """With the server gone each event ends with StreamUnavailable after `give_up_s`, in order, and room comes back."""
-    async with desk_at(nats_server.url, give_up_s=0.5, window=10) as desk:
+    async with desk_at(nats_server.url, give_up_s=60.0, window=10) as desk:
         await desk.finished(*desk.submit())
+        give_up_after(desk, 0.5)
         nats_server.kill()
         await until(lambda: not desk.publisher._connection.connected)
         items = desk.submit(10)

@@ -65,13 +65,13 @@ async def fill(connection: Connection) -> None:
     acks: list[str] = []
     inbox = connection.new_inbox()
     listener = connection.listen(inbox, lambda _s, reply, _h, _d: acks.append(reply))
-    pull = b'{"batch":%d,"expires":5000000000}' % PULLED
+    pull = b'{"batch":%d,"expires":20000000000}' % PULLED
     await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.team--half", pull, reply=inbox)
     await until(lambda: len(acks) >= PULLED)
     listener.close()
     for sequence in ACKED:
         connection.write(wire.ack_frame(acks[sequence - 1], b"+ACK"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await consumer(connection, "team--half"))["num_ack_pending"] != PULLED - len(ACKED):
             await asyncio.sleep(0.01)
 
