@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from uuid import uuid4
 
 import anyio
-import nats.errors
 
-from benchmarks import peers
+from benchmarks import loads, peers
 from benchmarks.meshes import STREAM, Bench, event, mesh
 from benchmarks.runner import Figure, Key, Spread, interleave, ratio
 from benchmarks.validity import require_stored
-from mesh.client import Mesh, connect
+from mesh.client import connect
 from mesh.event import draft_from_structured
 from mesh.jetstream.manage import consumer_info
 
@@ -28,7 +26,6 @@ KEYS = {
     "fetch_per_s": Key("1/s", what="nats-py fetch(100) and ack"),
 }
 EVENTS = 20_000
-FETCH = 100
 SETTLE_S = 30.0
 
 
@@ -45,7 +42,7 @@ async def run(quick: bool) -> Mapping[str, Figure]:
         async with connect(bench.context) as ours:
             fresh = {who: iter(numbered) for who, numbered in names.items()}
             contestants: dict[str, peers.Measured] = {
-                "ours": lambda: _ours(ours, next(fresh["ours"]), count),
+                "ours": lambda: loads.consume(ours, next(fresh["ours"]), count),
                 "peer": lambda: _peer(bench, next(fresh["peer"]), count),
                 "faststream": lambda: peers.faststream_consume(bench, next(fresh["faststream"]), count),
             }
@@ -66,40 +63,11 @@ async def _fill(bench: Bench, count: int) -> None:
         await bench.agent.publish_drafts(drafts)
 
 
-async def _ours(mesh: Mesh, name: str, count: int) -> float:
-    """Deliveries a second, each acked as soon as it is there."""
-    seen = 0
-    async with mesh.subscription(name) as subscription:
-        began = time.perf_counter()
-        while seen < count:
-            delivery = await subscription.next()
-            delivery.ack()
-            seen += 1
-        return count / (time.perf_counter() - began)
-
-
 async def _peer(bench: Bench, name: str, count: int) -> float:
     """The same by nats-py, in its fastest documented way."""
-    address = bench.context.team_address()
-    client = await bench.peer(bench.context.data / "teams" / "reader" / "nats.creds", "team-reader")
-    try:
-        durable = address.subscriptions[name].durable
-        pull = await client.jetstream().pull_subscribe_bind(durable=durable, stream=STREAM)
-        seen = 0
-        began = time.perf_counter()
-        while seen < count:
-            try:
-                messages = await pull.fetch(min(FETCH, count - seen), timeout=5)
-            except nats.errors.TimeoutError:
-                continue
-            for message in messages:
-                await message.ack()
-            seen += len(messages)
-        took = time.perf_counter() - began
-        await client.flush()
-        return count / took
-    finally:
-        await client.close()
+    durable = bench.context.team_address().subscriptions[name].durable
+    async with loads.team(bench) as client:
+        return await loads.fetch(client, durable, count)
 
 
 async def _check(bench: Bench, names: list[str]) -> None:

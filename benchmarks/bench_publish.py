@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping
 from uuid import uuid4
 
-from benchmarks import peers
+from benchmarks import loads, peers
 from benchmarks.meshes import STREAM, Bench, event, mesh
 from benchmarks.policy_sets import TYPE, VIEW
 from benchmarks.runner import Figure, Key, Spread, interleave, ratio
@@ -24,16 +22,13 @@ KEYS = {
     "core_publish_per_s": Key("1/s", what="nats-py core publish: nothing stored, the ceiling"),
 }
 EVENTS = 20_000
-CHUNK = 500  # events in one call of an application
-CALLS = 4  # calls at once
-PEER_PENDING = 4000  # nats-py's own default window
 
 
 async def run(quick: bool) -> Mapping[str, Figure]:
     """All through the account of one agent, into one stream on disk, R1."""
     count, rounds = (2_000, 1) if quick else (EVENTS, 5)
     async with mesh() as bench:
-        masked = await _masked_body(bench)
+        masked = await masked_body(bench)
         contestants: dict[str, peers.Measured] = {
             "ours": lambda: _ours(bench, count),
             "peer": lambda: _peer(bench, count, masked),
@@ -57,38 +52,16 @@ async def run(quick: bool) -> Mapping[str, Figure]:
 async def _ours(bench: Bench, count: int) -> float:
     """Events a second from bytes in hand to acknowledged."""
     run_id = uuid4().hex
-    bodies = [event(number, run_id) for number in range(count)]
-    chunks = iter([bodies[start : start + CHUNK] for start in range(0, count, CHUNK)])
-    agent = bench.agent
-
-    async def calls() -> None:
-        for chunk in chunks:
-            now_ms = time.time_ns() // 1_000_000
-            drafts = [draft_from_structured(body, now_ms=now_ms) for body in chunk]
-            receipts = await agent.publish_drafts(drafts)
-            assert all(len(receipt.copies) == 1 for receipt in receipts)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(calls() for _ in range(CALLS)))
-    return count / (time.perf_counter() - began)
+    return await loads.publish([bench.agent], [event(number, run_id) for number in range(count)])
 
 
 async def _peer(bench: Bench, count: int, body: bytes) -> float:
     """The same number of bytes, published as fast as nats-py can be asked to."""
-    client = await bench.peer(bench.context.data / "agents" / "shop" / "nats.creds", "shop")
-    try:
-        js = client.jetstream(publish_async_max_pending=PEER_PENDING)
-        subject = f"ev.local.{VIEW}.s00.{TYPE}"
-        began = time.perf_counter()
-        for _ in range(count):
-            await js.publish_async(subject, body, wait_stall=30)
-        await js.publish_async_completed()
-        return count / (time.perf_counter() - began)
-    finally:
-        await client.close()
+    async with loads.adapter(bench) as client:
+        return await loads.publish_async([client], [f"ev.local.{VIEW}.s00.{TYPE}"], body, count)
 
 
-async def _masked_body(bench: Bench) -> bytes:
+async def masked_body(bench: Bench) -> bytes:
     """A stored copy: what the peer sends is what ours sends."""
     await bench.agent.publish_drafts([draft_from_structured(event(0, uuid4().hex), now_ms=0)])
     async with (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ SUBSCRIPTION = """\
 apiVersion: mesh/v1
 kind: Subscription
 metadata: {name: %s, tenant: bench, team: reader}
-spec: {types: ["shop.order.>"], start: all, max_in_flight: 10000}
+spec: {types: ["%s"], start: all, max_in_flight: 10000}
 """
+ALL = "shop.order.>"
 STREAM = "EV_local_shop"
 
 
@@ -51,12 +52,18 @@ class Bench:
 
 
 @asynccontextmanager
-async def mesh(*subscriptions: str) -> AsyncIterator[Bench]:
-    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop. The team has *subscriptions*."""
+async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
+    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop.
+
+    Args:
+        subscriptions: What the reading team has, from the first event on.
+        types: Which events a subscription gets, where that is not all of them.
+    """
+    documents = "".join(SUBSCRIPTION % (name, (types or {}).get(name, ALL)) for name in subscriptions)
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
         policies = Path(directory) / "policies"
         policies.mkdir()
-        (policies / "bench.yaml").write_text(POLICIES + "".join(SUBSCRIPTION % name for name in subscriptions))
+        (policies / "bench.yaml").write_text(POLICIES + documents)
         data = Path(directory) / "data"
         async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
             group.start_soon(up.watch)

@@ -1,0 +1,124 @@
+"""The four things that most questions time: publishing and consuming, ours and nats-py's own, in its fastest way.
+
+Each returns what it did in a second. Clients of nats-py use the credentials, the accounts, the stream and the durables
+of ours, so that the server does for both what it does for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import nats.errors
+from nats.aio.client import Client
+
+from agent import Agent
+from benchmarks.meshes import STREAM, Bench
+from benchmarks.validity import InvalidRun, require
+from mesh.client import Mesh
+from mesh.event import draft_from_structured
+from mesh.judging import VERIFIED
+
+CHUNK = 500  # events in one call of an application
+CALLS = 4  # calls at once
+PENDING = 4000  # nats-py's own default window
+FETCH = 100
+EMPTY = 20  # empty fetches of 5 s after which what is missing will not come
+
+
+async def publish(agents: Sequence[Agent], bodies: Sequence[bytes], *, copies: int = 1, chunk: int = CHUNK) -> float:
+    """Events a second from bytes in hand to acknowledged, by *agents* in turn.
+
+    Raises:
+        InvalidRun: An event did not become *copies* copies.
+    """
+    chunks = iter([(start // chunk, bodies[start : start + chunk]) for start in range(0, len(bodies), chunk)])
+
+    async def calls() -> None:
+        for number, some in chunks:
+            now_ms = time.time_ns() // 1_000_000
+            drafts = [draft_from_structured(body, now_ms=now_ms) for body in some]
+            for receipt in await agents[number % len(agents)].publish_drafts(drafts):
+                require(len(receipt.copies) == copies, f"an event became {len(receipt.copies)} copies, not {copies}")
+
+    began = time.perf_counter()
+    await asyncio.gather(*(calls() for _ in range(CALLS)))
+    return len(bodies) / (time.perf_counter() - began)
+
+
+async def publish_async(clients: Sequence[Client], subjects: Sequence[str], body: bytes, count: int) -> float:
+    """Events a second by nats-py: each as a bare message to every one of *subjects*, by *clients* in turn."""
+    contexts = [client.jetstream(publish_async_max_pending=PENDING) for client in clients]
+    began = time.perf_counter()
+    for number in range(count):
+        js = contexts[number % len(contexts)]
+        for subject in subjects:
+            await js.publish_async(subject, body, wait_stall=30)
+    for js in contexts:
+        await js.publish_async_completed()
+    return count / (time.perf_counter() - began)
+
+
+async def consume(mesh: Mesh, name: str, count: int) -> float:
+    """Deliveries a second, each verified, admitted, decoded, and acked as soon as it is there.
+
+    Raises:
+        InvalidRun: Fewer were verified than were handed over.
+    """
+    seen, verified = 0, VERIFIED.total()
+    async with mesh.subscription(name) as subscription:
+        began = time.perf_counter()
+        while seen < count:
+            delivery = await subscription.next()
+            delivery.ack()
+            seen += 1
+        took = time.perf_counter() - began
+    require(VERIFIED.total() - verified >= count, f"unverified: {VERIFIED.total() - verified:.0f} of {count} events")
+    return count / took
+
+
+async def fetch(client: Client, durable: str, count: int) -> float:
+    """Deliveries a second by nats-py: `fetch(100)`, each acked, none verified.
+
+    Raises:
+        InvalidRun: Some never came.
+    """
+    pull = await client.jetstream().pull_subscribe_bind(durable=durable, stream=STREAM)
+    seen = empty = 0
+    began = time.perf_counter()
+    while seen < count:
+        try:
+            messages = await pull.fetch(min(FETCH, count - seen), timeout=5)
+        except nats.errors.TimeoutError:
+            empty += 1
+            if empty == EMPTY:
+                raise InvalidRun(f"events lost: {count - seen} of {count} never came") from None
+            continue
+        for message in messages:
+            await message.ack()
+        seen += len(messages)
+    took = time.perf_counter() - began
+    await client.flush()
+    return count / took
+
+
+@asynccontextmanager
+async def adapter(bench: Bench) -> AsyncIterator[Client]:
+    """A plain nats-py client that may do what the agent may."""
+    client = await bench.peer(bench.context.data / "agents" / "shop" / "nats.creds", "shop")
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def team(bench: Bench) -> AsyncIterator[Client]:
+    """A plain nats-py client that may do what the reading team may."""
+    client = await bench.peer(bench.context.data / "teams" / "reader" / "nats.creds", "team-reader")
+    try:
+        yield client
+    finally:
+        await client.close()
