@@ -37,6 +37,7 @@ class Bench:
 
     context: Context
     agent: Agent
+    policies: str
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[OperatorConnection]:
@@ -59,11 +60,11 @@ async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> A
         subscriptions: What the reading team has, from the first event on.
         types: Which events a subscription gets, where that is not all of them.
     """
-    documents = "".join(SUBSCRIPTION % (name, (types or {}).get(name, ALL)) for name in subscriptions)
+    text = POLICIES + "".join(SUBSCRIPTION % (name, (types or {}).get(name, ALL)) for name in subscriptions)
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
         policies = Path(directory) / "policies"
         policies.mkdir()
-        (policies / "bench.yaml").write_text(POLICIES + documents)
+        (policies / "bench.yaml").write_text(text)
         data = Path(directory) / "data"
         async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
             group.start_soon(up.watch)
@@ -71,7 +72,7 @@ async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> A
             beside = Agent.from_file(data / "agents" / "shop" / "agent.toml")  # its own process has its spool
             settings = replace(beside.settings, spool_file="bench.db", spool_key_file="bench.key")
             async with Agent(settings, beside.base) as agent:
-                yield Bench(context, agent)
+                yield Bench(context, agent, text)
             group.cancel_scope.cancel()
 
 
