@@ -32,6 +32,7 @@ STREAM = "EV_local_crm"
 BACKOFF_S = 0.5
 DEADLINE_S = 30  # below the long ack_wait: what comes within it did not wait for the server to give up on us
 LONG_ACK_WAIT = "90s"
+QUEUES_ACK_WAIT_S = 3  # longer than a busy machine keeps a word of progress waiting
 
 # One subscription and one type a test: they share a mesh and do not meet.
 RETRY = f"attempts: 4, backoff: [{BACKOFF_S * 1000:.0f}ms], ack_wait: {LONG_ACK_WAIT}"
@@ -47,7 +48,7 @@ SUBSCRIPTIONS = {
     "leaves": RETRY,
     "shares": RETRY,
     "works": RETRY,
-    "queues": "attempts: 4, backoff: [100ms], ack_wait: 1s",
+    "queues": f"attempts: 4, backoff: [100ms], ack_wait: {QUEUES_ACK_WAIT_S}s",
 }
 
 pytestmark = pytest.mark.anyio
@@ -411,11 +412,11 @@ async def test_events_that_wait_for_their_turn_are_not_redelivered(
     began = now_ms()
 
     async def handle(event: Admitted) -> None:
-        await anyio.sleep(0.5)  # the work
+        await anyio.sleep(QUEUES_ACK_WAIT_S / 2)  # the work
         got.append((event.id, event.attempt))
 
     await handle_until(support, "queues", len(ids), handle, concurrency=1)
-    assert now_ms() - began > 2000  # twice the ack_wait: the last ones did wait
+    assert now_ms() - began > QUEUES_ACK_WAIT_S * 2 * 1000  # the last ones did wait
     assert got == [(id_, 1) for id_ in ids]
     info = await consumer_info(operator.connection, STREAM, "support--queues")
     assert info["delivered"]["consumer_seq"] == len(ids)
