@@ -160,12 +160,16 @@ def test_ctrl_c_in_a_block_is_no_verdict(local_mesh: LocalMesh, m: mesh.SyncMesh
 
 def test_ctrl_c_while_waiting_loses_no_event(local_mesh: LocalMesh, m: mesh.SyncMesh) -> None:
     """What waited is over: it takes no event that nobody would be handed."""
+
+    def waits(timer: threading.Timer) -> None:
+        timer.start()
+        contacts.next()
+
     with m.subscription("contacts") as contacts:
         for _ in range(3):
             timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
             with pytest.raises(KeyboardInterrupt):
-                timer.start()
-                contacts.next()
+                waits(timer)
             timer.join()
         ids = publish(m, 3)
         got = []
