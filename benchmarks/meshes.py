@@ -18,9 +18,11 @@ from agent import Agent
 from benchmarks.policy_sets import POLICIES, TYPE
 from mesh.cli.operator import OperatorConnection, operator_connection
 from mesh.context import Context
-from mesh.control.up import Options, running
+from mesh.control.up import Options, Running, running
+from mesh.jetstream.connection import Connection
+from mesh.jetstream.manage import api, stream_info
 
-SUBSCRIPTION = """\
+_SUBSCRIPTION = """\
 ---
 apiVersion: mesh/v1
 kind: Subscription
@@ -53,14 +55,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
-    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop.
-
-    Args:
-        subscriptions: What the reading team has, from the first event on.
-        types: Which events a subscription gets, where that is not all of them.
-    """
-    text = POLICIES + "".join(SUBSCRIPTION % (name, (types or {}).get(name, ALL)) for name in subscriptions)
+async def processes(text: str) -> AsyncIterator[tuple[Context, Running]]:
+    """A mesh under the policies *text* for the length of the block: a server, and an agent process for each agent."""
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
         policies = Path(directory) / "policies"
         policies.mkdir()
@@ -68,12 +64,36 @@ async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> A
         data = Path(directory) / "data"
         async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
             group.start_soon(up.watch)
-            context = Context.load(data, team="reader", agent="shop")
-            beside = Agent.from_file(data / "agents" / "shop" / "agent.toml")  # its own process has its spool
-            settings = replace(beside.settings, spool_file="bench.db", spool_key_file="bench.key")
-            async with Agent(settings, beside.base) as agent:
-                yield Bench(context, agent, text)
+            yield Context.load(data, team="reader", agent="shop"), up
             group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
+    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop.
+
+    Args:
+        subscriptions: What the reading team has, from the first event on.
+        types: Which events a subscription gets, where that is not all of them.
+    """
+    text = POLICIES + "".join(subscription(name, (types or {}).get(name, ALL)) for name in subscriptions)
+    async with processes(text) as (context, _):
+        beside = Agent.from_file(context.data / "agents" / "shop" / "agent.toml")  # its own process has its spool
+        settings = replace(beside.settings, spool_file="bench.db", spool_key_file="bench.key")
+        async with Agent(settings, beside.base) as agent:
+            yield Bench(context, agent, text)
+
+
+def subscription(name: str, types: str = ALL) -> str:
+    """The document of one subscription of the reading team, from the first event on."""
+    return _SUBSCRIPTION % (name, types)
+
+
+async def make_room(connection: Connection, stream: str, size: int) -> None:
+    """Let *stream* hold *size* bytes, where that is more than the 1 GiB that it is made with."""
+    config = (await stream_info(connection, stream))["config"]
+    if size > config["max_bytes"]:
+        await api(connection, f"STREAM.UPDATE.{stream}", config | {"max_bytes": size})
 
 
 def event(number: int, run: str) -> bytes:

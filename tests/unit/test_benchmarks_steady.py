@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.open_loop import Job, _Loop
+from benchmarks.soak import Found, judge
 from benchmarks.steady import drifted, growth, percentiles
 from benchmarks.timed_reader import Notes
 
@@ -91,3 +92,26 @@ async def test_latency_counts_from_the_moment_that_was_meant() -> None:
     assert [int(id_.rpartition("-")[2]) for id_ in ids] == list(range(10, 60))
     moments = [int(id_.split(".")[1].split("-")[0]) for id_ in ids][::5]
     assert {later - earlier for earlier, later in pairwise(moments)} == {5_000_000}
+
+
+LEVEL = {name: [(n * 10.0, 60.0) for n in range(60)] for name in ("agent", "consumer", "server")}
+RISING = [(n * 10.0, 60.0 + n) for n in range(60)]
+WINDOWS = [{"p50": 2.0, "p99": 9.0}] * 10
+
+
+@pytest.mark.parametrize(
+    ("found", "minutes", "failed"),
+    [
+        (Found(LEVEL, WINDOWS), 10, ""),
+        (Found(LEVEL | {"agent": RISING}, WINDOWS), 10, "agent grows by 360.0 MB an hour"),
+        (Found(LEVEL | {"server": RISING}, WINDOWS), 10, ""),
+        (Found(LEVEL | {"agent": RISING}, WINDOWS), 1, ""),
+        (Found(LEVEL, [*WINDOWS, *([{"p50": 2.0, "p99": 90.0}] * 5)]), 10, "latency drifts: p99"),
+        (Found(LEVEL, WINDOWS, lost=3), 1, "lost 3 events"),
+        (Found(LEVEL, WINDOWS, refused={"overloaded": 2}), 1, "refused {'overloaded': 2}"),
+    ],
+    ids=["steady", "agent-leaks", "server-stores", "too-short-to-judge", "slows-down", "lost", "refused"],
+)
+def test_soak_fails_for_what_it_promises(found: Found, minutes: float, failed: str) -> None:
+    """Memory of ours, latency and losses are judged; a short run by its losses alone."""
+    assert "; ".join(judge(found, minutes=minutes).failed) == failed
