@@ -115,12 +115,12 @@ async def _churn(bench: Bench) -> AsyncIterator[Churn]:
     require(churn.reloads and churn.rotations, "no policy changed, or no key was rotated")
 
 
-async def _reload(control: OperatorConnection, text: str, churn: Churn) -> None:
+async def _reload(control: OperatorConnection, files: Mapping[str, str], churn: Churn) -> None:
     """Apply other policies every two seconds, as `mesh policy apply` does."""
-    assert MASKS[0] in text, "no such mask to change"
+    assert MASKS[0] in "".join(files.values()), "no such mask to change"
     while True:
-        files = {"bench.yaml": text.replace(MASKS[0], MASKS[(churn.reloads + 1) % 2])}
-        body = {"files": pack(files, {}), "author": "benchmark", "reason": "load", "skip_backlog": False}
+        other = {name: text.replace(MASKS[0], MASKS[(churn.reloads + 1) % 2]) for name, text in files.items()}
+        body = {"files": pack(other, {}), "author": "benchmark", "reason": "load", "skip_backlog": False}
         await ask(control, "apply", {**body, "expected": None})
         churn.reloads += 1
         await anyio.sleep(POLICY_EVERY_S)

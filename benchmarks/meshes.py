@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Bench:
 
     context: Context
     agent: Agent
-    policies: str
+    policies: Mapping[str, str]
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[OperatorConnection]:
@@ -55,33 +55,42 @@ class Bench:
 
 
 @asynccontextmanager
-async def processes(text: str) -> AsyncIterator[tuple[Context, Running]]:
-    """A mesh under the policies *text* for the length of the block: a server, and an agent process for each agent."""
+async def processes(files: Mapping[str, str], *, agents: bool = True) -> AsyncIterator[tuple[Context, Running]]:
+    """A mesh under the policies *files* for the length of the block.
+
+    Args:
+        files: YAML by file name.
+        agents: Whether each agent has a process of its own; else only their files are there.
+    """
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory:
         policies = Path(directory) / "policies"
         policies.mkdir()
-        (policies / "bench.yaml").write_text(text)
+        for name, text in files.items():
+            (policies / name).write_text(text)
         data = Path(directory) / "data"
-        async with running(Options(data=data, policies=policies)) as up, anyio.create_task_group() as group:
+        options = Options(data=data, policies=policies, on_demand=not agents)
+        async with running(options) as up, anyio.create_task_group() as group:
             group.start_soon(up.watch)
-            yield Context.load(data, team="reader", agent="shop"), up
+            yield Context.load(data, team="reader", agent="shop" if agents else None), up
             group.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def mesh(*subscriptions: str, types: Mapping[str, str] | None = None) -> AsyncIterator[Bench]:
-    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop.
+async def mesh(
+    *subscriptions: str, types: Mapping[str, str] | None = None, files: Mapping[str, str] | None = None
+) -> AsyncIterator[Bench]:
+    """A mesh of its own for the length of the block, its agent embedded: no HTTP hop, and no other agent beside it.
 
     Args:
         subscriptions: What the reading team has, from the first event on.
         types: Which events a subscription gets, where that is not all of them.
+        files: Policies to have instead of `policy_sets.POLICIES`.
     """
-    text = POLICIES + "".join(subscription(name, (types or {}).get(name, ALL)) for name in subscriptions)
-    async with processes(text) as (context, _):
-        beside = Agent.from_file(context.data / "agents" / "shop" / "agent.toml")  # its own process has its spool
-        settings = replace(beside.settings, spool_file="bench.db", spool_key_file="bench.key")
-        async with Agent(settings, beside.base) as agent:
-            yield Bench(context, agent, text)
+    own = "".join(subscription(name, (types or {}).get(name, ALL)) for name in subscriptions)
+    texts = {**(files or {"bench.yaml": POLICIES}), "subscriptions.yaml": own}
+    async with processes({name: text for name, text in texts.items() if text}, agents=False) as (context, _):
+        async with Agent.from_file(context.data / "agents" / "shop" / "agent.toml") as agent:
+            yield Bench(context, agent, texts)
 
 
 def subscription(name: str, types: str = ALL) -> str:

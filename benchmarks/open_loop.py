@@ -102,7 +102,7 @@ class _Loop:
 @asynccontextmanager
 async def embedded(data: Path) -> AsyncIterator[Publish]:
     """The agent in this process."""
-    beside = Agent.from_file(data / "agents" / "shop" / "agent.toml")  # its own process has its spool
+    beside = Agent.from_file(data / "agents" / "shop" / "agent.toml")  # which has its own spool
     settings = replace(beside.settings, spool_file="open.db", spool_key_file="open.key")
     async with Agent(settings, beside.base) as agent:
 

@@ -76,7 +76,7 @@ class Soak:
             InvalidRun: A process ended, or what is stored is not what was accepted.
         """
         events = int(self.rate * self.seconds / SIZE) * SIZE
-        async with processes(POLICIES + subscription(NAME)) as (context, up):
+        async with processes({"bench.yaml": POLICIES + subscription(NAME)}) as (context, up):
             data, log = context.data, context.data / "workers.log"
             async with operator_connection(str(data)) as (_, control):
                 await make_room(control, STREAM, events * STORED_BYTES)
