@@ -61,9 +61,9 @@ async def _peer(bench: Bench, count: int, body: bytes) -> float:
         return await loads.publish_async([client], [f"ev.local.{VIEW}.s00.{TYPE}"], body, count)
 
 
-async def masked_body(bench: Bench) -> bytes:
-    """A stored copy: what the peer sends is what ours sends."""
-    await bench.agent.publish_drafts([draft_from_structured(event(0, uuid4().hex), now_ms=0)])
+async def masked_body(bench: Bench, body: bytes | None = None) -> bytes:
+    """The stored copy of *body*, or of the usual event: what the peer sends is what ours sends."""
+    await bench.agent.publish_drafts([draft_from_structured(body or event(0, uuid4().hex), now_ms=0)])
     async with (
         bench.control() as control,
         reading(control, {STREAM: [f"ev.local.{VIEW}.>"]}, new_only=False) as (_, events),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,11 @@ async def mesh(
     """
     own = "".join(subscription(name, (types or {}).get(name, ALL)) for name in subscriptions)
     texts = {**(files or {"bench.yaml": POLICIES}), "subscriptions.yaml": own}
-    async with processes({name: text for name, text in texts.items() if text}, agents=False) as (context, _):
-        async with Agent.from_file(context.data / "agents" / "shop" / "agent.toml") as agent:
-            yield Bench(context, agent, texts)
+    texts = {name: text for name, text in texts.items() if text}
+    async with AsyncExitStack() as stack:
+        context, _ = await stack.enter_async_context(processes(texts, agents=False))
+        agent = Agent.from_file(context.data / "agents" / "shop" / "agent.toml")
+        yield Bench(context, await stack.enter_async_context(agent), texts)
 
 
 def subscription(name: str, types: str = ALL) -> str:
