@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 STATISTICS = "$SYS.SERVER.*.STATSZ"  # each server says so when it joins, milliseconds after its start, then every 10 s
 PING = "$SYS.REQ.SERVER.PING"
 SILENT_S = 1.0  # for a server that others are connected to and that does not answer: an answer takes a millisecond
+ALONE_S = 4.0  # more, where no server has answered: nothing can go on without one, and a busy machine takes its time
 
 _numbers = itertools.count()
 
@@ -86,7 +87,7 @@ async def present(connection: Connection) -> dict[str, str]:
     """The servers that answer now: name by id.
 
     A server without a connection to the others is not waited for. One that is connected and silent is, for `SILENT_S`;
-    then it is left out, and said in the log.
+    then it is left out, and said in the log. The first to answer is waited for longer, `ALONE_S`.
 
     Raises:
         Unavailable: None answers.
@@ -102,7 +103,9 @@ async def present(connection: Connection) -> dict[str, str]:
 
     await ask_all(connection, PING, b"", enough=all_here, timeout_s=SILENT_S)
     if not found:
-        raise Unavailable(f"no server answered within {SILENT_S:.0f} s", next="see that nats-server runs")
+        await ask_all(connection, PING, b"", enough=all_here, timeout_s=ALONE_S)
+    if not found:
+        raise Unavailable(f"no server answered within {SILENT_S + ALONE_S:.0f} s", next="see that nats-server runs")
     if silent := known - set(found.values()):
         log.warning("servers_silent", servers=sorted(silent), answered=sorted(found.values()))
     return found

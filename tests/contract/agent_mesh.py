@@ -94,6 +94,7 @@ POLICY_KEY = Ed25519PrivateKey.from_private_bytes(POLICY_SEED).public_key().publ
 TRUST_SEED = bytes(range(32, 64))
 TRUST_KEY = Ed25519PrivateKey.from_private_bytes(TRUST_SEED).public_key().public_bytes_raw()
 ENROL_KEY = bytes(range(64, 96))  # X25519, the private half
+PATIENT = {"spool_after_s": 60, "give_up_s": 60}  # settings: a stream that is there is waited for on a busy machine
 SETTINGS = """
 name = "crm-adapter"
 tenant = "acme"

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.anyio
 
 SEED = 20261122
 KILLS = 3
+START_S = 60  # for a process that starts, on a busy machine
 PAGE = 5
 GONE = "gone"
 ENROLS = {"event_key_file": "", "event_cert_file": ""}
@@ -127,14 +128,14 @@ async def test_the_adapter_of_the_readme_killed_at_any_moment(tmp_path: Path, ro
         for _ in range(KILLS):
             async with adapter_process(root, base, service, streams.server.url):
                 asked = service.requests
-                await until(lambda asked=asked: service.requests > asked)
+                await until(lambda asked=asked: service.requests > asked, timeout_s=START_S)
                 for _ in range(chance.randrange(4)):
                     service.some_edits(10)
                     await asyncio.sleep(chance.uniform(0.0, 0.1))  # when it is killed, at random
             service.some_edits(3)
         async with adapter_process(root, base, service, streams.server.url) as process:
             seen = service.not_modified
-            await until(lambda: service.not_modified > seen + 1)
+            await until(lambda: service.not_modified > seen + 1, timeout_s=START_S)
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 30) == 0
         verdicts = await judged(streams, base)

@@ -24,6 +24,7 @@ from mesh.policy.grants import PublishGrant
 from mesh.subjects import Pattern
 from tests.contract.agent_mesh import (
     DOMAINS,
+    PATIENT,
     POLICIES,
     SMALL,
     Answer,
@@ -54,7 +55,7 @@ async def streams(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Str
 async def doors(streams: Streams, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sidecar]:
     """One sidecar for the tests that leave it as it is."""
     base = write_directory(tmp_path_factory.mktemp("agent"))
-    async with sidecar(base, streams.server.url, give_up_s=5) as running:
+    async with sidecar(base, streams.server.url, **PATIENT) as running:
         await until(lambda: not running.agent.not_ready())
         yield running
 

@@ -42,7 +42,17 @@ from mesh.jetstream.tls import TlsFiles
 from mesh.keys import SpiffeId, key_id
 from mesh.signing import Verified
 from mesh.trust_watch import TrustWatch
-from tests.contract.agent_mesh import ENROL_KEY, Control, Streams, event, judged, now_ms, until, write_directory
+from tests.contract.agent_mesh import (
+    ENROL_KEY,
+    PATIENT,
+    Control,
+    Streams,
+    event,
+    judged,
+    now_ms,
+    until,
+    write_directory,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +82,7 @@ async def control(streams: Streams, base: Path) -> Control:
 
 def agent_of(base: Path, url: str, **settings: object) -> Agent:
     """An agent that enrols, not yet started."""
-    settings = {"event_key_file": "", "event_cert_file": "", "nats_url": url, **settings}
+    settings = {"event_key_file": "", "event_cert_file": "", "nats_url": url, **PATIENT, **settings}
     environ = {f"MESH_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
     return Agent(load((base / "agent.toml").read_text(), environ).settings, base)
 
@@ -423,7 +433,7 @@ async def test_a_statement_that_is_missing_holds_everything(
     bucket = KeyValue(streams.connection, "mesh_trust")
     if when == "from the start":
         await bucket.delete("trust")
-    async with control.answering(), running(agent_of(base, streams.server.url, give_up_s=20)) as agent:
+    async with control.answering(), running(agent_of(base, streams.server.url)) as agent:
         identity = identity_of(agent)
         if when == "after a connect":
             await until(lambda: identity._trusted and not agent.not_ready())
@@ -542,7 +552,7 @@ async def test_ten_thousand_events_over_three_rotations_and_a_restart(tmp_path: 
     base = write_directory(tmp_path / "agent")
     async with Streams.running(tmp_path / "nats") as streams:
         control = await Control.of(streams, base)
-        async with control.answering(), agent_of(base, streams.server.url, give_up_s=60) as agent:
+        async with control.answering(), agent_of(base, streams.server.url) as agent:
             load = Load(agent, at_least=10_000)
             kids = [kid_of(agent)]
 

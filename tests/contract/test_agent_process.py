@@ -15,12 +15,13 @@ import pytest
 
 from mesh.control.agents import AgentProcess
 from mesh.errors import ConfigError
-from tests.contract.agent_mesh import Http, Streams, event, read_answer, until, write_directory
+from tests.contract.agent_mesh import PATIENT, Http, Streams, event, read_answer, until, write_directory
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_REST_MB = 70  # design, section 11
+START_S = 60  # for a process that starts or ends, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ class Running:
 
     async def ready(self) -> Http:
         """Wait for `ports.json`."""
-        await until(self.ports_file.exists)
+        await until(self.ports_file.exists, timeout_s=START_S)
         ports = json.loads(self.ports_file.read_text())
         assert ports["pid"] == self.process.pid
         assert sorted(ports) == ["health_url", "pid", "url", "webhooks_url"]
@@ -67,7 +68,7 @@ class Running:
         """Send *signals* and wait; the exit status and the log."""
         for number in signals:
             self.process.send_signal(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(START_S):
             _, stderr = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, [json.loads(line) for line in stderr.decode().splitlines()]
@@ -99,7 +100,7 @@ async def test_a_process_says_where_it_is_and_drains_on_sigterm(streams: Streams
 
 async def test_what_was_accepted_is_finished_before_the_end(streams: Streams, tmp_path: Path) -> None:
     """Requests in progress at SIGTERM are answered, and each event with a 202 is stored."""
-    running = await Running.start(write_directory(tmp_path), streams.server.url)
+    running = await Running.start(write_directory(tmp_path), streams.server.url, **PATIENT)
     try:
         http = await running.ready()
         before = await streams.stored()
@@ -153,7 +154,7 @@ async def test_it_starts_without_nats_and_goes_on_trying(tmp_path: Path) -> None
     base = write_directory(tmp_path)
     running = await Running.start(base, "nats://127.0.0.1:9", http_socket=str(tmp_path / "s"))
     try:
-        await until(lambda: _listening(tmp_path / "s"))
+        await until(lambda: _listening(tmp_path / "s"), timeout_s=START_S)
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
         token = (base / "token").read_text().strip()
         writer.write(f"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import shutil
 from base64 import b64decode
@@ -27,7 +28,7 @@ from mesh.jetstream.connection import Connection
 from mesh.jetstream.manage import api, stream_info
 from mesh.keys import Certificate
 from mesh.signing import Received, Verified, Verifier
-from tests.contract.agent_mesh import Streams, event, now_ms, sidecar, until, write_directory
+from tests.contract.agent_mesh import PATIENT, Streams, event, now_ms, sidecar, until, write_directory
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 async def running(streams: Streams, base: Path) -> AsyncIterator[Sidecar]:
     """An agent that runs."""
-    async with sidecar(base, streams.server.url, give_up_s=5) as sidecar_:
+    async with sidecar(base, streams.server.url, **PATIENT) as sidecar_:
         await until(lambda: not sidecar_.agent.not_ready())
         yield sidecar_
 
@@ -124,7 +125,7 @@ async def delete(streams: Streams, seq: int) -> None:
 
 async def store(streams: Streams, subject: str, body: bytes, headers: dict[str, str]) -> None:
     """Put a message into the stream."""
-    await streams.connection.request(subject, body, headers=headers, timeout_s=5)
+    await streams.connection.request(subject, body, headers=headers, timeout_s=20)
 
 
 async def store_again(streams: Streams, found: dict[str, Any], body: bytes | None = None) -> None:
@@ -135,9 +136,25 @@ async def store_again(streams: Streams, found: dict[str, Any], body: bytes | Non
 
 
 async def forget_ids(streams: Streams) -> None:
-    """Let the stream take a message id again: whoever administers it may."""
+    """Have the stream forget the message ids of before, as whoever administers it may; then it remembers as ever.
+
+    A server that gets a shorter window may never begin to forget (nats-server 2.15.1, one time in 500): it does at the
+    next change, so each look is one.
+    """
     config = (await stream_info(streams.connection, STREAM))["config"]
-    await api(streams.connection, f"STREAM.UPDATE.{STREAM}", {**config, "duplicate_window": 100_000_000})
+    windows = itertools.count(100_000_000)
+    subject, headers = "ev.local.clear.s00.crm.probe.v1", {"Nats-Msg-Id": secrets.token_urlsafe(16)}
+    taken = 0
+
+    async def took_twice() -> bool:
+        nonlocal taken
+        await api(streams.connection, f"STREAM.UPDATE.{STREAM}", {**config, "duplicate_window": next(windows)})
+        reply = await streams.connection.request(subject, b"{}", headers=headers, timeout_s=20)
+        taken += b'"duplicate"' not in reply.data
+        return taken > 1
+
+    await until(took_twice)
+    await api(streams.connection, f"STREAM.UPDATE.{STREAM}", config)
 
 
 def what(report: Report) -> list[tuple[str, str, int, int]]:
@@ -307,10 +324,9 @@ async def test_messages_that_changed_places_are_reordered(
     places = await publish(running.agent, source, 4)
     third, fourth = await message(streams, places[2]), await message(streams, places[3])
     await mark(running.agent)
-    await forget_ids(streams)
     for place in places[2:]:
         await delete(streams, place)
-    await until_forgotten(streams)
+    await forget_ids(streams)
     await store_again(streams, fourth)
     await store_again(streams, third)
     finding = only(await check(streams, base, source))
@@ -323,7 +339,6 @@ async def test_a_message_stored_once_more_is_told(running: Sidecar, streams: Str
     places = await publish(running.agent, source, 2)
     await mark(running.agent)
     await forget_ids(streams)
-    await until_forgotten(streams)
     await store_again(streams, await message(streams, places[0]))
     finding = only(await check(streams, base, source))
     assert (finding.what, finding.first) == ("stored-again", 1)
@@ -389,15 +404,3 @@ async def test_only_what_is_asked_about_is_judged(running: Sidecar, streams: Str
     assert what(await check(streams, base, source, Range(*middle), view="clear")) == []
     assert what(await check(streams, base, source, Range(middle[0]), view="clear")) == [("missing", "clear", 8, 8)]
     assert what(await check(streams, base, source, Range(0, middle[1]), view="clear")) == [("missing", "clear", 2, 2)]
-
-
-async def until_forgotten(streams: Streams) -> None:
-    """Wait until the stream knows no id of before: it takes one again that it had."""
-    subject, headers = "ev.local.clear.s00.crm.probe.v1", {"Nats-Msg-Id": secrets.token_urlsafe(16)}
-
-    async def fresh() -> bool:
-        reply = await streams.connection.request(subject, b"{}", headers=headers, timeout_s=5)
-        return b'"duplicate"' not in reply.data
-
-    assert await fresh()
-    await until(fresh)
