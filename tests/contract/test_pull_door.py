@@ -122,8 +122,8 @@ async def test_a_lease_that_runs_out_is_an_attempt(source: Source, puller: Pulle
 async def test_an_extended_lease_outlives_its_first_deadline(source: Source, puller: Puller) -> None:
     """Extended in time, it can be acked after another one that was leased with it has run out."""
     await source.publish("1", "2")
-    one = await puller.fetch("max=1&wait_s=20&lease_s=1")
-    two = await puller.fetch("max=1&wait_s=20&lease_s=1")
+    one = await puller.fetch("max=1&wait_s=20&lease_s=3")
+    two = await puller.fetch("max=1&wait_s=20&lease_s=3")
     assert await puller.told("extend", *leases(one), lease_s=60) == [
         {"lease": leases(one)[0], "ok": True, "expires_s": 60.0}
     ]

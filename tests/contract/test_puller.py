@@ -230,13 +230,15 @@ async def test_term_ends_an_event_with_its_reason(nats_server: NatsServer, contr
 
 async def test_progress_keeps_an_event(nats_server: NatsServer) -> None:
     """While progress is told more often than ack_wait, the event is not delivered again."""
+    ack_wait_s = 2.0  # far longer than a busy machine keeps a word of progress waiting
     control = await Connection.open(nats_server.url, name="control")
     await make_stream(control)
-    await make_durable(control, ack_wait=0.5)
+    await make_durable(control, ack_wait=ack_wait_s)
     await publish(control, 1)
     async with desk_at(nats_server.url, acks=False) as desk:
         await until(lambda: desk.events)
-        for _ in range(20):
+        until_s = asyncio.get_running_loop().time() + 1.5 * ack_wait_s
+        while asyncio.get_running_loop().time() < until_s:
             desk.puller.progress(desk.events[0])
             await asyncio.sleep(0.05)
         assert len(desk.events) == 1

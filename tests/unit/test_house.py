@@ -20,7 +20,7 @@ from mesh import errors
 from tests.conftest import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LOCKS = ["requirements-build.lock", "requirements.lock", "requirements-dev.lock"]
+LOCKS = ["requirements-build.lock", "requirements.lock", "requirements-dev.lock", "requirements-bench.lock"]
 
 _IGNORED = {".venv", ".git", ".mesh", "node_modules", "__pycache__"}
 
@@ -134,8 +134,10 @@ def test_lock_is_portable_and_whole(lock: str) -> None:
 
 def test_locks_agree() -> None:
     """Installing one lock over another changes no version."""
-    build, core, dev = (_pins(lock) for lock in LOCKS)
+    build, core, dev, bench = (_pins(lock) for lock in LOCKS)
     assert {name: dev.get(name) for name in core} == core
+    assert {name: bench.get(name) for name in core} == core
+    assert {name: dev.get(name, version) for name, version in bench.items()} == bench
     assert {name: dev.get(name, version) for name, version in build.items()} == build
     assert {name: core.get(name, version) for name, version in build.items()} == build
 
@@ -147,11 +149,13 @@ def test_locks_hold_every_declared_dependency() -> None:
         return re.split(r"[^A-Za-z0-9-]", requirement)[0].lower()
 
     project = PROJECT["project"]
-    core = [*project["dependencies"], *project["optional-dependencies"]["up"]]
-    every = [r for extra in project["optional-dependencies"].values() for r in extra]
+    extras = project["optional-dependencies"]
+    core = [*project["dependencies"], *extras["up"]]
+    every = [r for name, extra in extras.items() for r in extra if name != "bench"]
     assert {name(r) for r in PROJECT["build-system"]["requires"]} <= set(_pins("requirements-build.lock"))
     assert {name(r) for r in core} <= set(_pins("requirements.lock"))
     assert {name(r) for r in [*core, *every]} <= set(_pins("requirements-dev.lock"))
+    assert {name(r) for r in [*core, *extras["bench"]]} <= set(_pins("requirements-bench.lock"))
 
 
 def test_node_lock_names_no_host() -> None:
