@@ -160,5 +160,5 @@ async def ballast(setting: Setting, count: int) -> None:
     js = setting.clients[0].jetstream(publish_async_max_pending=loads.PENDING)
     for number in range(count):
         subject = f"ev.local.{VIEW}.s{number % 16:02d}.shop.order.k{number % 50:02d}.v1"
-        await js.publish_async(subject, setting.body, wait_stall=60)
+        await js.publish_async(subject, setting.body)
     await js.publish_async_completed()

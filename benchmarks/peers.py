@@ -129,8 +129,9 @@ async def core_end_to_end(bench: Bench, count: int, body: bytes) -> float:
 def _broker(bench: Bench, creds: Path, name: str) -> Any:
     """FastStream's broker with the credentials and the inbox of one of ours; its log is silent, as ours is."""
     broker = importlib.import_module("faststream.nats").NatsBroker
+    security = importlib.import_module("faststream.nats.security").NatsCredentials(str(creds))
     prefix = f"_INBOX_{name}".encode()
-    return broker(bench.context.mesh.nats_url, user_credentials=str(creds), inbox_prefix=prefix, logger=None)
+    return broker(bench.context.mesh.nats_url, security=security, inbox_prefix=prefix, logger=None)
 
 
 def _operator(bench: Bench) -> Path:
