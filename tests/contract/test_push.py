@@ -183,7 +183,7 @@ async def test_an_answer_that_does_not_come_in_time_is_a_failure(source: Source,
             await forever.wait()
         return status(204)
 
-    async with App.running(hang) as app, pushing(source, tmp_path / "agent", app.url, "timeout_s = 0.2"):
+    async with App.running(hang) as app, pushing(source, tmp_path / "agent", app.url, "timeout_s = 2"):
         await until(source.settled)
         assert app.ids == ["1", "1"]
 
