@@ -79,7 +79,7 @@ class Insider:
         return self
 
     async def ask(
-        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout_s: float = 2.0
+        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout_s: float = DEADLINE_S
     ) -> Msg | None:
         """The first answer; None where nobody serves *subject* for this account."""
         try:
@@ -100,7 +100,7 @@ class Insider:
         assert "error" not in found, found
         return found
 
-    async def collect(self, subject: str, body: bytes, count: int = 1, *, wait_s: float = 1.0) -> list[Msg]:
+    async def collect(self, subject: str, body: bytes, count: int = 1, *, wait_s: float = 5.0) -> list[Msg]:
         """Up to *count* messages that *subject* answers with; a delivery keeps its subject, so a request misses it."""
         inbox = self.nc.new_inbox()
         subscription = await self.nc.subscribe(inbox)

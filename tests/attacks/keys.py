@@ -16,6 +16,7 @@ from mesh.control.trust import Authority
 from mesh.enrolment import ENROL_SUBJECT, Answer, read_answer, seal_request
 from mesh.identity import Signer
 from mesh.keys import SpiffeId
+from tests.attacks.insider import DEADLINE_S
 
 if TYPE_CHECKING:
     from tests.attacks.insider import Insider
@@ -97,4 +98,4 @@ async def issued(world: World, agent: str, *, at_ms: int, tenant: str = "acme") 
 async def trust(world: World, kid: str, certificate: bytes, *, tenant: str = "acme") -> None:
     """Put a certificate where everybody looks: the broker can."""
     admin = await world.admin(tenant)
-    await admin.nc.request(f"$KV.mesh_trust.cert.{kid}", certificate)
+    await admin.nc.request(f"$KV.mesh_trust.cert.{kid}", certificate, timeout=DEADLINE_S)

@@ -20,7 +20,7 @@ from mesh.control.reconcile import SYSTEM, Operator
 from mesh.control.trust_audit import unpack
 from mesh.jetstream import accounts
 from tests.attacks.connecting import opens
-from tests.attacks.insider import CRM, SUBJECT, Insider, sealed, until
+from tests.attacks.insider import CRM, DEADLINE_S, SUBJECT, Insider, sealed, until
 from tests.attacks.keys import proof
 from tests.attacks.world import World
 
@@ -45,7 +45,9 @@ async def test_asking_in_an_operators_name(world: World) -> None:
     admin, stranger = await world.admin(), await world.admin("globex")
     body = b'{"author":"mallory"}'
     seen = proof(world, "ctl.policy.history", b"{}")
-    said = msgspec.json.decode((await admin.nc.request("ctl.policy.history", b"{}", headers=seen)).data)
+    said = msgspec.json.decode(
+        (await admin.nc.request("ctl.policy.history", b"{}", headers=seen, timeout=DEADLINE_S)).data
+    )
     assert said["revisions"]
     for by, subject, request, headers in (
         *((admin, f"ctl.policy.{verb}", body, None) for verb in ("apply", "rollback", "shadow-start")),

@@ -125,10 +125,10 @@ async def test_bodies_that_parsers_choke_on(world: World, name: str) -> None:
     Stopped: sizes are bounded by the stream; the parser's every error is a refusal (V1), and the next event comes.
     """
     signer, by = await world.signer("crm-adapter"), await world.insider("crm-adapter")
-    began = time.monotonic()
+    began = time.process_time()
     assert await world.put(sealed(signer, body=BODIES[name]), by) == "bad-envelope"
     assert await world.put(sealed(signer), by) == "delivered"
-    assert time.monotonic() - began < 10  # seconds: far from hanging
+    assert time.process_time() - began < 10  # seconds of work, however busy the machine is: far from hanging
 
 
 async def test_two_members_of_one_name(world: World) -> None:

@@ -6,13 +6,12 @@ trying, so each test asks NATS itself.
 
 from __future__ import annotations
 
-import anyio
 import msgspec
 import pytest
 from nats.errors import TimeoutError as NatsTimeout
 
 from mesh.deadletters import DeadLetterRecord
-from tests.attacks.insider import CONTACT, CRM, SUBJECT, Insider, sealed, until
+from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, SUBJECT, Insider, sealed, until
 from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +75,7 @@ async def test_pulling_from_another_stream(world: World) -> None:
     config = {"durable_name": VICTIM, "ack_policy": "explicit"}
     admin, thief = await world.insider("acme"), await world.insider("team-support")
     await world.publish("lake", "lake.score.computed.v1")
-    await admin.nc.request("dlq.nobody.nothing", LETTER)
+    await admin.nc.request("dlq.nobody.nothing", LETTER, timeout=DEADLINE_S)
     for stream in ("EV_local_lake", "AUDIT", "DLQ"):
         await admin.api(f"CONSUMER.CREATE.{stream}.{VICTIM}", {"stream_name": stream, "config": config})
         assert await thief.pull(VICTIM, stream=stream) == []
@@ -261,7 +260,7 @@ async def test_keys_that_nobody_was_given(world: World) -> None:
         "mesh_agents.shadow",
     )
     for key in private:
-        await admin.nc.request(f"$KV.{key}", b"private")
+        await admin.nc.request(f"$KV.{key}", b"private", timeout=DEADLINE_S)
     assert await thief.reaches("$JS.API.DIRECT.GET.KV_mesh_policy.$KV.mesh_policy.bundle")
     for key in private:
         subject = f"$JS.API.DIRECT.GET.KV_{key.split('.')[0]}.$KV.{key}"
@@ -307,8 +306,8 @@ async def test_reading_audit_and_dead_letters(world: World) -> None:
     a consumer of `AUDIT` and `DLQ`. Stopped: writing one subject is imported, reading is not.
     """
     admin = await world.insider("acme")
-    await admin.nc.request("audit.control", b"{}")
-    await admin.nc.request("dlq.support.contacts", LETTER)
+    await admin.nc.request("audit.control", b"{}", timeout=DEADLINE_S)
+    await admin.nc.request("dlq.support.contacts", LETTER, timeout=DEADLINE_S)
     for name in ("lake", "team-analytics"):
         thief = await world.insider(name)
         for stream, subject in (("AUDIT", "audit.control"), ("DLQ", "dlq.support.contacts")):
@@ -334,7 +333,7 @@ async def test_listening_to_inboxes(world: World) -> None:
 
     own = await thief.nc.subscribe("_INBOX_team-analytics.x")
     await thief.nc.publish("_INBOX_team-analytics.x", b"mine")
-    assert (await own.next_msg(timeout=5)).data == b"mine"
+    assert (await own.next_msg(timeout=DEADLINE_S)).data == b"mine"
     forbidden = (">", "*.>", "_INBOX.>", "*.x", "_INBOX_team-support.>", "ev.>", "ctl.>", "$JS.>", "$SYS.>")
     for subject in forbidden:
         await thief.nc.subscribe(subject, cb=hear)
@@ -361,11 +360,11 @@ async def test_listening_to_the_control_plane(world: World) -> None:
     admin = await world.insider("acme")
     assert (await world.asked("policy.status"))["tenant"] == "acme"
     await admin.nc.publish("ctl.notice", b'{"kind":"nothing"}')
-    assert (await notices.next_msg(timeout=5)).subject == "ctl.notice"
+    assert (await notices.next_msg(timeout=DEADLINE_S)).subject == "ctl.notice"
     for subscription in (everything, policy):
         with pytest.raises(NatsTimeout):
             await subscription.next_msg(timeout=0.2)
-    await anyio.sleep(0)
+    await until(lambda: len(thief.errors) >= 2)
     assert len(thief.errors) == 2
 
 

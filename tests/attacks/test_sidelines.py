@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 from mesh.jetstream.durables import REDRIVE_STREAM, redrive
 from mesh.jetstream.topology import PIN_GROUP, consumer
-from tests.attacks.insider import CONTACT, CRM, NEXT, Insider, sealed, until
+from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, NEXT, Insider, sealed, until
 from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
@@ -146,7 +146,7 @@ async def test_a_sideline_in_another_stream(world: World) -> None:
     audit, where somebody made such durables, and to ack there. Stopped: an import names stream and durable together.
     """
     admin = await world.insider("acme")
-    await admin.nc.request("dlq.nobody.nothing", b"{}")
+    await admin.nc.request("dlq.nobody.nothing", b"{}", timeout=DEADLINE_S)
     for name, durable in (("support", REPLAYED), ("support", REDRIVEN), ("analytics", SLOT)):
         thief = await world.insider(f"team-{name}")
         for stream in ("AUDIT", "DLQ"):

@@ -23,7 +23,7 @@ from mesh.identity import Signer, TrustStatement
 from mesh.judging import REJECTED
 from mesh.keys import SpiffeId, key_id
 from mesh.statements import b64u
-from tests.attacks.insider import CRM, contact, now_ms, sealed, until
+from tests.attacks.insider import CRM, DEADLINE_S, contact, now_ms, sealed, until
 from tests.attacks.keys import authority, enrol, issued, public, trust
 from tests.attacks.world import Reader, World
 
@@ -98,7 +98,7 @@ async def test_bringing_an_old_statement_back(world: World) -> None:
     reader, thief = await world.reader(), await enrol(world, "crm-adapter")
     admin = await world.admin()
     assert await world.put(sealed(thief)) == "delivered"
-    old = (await admin.nc.request("$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.trust")).data
+    old = (await admin.nc.request("$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.trust", timeout=DEADLINE_S)).data
     await world.asked("trust.revoke", kid=thief.kid, now=True)
     await reader.refuses(thief.kid)
     files = world.data.team("support") / "trust"
@@ -109,7 +109,9 @@ async def test_bringing_an_old_statement_back(world: World) -> None:
         fresh = await world.another(reader)
         assert await world.put(sealed(thief), reader=fresh) == "key-revoked"
     await world.control().store.statement()
-    assert (await admin.nc.request("$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.trust")).data != old
+    assert (
+        await admin.nc.request("$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.trust", timeout=DEADLINE_S)
+    ).data != old
 
 
 def _payload(sealed_statement: bytes) -> bytes:
@@ -143,7 +145,7 @@ async def withheld(world: World, tenant: str = "acme") -> AsyncIterator[None]:
 async def bring(world: World, statement: bytes, tenant: str = "acme") -> None:
     """Put a statement where everybody reads it, and tell them: the broker can."""
     admin = await world.admin(tenant)
-    await admin.nc.request("$KV.mesh_trust.trust", statement)
+    await admin.nc.request("$KV.mesh_trust.trust", statement, timeout=DEADLINE_S)
     await admin.nc.publish("ctl.notice", b'{"kind":"trust"}')
     await admin.nc.flush()
 

@@ -18,7 +18,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from mesh.errors import TooLarge
 from mesh.jetstream.connection import Connection
 from mesh.statements import message_id
-from tests.attacks.insider import CONTACT, CRM, NEXT, SUBJECT, Insider, contact, failed, sealed, until
+from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, NEXT, SUBJECT, Insider, contact, failed, sealed, until
 from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
@@ -219,8 +219,8 @@ async def test_rollup_wipe(world: World) -> None:
     """
     admin, thief = await world.insider("acme"), await world.insider("crm-adapter")
     for key in ("a", "b"):
-        await admin.nc.request(f"$KV.mesh_agents.{key}", b"x")
-    await admin.nc.request("$KV.mesh_agents.b", b"y", headers={"Nats-Rollup": "all"})
+        await admin.nc.request(f"$KV.mesh_agents.{key}", b"x", timeout=DEADLINE_S)
+    await admin.nc.request("$KV.mesh_agents.b", b"y", headers={"Nats-Rollup": "all"}, timeout=DEADLINE_S)
     assert (await admin.api("STREAM.INFO.KV_mesh_agents"))["state"]["messages"] == 1
     await world.publish()
     before = (await admin.api(f"STREAM.INFO.{CRM}"))["state"]
@@ -289,7 +289,7 @@ async def test_an_atomic_batch(world: World) -> None:
     await admin.api("STREAM.CREATE.BATCH", config)
     begin = {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "1"}
     commit = {"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "2", "Nats-Batch-Commit": "1"}
-    await admin.nc.request("batch", b"x", headers=begin)
+    await admin.nc.request("batch", b"x", headers=begin, timeout=DEADLINE_S)
     assert await admin.reaches("batch", b"x", commit)
     await admin.api("STREAM.DELETE.BATCH")
     before = (await sequences(admin))[CRM]
@@ -393,7 +393,7 @@ async def test_forged_notices(world: World) -> None:
     await thief.nc.publish("ctl.notice", b'{"kind":"bundle","revision":999,"forged":true}')
     await thief.nc.flush()
     await admin.nc.publish("ctl.notice", b'{"kind":"none"}')
-    while b"none" not in (message := await heard.next_msg(timeout=5)).data:
+    while b"none" not in (message := await heard.next_msg(timeout=DEADLINE_S)).data:
         assert b"forged" not in message.data
     await heard.unsubscribe()
 

@@ -266,7 +266,8 @@ class World:
     async def stored(self, sequence: int, stream: str = CRM) -> Wire:
         """A message as the stream holds it."""
         admin = await self.admin()
-        answer = await admin.nc.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"seq": sequence}))
+        request = msgspec.json.encode({"seq": sequence})
+        answer = await admin.nc.request(f"$JS.API.DIRECT.GET.{stream}", request, timeout=DEADLINE_S)
         headers = dict(answer.headers or {})
         subject = headers.pop("Nats-Subject")
         kept = {name: value for name, value in headers.items() if name not in SERVER_HEADERS}
