@@ -24,7 +24,7 @@ KEYS = {
     "agent_rss_mb.load": Key("MB", must=150, aim=90, better="less", what="agent at full load in batches: peak RSS"),
     "start_s": Key("s", better="less", what="agent: from its start to /readyz 200"),
 }
-EVENTS, PART = 300_000, 20_000  # a part is one job of the generator, which makes all its requests beforehand
+EVENTS, PART = 200_000, 20_000  # a part is one job of the generator, which makes all its requests beforehand
 CONNECTIONS, BATCH = 48, 100  # 4,800 events: the agent's room is 4,096
 REST_S = 2.0
 START_S = 60.0
@@ -32,7 +32,7 @@ START_S = 60.0
 
 async def run(quick: bool) -> Mapping[str, Figure]:
     """Start agents one after the other and let each rest; put one under load."""
-    events, rounds = (PART, 1) if quick else (EVENTS, 5)
+    events, rounds = (PART, 1) if quick else (EVENTS, 3)
     idle, starts = [], []
     async with beside() as mesh:
         for number in range(rounds):
