@@ -29,6 +29,7 @@ from mesh.subscription import DEFAULT_CONCURRENCY
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from concurrent.futures import Future
     from contextvars import Token
     from types import TracebackType
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from mesh.subscription import Subscription
 
 T = TypeVar("T")
+LOOK_S = 1.0  # between two looks of a thread that waits at whether it was interrupted
 
 
 class SyncDelivery:
@@ -271,7 +273,7 @@ class SyncMesh:
 
         future = self.portal.start_task_soon(hand_over)
         try:
-            return future.result()
+            return _result(future)
         except BaseException:
             with lock:
                 gone, late = True, tuple(done)
@@ -279,6 +281,19 @@ class SyncMesh:
             for result in late:
                 self.portal.call(undo, result)
             raise
+
+
+def _result(future: Future[T]) -> T:
+    """As `future.result()`, but that Ctrl-C ends it also where the system gave the signal to another thread.
+
+    It may, to a process that was stopped: nothing then wakes the main thread, which raises `KeyboardInterrupt`.
+    """
+    while True:
+        try:
+            return future.result(LOOK_S)
+        except TimeoutError:
+            if future.done():
+                return future.result()
 
 
 def _hand_back(delivery: Delivery | None) -> None:
