@@ -78,9 +78,9 @@ async def pulled(mesh: RunningMesh, posted: Posted) -> list[dict[str, Any]]:
     try:
         subscription = await client.jetstream().pull_subscribe_bind(address.durable, address.stream)
         events: list[dict[str, Any]] = []
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while len(events) < COUNT:
-                for message in await subscription.fetch(COUNT - len(events), timeout=5):
+                for message in await subscription.fetch(COUNT - len(events), timeout=30):
                     events.append(await _for_node(client, message))
                     await message.ack()
         await client.flush()
@@ -92,7 +92,8 @@ async def pulled(mesh: RunningMesh, posted: Posted) -> list[dict[str, Any]]:
 async def _for_node(client: Client, message: Msg) -> dict[str, Any]:
     headers = message.headers or {}
     signature = headers["Mesh-Signature"]
-    entry = await client.request(f"$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.{signature.split('.')[1]}")
+    subject = f"$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.{signature.split('.')[1]}"
+    entry = await client.request(subject, timeout=30)  # it would have half a second
     certificate = x509.load_der_x509_certificate(split_chain(entry.data)[0])  # the leaf; its issuer follows
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     (spiffe_id,) = names.get_values_for_type(x509.UniformResourceIdentifier)

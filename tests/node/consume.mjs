@@ -8,8 +8,8 @@ import { jetstream } from "@nats-io/jetstream"
 import { connect, credsAuthenticator } from "@nats-io/transport-node"
 import { verdict } from "./verify.mjs"
 
-const asked = JSON.parse(readFileSync(0, "utf8"))
-const connection = await connect({ servers: asked.url, inboxPrefix: asked.inboxPrefix,
+const asked = JSON.parse(readFileSync(0, "utf8")), patience = { timeout: 60_000 } // ms: the machine may be busy
+const connection = await connect({ servers: asked.url, inboxPrefix: asked.inboxPrefix, ...patience,
   authenticator: credsAuthenticator(readFileSync(asked.creds)) })
 const root = new X509Certificate(readFileSync(asked.root)), known = new Map()
 
@@ -21,7 +21,7 @@ function chain(der) {
 
 async function signer(kid) {
   if (!known.has(kid)) {
-    const entry = await connection.request(`$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.${kid}`)
+    const entry = await connection.request(`$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.${kid}`, "", patience)
     const certificates = chain(Buffer.from(entry.data)), [leaf] = certificates
     if (!certificates.every((one, at) => one.verify((certificates[at + 1] ?? root).publicKey))) throw new Error("not of this mesh")
     known.set(kid, {
@@ -44,7 +44,7 @@ while (left) {
       streamMs: Number(BigInt(message.info.timestampNanos) / 1_000_000n), tenant: asked.tenant, ...await signer(signature.split(".")[1]) }
     const one = verdict({ ...said, bodyB64: body.toString("base64"), may: asked.may })
     const other = verdict({ ...said, bodyB64: changed.toString("base64") })
-    if (one === "accept") await message.ackAck()
+    if (one === "accept") await message.ackAck(patience)
     else message.term(one)
     console.log(JSON.stringify({ verdict: one, changed: other, event: JSON.parse(body), traceparent: message.headers.get("traceparent") }))
   }
