@@ -49,7 +49,7 @@ class Counting:
                 return ""
             counter = self._counters[source, view] = _Counter()
         counter.last = n = counter.last + 1
-        return self._prefix + str(n).zfill(DIGITS)
+        return f"{self._prefix}{n:0{DIGITS}}"
 
     def void(self, number: Number, source: str, view: str, *, stream: str = "", at: int = 0, event: str = "") -> None:
         """Remember that no copy may stand under *number*, of this epoch or of another process's."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from mesh import logs
 from mesh.errors import ConfigError, NoDomainKey, NotEnrolled, OutsideCertificate, SignerExpired
 from mesh.policy.ciphers import CIPHER_KEY_BYTES
-from mesh.signing import message_id, seal
-from mesh.statements import SALT_BYTES
+from mesh.signing import seal
+from mesh.statements import SALT_BYTES, MessageIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,6 +168,7 @@ class Keys:
         self._stamp = stamp([self._domains, self._ciphers])
         self._signer: Signer | None = None
         self.dedupe = hex_key(base / settings.dedupe_key_file)
+        self._message_ids = MessageIds(self.dedupe)
         self.masks = self._masks()
 
     @property
@@ -216,7 +217,7 @@ class Keys:
     def message_id(self, outgoing: Outgoing) -> str:
         """The `Nats-Msg-Id` of one copy: the same for the same event, whoever of our replicas sends it."""
         o = outgoing
-        return message_id(self.dedupe, o.source, o.event_id, o.subject, o.generation)
+        return self._message_ids.of(o.source, o.event_id, o.subject, o.generation)
 
     def refresh(self) -> None:
         """Read new keys to mask with; keep the last good ones."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from mesh.errors import MeshError, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mesh.jetstream.outgoing import Outgoing
 
@@ -50,6 +50,9 @@ class Lane:
         call_later: Seconds and a callback; the event loop's.
         batch: Copies in a full batch.
         hold_s: Seconds that a batch which is not full waits for outstanding acknowledgements.
+
+    Attributes:
+        in_flight: Copies that were submitted. Whoever hears that one is acknowledged or given up takes it off.
     """
 
     __slots__ = ("_batch", "_call_later", "_hold_s", "_queue", "_timer", "_window", "in_flight")
@@ -68,13 +71,9 @@ class Lane:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def put(self, outgoing: Outgoing) -> None:
-        """Queue one copy; `pump` sends."""
-        self._queue.append(outgoing)
-
-    def done(self) -> None:
-        """One copy of this lane was acknowledged or given up."""
-        self.in_flight -= 1
+    def put(self, copies: Iterable[Outgoing]) -> None:
+        """Queue *copies*; `pump` sends."""
+        self._queue.extend(copies)
 
     def close(self, error: MeshError) -> None:
         """Give up what is queued, with *error*, and put nothing off any more."""

@@ -86,11 +86,6 @@ def landed(flight: Flight) -> None:
     _undurable.value += flight.undurable
 
 
-def published(view: str) -> None:
-    """One copy is durable."""
-    PUBLISHED.at(view=view).value += 1
-
-
 def watch_spool(spool: Spool) -> list[Callable[[], None]]:
     """The same for the spool."""
     return [

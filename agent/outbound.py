@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from mesh.audit_log import AuditLog
     from mesh.errors import MeshError
     from mesh.event import Draft
+    from mesh.jetstream.outgoing import Outgoing
     from mesh.policy.compile import Plans
     from mesh.policy.decide import PublisherPlans
+    from mesh.telemetry import Cell
 
 __all__ = ["MAX_COPY_BYTES", "Outbound", "Room"]
 
@@ -76,8 +78,11 @@ class Outbound:
         self._audit = audit
         self._shadow = shadow
         self._lanes: dict[str, Lane] = {}
+        self._published: dict[str, Cell] = {}
         self._call_later = asyncio.get_running_loop().call_later
         self._plans: PublisherPlans | None = None
+        self._way: journey.Departures | None = None
+        self._turn = asyncio.Lock()  # large requests decided side by side set out at one moment, and then all wait
         self._revision = 0
         self._pumping = False
         self._closed: MeshError | None = None
@@ -146,6 +151,7 @@ class Outbound:
         flight = Flight(decided, on_copy=self._copy_done, on_landed=land, on_void=self._sequences.void)
         if not flight.waiting:
             land(flight)
+        del decided  # the copies are the flight's now: few things live as long as an acknowledgement takes
         self._launch(flight)
         if self._shadow is not None and self._shadow.running:
             await self._compare(drafts, self._shadow)
@@ -172,19 +178,46 @@ class Outbound:
         if plans is None:
             raise no_bundle()
         decided: list[journey.Outbound] = []
-        for index, draft in enumerate(drafts):
-            if index and index % _DECIDED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        if len(drafts) <= _DECIDED_AT_ONCE:
+            self._decide_some(drafts, plans, revision, decided)
+            return decided
+        async with self._turn:
+            for start in range(0, len(drafts), _DECIDED_AT_ONCE):
+                if start:
+                    await asyncio.sleep(0)
+                self._decide_some(drafts[start : start + _DECIDED_AT_ONCE], plans, revision, decided)
+        return decided
+
+    def _decide_some(
+        self, drafts: Sequence[Draft], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]
+    ) -> None:
+        """Append to *decided* what becomes of *drafts*, the next ones of a request."""
+        outbound, now_ms = self._departures(plans, revision).outbound, clock_ms()
+        for draft in drafts:
             try:
-                refuse_expired(draft.fields, clock_ms())
-                decided.append(self._outbound(draft, plans, revision))
+                if "expirytime" in draft.fields:
+                    refuse_expired(draft.fields, now_ms)
+                event = outbound(draft, now_ms)
+                for copy in event.copies:
+                    if len(copy.body) > MAX_COPY_BYTES:
+                        raise _too_large(copy)
             except (Denied, EventExpired, NoDomainKey, TooLarge) as error:
                 if isinstance(error, Denied):
                     self._refused(draft, error, revision)
-                if len(drafts) > 1:
-                    error.details["index"] = index
+                if decided or len(drafts) > 1:
+                    error.details["index"] = len(decided)
                 raise
-        return decided
+            decided.append(event)
+
+    def _departures(self, plans: PublisherPlans, revision: int) -> journey.Departures:
+        """The way out under *plans*, with the keys that are held now."""
+        known, masks = self._way, self._keys.masks
+        if known is None or known.plans is not plans or known.keys is not masks:
+            s = self._settings
+            known = self._way = journey.Departures(
+                plans, masks, site=s.site, tenant=s.tenant, revision=revision, dedupe_key=self._keys.dedupe
+            )
+        return known
 
     def _refused(self, draft: Draft, error: Denied, revision: int) -> None:
         """Record that *draft* was refused; the log makes one record a second of a flood, which counts them all."""
@@ -212,31 +245,15 @@ class Outbound:
                 await asyncio.sleep(0)
             shadow.compare(draft.fields, now_ms)
 
-    def _outbound(self, draft: Draft, plans: PublisherPlans, revision: int) -> journey.Outbound:
-        settings = self._settings
-        decided = journey.outbound(
-            draft,
-            plans,
-            self._keys.masks,
-            site=settings.site,
-            tenant=settings.tenant,
-            revision=revision,
-            dedupe_key=self._keys.dedupe,
-            now_ms=clock_ms(),
-        )
-        for copy in decided.copies:
-            if len(copy.body) > MAX_COPY_BYTES:
-                raise _too_large(copy)
-        return decided
-
     def _launch(self, flight: Flight) -> None:
-        touched: dict[str, Lane] = {}
-        for view, outgoing in flight.outgoing:
-            lane = touched[view] = self._lane(view)
-            lane.put(outgoing)
-        flight.outgoing.clear()
-        for lane in touched.values():
-            lane.pump()
+        outgoing, flight.outgoing = flight.outgoing, []
+        views: dict[str, list[Outgoing]] = {}
+        for copy in outgoing:
+            views.setdefault(copy.view, []).append(copy)
+        for view, copies in views.items():
+            self._lane(view).put(copies)
+        for view in views:
+            self._lanes[view].pump()
 
     def _lane(self, view: str) -> Lane:
         lane = self._lanes.get(view)
@@ -244,12 +261,14 @@ class Outbound:
             s = self._settings
             lane = Lane(self._window, self._call_later, batch=s.batch_events, hold_s=s.batch_hold_s)
             self._lanes[view] = lane
+            self._published[view] = metrics.PUBLISHED.at(view=view)
         return lane
 
     def _copy_done(self, view: str, durable: bool) -> None:
+        lane = self._lanes[view]
+        lane.in_flight -= 1
         if durable:
-            metrics.published(view)
-        self._lanes[view].done()
+            self._published[view].value += 1
         if not self._pumping:  # once a turn of the loop, however many acknowledgements came in it
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)

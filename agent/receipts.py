@@ -7,22 +7,22 @@ being ids.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mesh.errors import MeshError, StreamUnavailable
+from mesh.errors import MeshError
+from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mesh.jetstream.acks import PubAck
-    from mesh.journey import Copy, Outbound
+    from mesh.journey import Outbound
 
 STREAM = "stream"
 SPOOL = "spool"
-_VIEW = 2  # ev.<site>.<view>.…
 _LISTED = 100  # failed events named in a problem; a whole batch would be a page
 
 
@@ -54,37 +54,11 @@ class BatchReceipt(msgspec.Struct, frozen=True):
     events: list[Receipt]
 
 
-class _Event:
-    """One event of a flight: its copies as they are acknowledged."""
+class _Sent(Outgoing, kw_only=True, eq=False):
+    """A copy of a flight, and which of its copies it is."""
 
-    __slots__ = ("copies", "duplicates", "error", "flight", "id")
-
-    def __init__(self, event_id: str, flight: Flight) -> None:
-        self.id = event_id
-        self.flight = flight
-        self.copies: list[CopyReceipt] = []
-        self.duplicates = 0
-        self.error: BaseException | None = None
-
-    def done(self, outgoing: Outgoing, result: PubAck | MeshError) -> None:
-        """One copy is durable, or was given up."""
-        view = outgoing.subject.split(".", _VIEW + 1)[_VIEW]
-        if isinstance(result, BaseException):
-            self.error = result
-            self.flight.void(outgoing, None)
-            self.flight.copy_done(view, durable=False)
-            return
-        self.copies.append(CopyReceipt(view, result.stream, result.sequence))
-        if result.duplicate:
-            self.duplicates += 1
-            self.flight.void(outgoing, result)
-        self.flight.copy_done(view, durable=True)
-
-    def receipt(self) -> Receipt:
-        """The event's receipt; every copy is in."""
-        copies = self.copies
-        durable = STREAM if all(copy.seq for copy in copies) else SPOOL
-        return Receipt(self.id, durable, bool(copies) and self.duplicates == len(copies), copies)
+    view: str
+    place: int
 
 
 class Flight:
@@ -96,9 +70,18 @@ class Flight:
         on_landed: Called once, when all are.
         on_void: Called for each copy that may not be stored under its number: with the ack where the stream had the
             event already, with None where the copy was given up.
+
+    Attributes:
+        outgoing: The copies in order, until somebody takes them. What is done is let go of, body and all.
+        waiting: Copies under way.
+        undurable: Copies given up.
+        unread: Events that nobody may read.
     """
 
-    __slots__ = ("_events", "_on_copy", "_on_landed", "outgoing", "undurable", "void", "waiting")
+    __slots__ = (
+        "_done_copies", "_events", "_on_copy", "_on_landed", "_repeated", "_void",
+        "outgoing", "undurable", "unread", "waiting",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -108,59 +91,92 @@ class Flight:
         on_landed: Callable[[Flight], None],
         on_void: Callable[[Outgoing, PubAck | None], None],
     ) -> None:
-        self.void = on_void
+        self._void = on_void
         self._on_copy = on_copy
         self._on_landed = on_landed
-        self._events: list[_Event] = []
-        self.outgoing: list[tuple[str, Outgoing]] = []
-        for decided in events:
-            event = _Event(decided.event_id, self)
-            self._events.append(event)
-            self.outgoing.extend((copy.view, _outgoing(copy, event)) for copy in decided.copies)
+        self._events = [(event.event_id, len(event.copies)) for event in events]
+        done = self._done
+        self.outgoing = [
+            _Sent(
+                subject=copy.subject,
+                stream=copy.stream,
+                body=copy.body,
+                source=copy.source,
+                event_id=copy.event_id,
+                on_done=done,
+                traceparent=copy.traceparent,
+                view=copy.view,
+                place=place,
+            )
+            for place, copy in enumerate([copy for event in events for copy in event.copies])
+        ]
+        self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(self.outgoing)
+        self._repeated: set[int] = set()  # places of copies that the stream had already
         self.waiting = len(self.outgoing)
         self.undurable = 0
+        self.unread = sum(not count for _, count in self._events)
 
-    def copy_done(self, view: str, *, durable: bool) -> None:
-        """Count one copy; the last one lands the flight."""
+    def _done(self, sent: Any, result: PubAck | MeshError) -> None:  # a `_Sent`: only ours call this
+        """Count one copy, which is durable or was given up; the last one lands the flight."""
+        durable = isinstance(result, PubAck)
+        if isinstance(result, PubAck):
+            self._done_copies[sent.place] = CopyReceipt(sent.view, result.stream, result.sequence)
+            if result.duplicate:
+                self._repeated.add(sent.place)
+                self._void(sent, result)
+        else:
+            self._done_copies[sent.place] = result
+            self.undurable += 1
+            self._void(sent, None)
         self.waiting -= 1
-        self.undurable += not durable
-        self._on_copy(view, durable)
+        self._on_copy(sent.view, durable)
         if not self.waiting:
             self._on_landed(self)
 
     @property
     def accepted(self) -> int:
         """Events whose every copy is durable."""
-        return sum(event.error is None for event in self._events)
-
-    @property
-    def unread(self) -> int:
-        """Events that nobody may read."""
-        return sum(event.error is None and not event.copies for event in self._events)
+        return len(self._events) - len(self._failed())
 
     @property
     def duplicates(self) -> int:
         """Copies that the stream already had."""
-        return sum(event.duplicates for event in self._events)
+        return len(self._repeated)
 
     def receipts(self) -> list[Receipt]:
-        """A receipt for each event.
+        """A receipt for each event; call it once every copy is done.
 
         Raises:
             Unavailable: Some copy is not durable; `accepted` events are, `failed` lists the indexes of the others.
         """
-        failed = [index for index, event in enumerate(self._events) if event.error is not None]
-        if failed:
+        if failed := self._failed():
             raise self._failure(failed)
-        return [event.receipt() for event in self._events]
+        receipts, first = [], 0
+        for event_id, count in self._events:
+            copies: list[Any] = self._done_copies[first : first + count]
+            duplicate = bool(self._repeated and count) and self._repeated.issuperset(range(first, first + count))
+            durable = STREAM if all([copy.seq for copy in copies]) else SPOOL  # noqa: C419 - a list: one or two copies
+            receipts.append(Receipt(event_id, durable, duplicate, copies))
+            first += count
+        return receipts
 
-    def _failure(self, failed: list[int]) -> BaseException:
-        cause = self._events[failed[0]].error
+    def _failed(self) -> dict[int, BaseException]:
+        """Why events failed, by their index."""
+        failed: dict[int, BaseException] = {}
+        copies = iter(self._done_copies)
+        for index, (_, count) in enumerate(self._events if self.undurable else ()):
+            errors = [copy for copy in islice(copies, count) if isinstance(copy, BaseException)]
+            if errors:
+                failed[index] = errors[-1]
+        return failed
+
+    def _failure(self, failed: dict[int, BaseException]) -> BaseException:
+        cause = next(iter(failed.values()))
         if not isinstance(cause, MeshError):
-            return cause or StreamUnavailable("a copy was given up")
+            return cause
         details: dict[str, Any] = dict(cause.details)
         if len(self._events) > 1:
-            details |= {"accepted": len(self._events) - len(failed), "failed": failed[:_LISTED]}
+            details |= {"accepted": len(self._events) - len(failed), "failed": list(failed)[:_LISTED]}
         return type(cause)(  # a new one: this failure can be several requests', and each has its own traceback
             cause.message,
             expected=cause.expected,
@@ -168,15 +184,3 @@ class Flight:
             next="send the same again, with the same ids: what is stored already is not stored twice",
             **details,
         )
-
-
-def _outgoing(copy: Copy, event: _Event) -> Outgoing:
-    return Outgoing(
-        subject=copy.subject,
-        stream=copy.stream,
-        body=copy.body,
-        source=copy.source,
-        event_id=copy.event_id,
-        on_done=event.done,
-        traceparent=copy.traceparent,
-    )

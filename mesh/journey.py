@@ -8,10 +8,11 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from mesh.errors import Denied
 from mesh.event import encode
@@ -29,8 +30,12 @@ _DIGEST_BYTES = 16
 _subject = lru_cache(4096)(physical)  # subjects repeat: types x views x 16 slots
 
 
-@dataclass(slots=True)
-class Copy:
+@lru_cache(4096)
+def _stream(site: str, type_: str) -> str:
+    return stream_name(site, type_.partition(".")[0])
+
+
+class Copy(msgspec.Struct, gc=False):
     """One view of one event: decided, masked and encoded, not yet sealed. `route` is the one that made the event."""
 
     view: str
@@ -44,8 +49,7 @@ class Copy:
     route: str = ""
 
 
-@dataclass(slots=True)
-class Outbound:
+class Outbound(msgspec.Struct):
     """What the policies make of one event: why, and the copies to publish (none where nobody may read it).
 
     Copies whose `route` is set are of new events, which routes make; of a moved event there are no others.
@@ -67,6 +71,91 @@ def slot(dedupe_key: bytes, key: str) -> int:
     return slot_of(blake2b(key.encode(), digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT).digest())
 
 
+class Departures:
+    """The way out of one publisher's events: what is the same for all of them is worked out once.
+
+    Args:
+        plans: The publishing agent's plans, compiled from the bundle in force.
+        keys: The pseudonym keys this agent holds.
+        site: First part of the subject after `ev`.
+        tenant: Written into every copy.
+        revision: The bundle's, written into every copy as `policyrevision`.
+        dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
+    """
+
+    __slots__ = ("_dedupe_key", "_marked", "_marks", "_site", "_slot_hash", "keys", "plans")
+
+    def __init__(
+        self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
+    ) -> None:
+        self.plans = plans
+        self.keys = keys
+        self._site = site
+        self._dedupe_key = dedupe_key
+        self._slot_hash = blake2b(digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT)
+        self._marks = {"tenant": tenant, "policyrevision": revision}
+        self._marked: dict[str, bytes] = {}  # by view: the last members of its copies, as they are encoded
+
+    def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
+        """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
+
+        Args:
+            draft: The accepted event; it is not changed.
+            now_ms: Unix milliseconds; without it, every right that can expire has.
+
+        Raises:
+            Denied: Policy refuses this publish; `rule` and `reason` say why.
+        """
+        fields, plans = draft.fields, self.plans
+        decision = plans.decide(fields, now_ms=now_ms)
+        if not decision.allowed:
+            raise denial(decision, fields)
+        if not plans.routing:
+            return Outbound(fields["id"], decision, self._copies(fields, decision.views, ""))
+        matches = plans.routes(fields, now_ms=now_ms)
+        copies: list[Copy] = []
+        if not any(match.route.effect == "move" for match in matches):
+            copies = self._copies(fields, decision.views, "")
+        for match in matches:
+            if match.views:
+                copies += self._copies(routed(fields, match.route), match.views, match.route.id)
+        return Outbound(fields["id"], decision, copies)
+
+    def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Copy]:
+        """One copy of the event *fields* for each of *views* that shows it."""
+        event_id, source, type_ = fields["id"], fields["source"], fields["type"]
+        partition = fields.get("partitionkey")
+        hashed = self._slot_hash.copy()  # as `slot` does, without hashing the key each time
+        hashed.update((event_id if partition is None else partition).encode())
+        place = slot_of(hashed.digest())
+        copies = []
+        for view in views:
+            if not view.rows(fields):
+                continue
+            shown = view.mask(fields, self.keys)
+            if partition is not None:
+                shown["partitionkey"] = partition_token(self._dedupe_key, partition)
+            copies.append(
+                Copy(
+                    view=view.name,
+                    subject=_subject(self._site, view.name, place, type_),
+                    stream=_stream(self._site, type_),
+                    body=encode(shown)[:-1] + (self._marked.get(view.name) or self._mark(view.name)),
+                    source=source,
+                    event_id=event_id,
+                    type=type_,
+                    traceparent=fields.get("traceparent"),
+                    route=route,
+                )
+            )
+        return copies
+
+    def _mark(self, view: str) -> bytes:
+        """What ends every copy in *view*: no event that was accepted has these members, so they need no look."""
+        marked = self._marked[view] = b"," + encode({**self._marks, "view": view})[1:]
+        return marked
+
+
 def outbound(
     draft: Draft,
     plans: PublisherPlans,
@@ -78,74 +167,9 @@ def outbound(
     dedupe_key: bytes,
     now_ms: int | None = None,
 ) -> Outbound:
-    """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
-
-    Args:
-        draft: The accepted event; it is not changed.
-        plans: The publishing agent's plans, compiled from the bundle in force.
-        keys: The pseudonym keys this agent holds.
-        site: First part of the subject after `ev`.
-        tenant: Written into every copy.
-        revision: The bundle's, written into every copy as `policyrevision`.
-        dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
-        now_ms: Unix milliseconds; without it, every right that can expire has.
-
-    Raises:
-        Denied: Policy refuses this publish; `rule` and `reason` say why.
-    """
-    fields = draft.fields
-    decision = plans.decide(fields, now_ms=now_ms)
-    if not decision.allowed:
-        raise denial(decision, fields)
-    matches = plans.routes(fields, now_ms=now_ms) if plans.routing else ()
-    marks = {"tenant": tenant, "policyrevision": revision}
-    copies: list[Copy] = []
-    if not any(match.route.effect == "move" for match in matches):
-        copies = _copies(fields, decision.views, "", keys, site, dedupe_key, marks)
-    for match in matches:
-        if match.views:
-            new = routed(fields, match.route)
-            copies += _copies(new, match.views, match.route.id, keys, site, dedupe_key, marks)
-    return Outbound(fields["id"], decision, copies)
-
-
-def _copies(  # noqa: PLR0917 - called for every event
-    fields: dict[str, Any],
-    views: tuple[ViewPlan, ...],
-    route: str,
-    keys: MaskKeys,
-    site: str,
-    dedupe_key: bytes,
-    marks: dict[str, Any],
-) -> list[Copy]:
-    """One copy of the event *fields* for each of *views* that shows it, with *marks* among its attributes."""
-    event_id, source, type_ = fields["id"], fields["source"], fields["type"]
-    partition = fields.get("partitionkey")
-    place = slot(dedupe_key, event_id if partition is None else partition)
-    stream = stream_name(site, type_.partition(".")[0])
-    copies = []
-    for view in views:
-        if not view.rows(fields):
-            continue
-        shown = view.mask(fields, keys)
-        if partition is not None:
-            shown["partitionkey"] = partition_token(dedupe_key, partition)
-        shown |= marks
-        shown["view"] = view.name
-        copies.append(
-            Copy(
-                view=view.name,
-                subject=_subject(site, view.name, place, type_),
-                stream=stream,
-                body=encode(shown),
-                source=source,
-                event_id=event_id,
-                type=type_,
-                traceparent=fields.get("traceparent"),
-                route=route,
-            )
-        )
-    return copies
+    """One event through `Departures`."""
+    way = Departures(plans, keys, site=site, tenant=tenant, revision=revision, dedupe_key=dedupe_key)
+    return way.outbound(draft, now_ms)
 
 
 def denial(decision: Decision, fields: dict[str, Any]) -> Denied:

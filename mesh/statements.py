@@ -46,6 +46,24 @@ def unb64u(text: str) -> bytes:
     return raw
 
 
+class MessageIds:
+    """`message_id` under one key, which is hashed once instead of for every event."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, dedupe_key: bytes) -> None:
+        least, most = DEDUPE_KEY_BYTES
+        if not least <= len(dedupe_key) <= most:
+            raise ValueError(f"a dedupe key has {least} to {most} bytes, not {len(dedupe_key)}")
+        self._begun = blake2b(digest_size=16, key=dedupe_key)
+
+    def of(self, source: str, event_id: str, subject: str, generation: int) -> str:
+        """See `message_id`."""
+        state = self._begun.copy()
+        state.update(f"{source}\n{event_id}\n{subject}\n{generation}".encode())
+        return b64u(state.digest())
+
+
 def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, generation: int = 0) -> str:
     """The `Nats-Msg-Id` of one copy: the same event again gives the same id, and nobody without the key can guess it.
 
@@ -59,11 +77,7 @@ def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, gene
     Returns:
         22 characters of base64url (keyed BLAKE2b, 128 bits).
     """
-    least, most = DEDUPE_KEY_BYTES
-    if not least <= len(dedupe_key) <= most:
-        raise ValueError(f"a dedupe key has {least} to {most} bytes, not {len(dedupe_key)}")
-    named = f"{source}\n{event_id}\n{subject}\n{generation}".encode()
-    return b64u(blake2b(named, digest_size=16, key=dedupe_key).digest())
+    return MessageIds(dedupe_key).of(source, event_id, subject, generation)
 
 
 def statement(subject: str, msg_id: str, salt: str, body: bytes) -> bytes:

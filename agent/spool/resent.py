@@ -42,16 +42,16 @@ class ReadAhead:
         self.used -= sum(len(row.copy.body) for row in rows)
 
 
-class Resent(Outgoing):
+class Resent(Outgoing, kw_only=True, eq=False):
     """A copy on its way from the spool."""
 
-    __slots__ = ("row",)
+    row: Row
 
-    def __init__(
-        self, row: Row, body: bytes, sent: Sent, on_done: Callable[[Outgoing, PubAck | MeshError], None]
-    ) -> None:
+    @classmethod
+    def of(cls, row: Row, body: bytes, sent: Sent, on_done: Callable[[Outgoing, PubAck | MeshError], None]) -> Resent:
+        """What is sent of *row*: *body*, under the id that it was *sent* with before."""
         copy = row.copy
-        super().__init__(
+        return cls(
             subject=copy.subject,
             stream=row.stream,
             body=body,
@@ -59,9 +59,11 @@ class Resent(Outgoing):
             event_id=copy.event_id,
             on_done=on_done,
             traceparent=copy.traceparent,
+            generation=sent.generation,
+            first_signed_ms=sent.first_signed_ms,
+            kids=sent.kids,
+            row=row,
         )
-        self.row = row
-        self.generation, self.first_signed_ms, self.kids = sent.generation, sent.first_signed_ms, sent.kids
 
 
 class Entry:

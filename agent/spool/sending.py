@@ -223,7 +223,7 @@ class Sending:
                 entry.kept = known
 
     def _send(self, batch: Sequence[Entry], bodies: Sequence[bytes]) -> None:
-        items = [Resent(e.row, body, e.sent, self._done) for e, body in zip(batch, bodies, strict=True)]
+        items = [Resent.of(e.row, body, e.sent, self._done) for e, body in zip(batch, bodies, strict=True)]
         del self._loaded[: len(batch)]
         for entry in batch:
             self._in_flight[entry.row.id] = entry

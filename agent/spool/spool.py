@@ -288,7 +288,7 @@ class Spool:
         """See `Tools`."""
         self.refused_copies += (len(rows) if reason != EXPIRED else 0) - len(forgotten)
         for row in rows:
-            self.on_void(Resent(row, row.copy.body, NOT_SENT, lambda _item, _result: None), None)
+            self.on_void(Resent.of(row, row.copy.body, NOT_SENT, lambda _item, _result: None), None)
         self._aside.refused(rows, reason)
         self._aside.forgotten(forgotten)
 

@@ -5,6 +5,7 @@ Source: ADR-15 (ack subjects), ADR-37 and the JetStream wire API reference (publ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def _is_v2(tokens: list[str]) -> bool:
     return tokens[:2] == ["$JS", "ACK"] and len(tokens[3]) == _HASH_CHARS and tokens[3].isalnum()
 
 
-class PubAck(NamedTuple):
+class PubAck(msgspec.Struct, frozen=True, gc=False):
     """A stream took the event. `duplicate`: it already had one with this message id."""
 
     stream: str
@@ -108,6 +109,44 @@ _answers = msgspec.json.Decoder(_Answer)
 def ack_prefix(stream: str) -> bytes:
     """How every plain publish ack of *stream* begins; digits and `}` follow."""
     return b'{"stream":"%b","seq":' % stream.encode()
+
+
+_AROUND = len(ack_prefix("")) + 1  # bytes of a plain ack beside the stream's name and the digits
+
+
+class AckRun:
+    """Reads plain publish acks that stand one behind the other in what was read, all of them in one search.
+
+    A stream acks in bursts: hundreds of acks come in one read, alike but for token and sequence. Cut and handed on one
+    by one, they took a third of what a publisher does for an event.
+
+    Args:
+        inbox: What their subjects begin with; a token of digits follows.
+        sid: Of the subscription to it.
+    """
+
+    __slots__ = ("_each", "_start", "_whole")
+
+    def __init__(self, inbox: str, sid: int) -> None:
+        self._start = b"MSG %b" % inbox.encode()
+        one = (
+            rb"%b([0-9]{1,18}) %d ([0-9]{1,5})\r\n"
+            rb'\{"stream":"([A-Za-z0-9_-]{1,255})","seq":([0-9]{1,18})\}\r\n'
+        ) % (re.escape(self._start), sid)
+        self._each = re.compile(one.decode())
+        self._whole = re.compile(b"(?:%b)++" % one.replace(b"(", b"(?:"))
+
+    def read(self, data: bytes, position: int) -> tuple[int, list[tuple[str, str, int]]]:
+        """The acks that stand at *position*: where they end, and token, stream and sequence of each in order."""
+        found = self._whole.match(data, position) if data.startswith(self._start, position) else None
+        if found is None:
+            return position, []
+        rows = []
+        for token, size, stream, digits in self._each.findall(found[0].decode()):
+            if int(size) != _AROUND + len(stream) + len(digits):
+                return position, []  # a size that is not what follows: no plain ack, whatever it is
+            rows.append((token, stream, int(digits)))
+        return found.end(), rows
 
 
 def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:

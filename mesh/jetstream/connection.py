@@ -35,7 +35,7 @@ class Connection:
 
     def __init__(self, account: Account, *, inbox_prefix: str) -> None:
         self._listeners = Listeners(self.write)
-        self._keeper = Keeper(account, self._listeners.deliver, self._up, self._down)
+        self._keeper = Keeper(account, self._listeners, self._up, self._down)
         self._running: asyncio.Task[None] | None = None
         self._on_connect: list[Callable[[], None]] = []
         self._on_disconnect: list[Callable[[], None]] = []
@@ -148,7 +148,12 @@ class Connection:
         return _register(self._on_disconnect, callback)
 
     def listen(
-        self, subject: str, callback: Callback, *, on_malformed: Callable[[bytes], None] | None = None
+        self,
+        subject: str,
+        callback: Callback,
+        *,
+        on_malformed: Callable[[bytes], None] | None = None,
+        run_of: Callable[[int], wire.Run] | None = None,
     ) -> Listener:
         """Hear *subject* from now on, over every link to come.
 
@@ -157,8 +162,10 @@ class Connection:
             callback: Gets sound messages only: ASCII subject and reply, a header block every reader can rely on.
             on_malformed: Gets the reply of each message that is not sound. Unless given, an ack subject is answered
                 with `+TERM`, so that a stored message does not come back for ever.
+            run_of: From the subscription id in their lines, what reads many of them at once before *callback* is asked;
+                it may take only messages that are sound, and must not raise.
         """
-        return self._listeners.add(subject, callback, on_malformed)
+        return self._listeners.add(subject, callback, on_malformed, run_of)
 
     async def drain(self, listener: Listener, timeout_s: float = FLUSH_S) -> None:
         """Have the server send nothing more to *listener*, hear what it had sent, then close it."""

@@ -48,6 +48,9 @@ class Former:
         self._given_up: OrderedDict[str, _GivenUp] = OrderedDict()
         self._stored: OrderedDict[str, int] = OrderedDict()  # the generation whose ack counted
 
+    def __len__(self) -> int:
+        return len(self._given_up) + len(self._stored)
+
     def resume(self, item: Outgoing) -> None:
         """Let *item*, whose `base_id` is set, go on where the same event stood before."""
         generation = self._stored.get(item.base_id)

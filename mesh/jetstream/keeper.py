@@ -12,8 +12,8 @@ from typing import NamedTuple
 from mesh import logs
 from mesh.errors import ConfigError, Disconnected, MeshError, Unavailable
 from mesh.jetstream.link import Credentials, Link
+from mesh.jetstream.listeners import Listeners
 from mesh.jetstream.tls import TlsFiles, client_context
-from mesh.jetstream.wire import Deliver
 from mesh.telemetry import counter, histogram
 
 RETRY_FIRST_S = 0.05  # with nats-py's default of 2 s a policy change under load left a gap of 2.04 s (measured)
@@ -60,16 +60,16 @@ class Keeper:
 
     Args:
         account: What to connect with.
-        deliver: Gets every message of every link.
+        listeners: Get every message of every link.
         on_up: Called with each new link before anything else can be sent over it.
         on_down: Called in the moment a link ends, when there is none any more.
     """
 
     def __init__(
-        self, account: Account, deliver: Deliver, on_up: Callable[[Link], None], on_down: Callable[[], None]
+        self, account: Account, listeners: Listeners, on_up: Callable[[Link], None], on_down: Callable[[], None]
     ) -> None:
         self._account = account
-        self._deliver = deliver
+        self._listeners = listeners
         self._on_up = on_up
         self._on_down = on_down
         self._lost = asyncio.Event()
@@ -83,7 +83,7 @@ class Keeper:
         """Connect, and connect again, until cancelled."""
         attempt = 0
         while True:
-            link = Link(self._deliver, self._gone)
+            link = Link(self._listeners, self._gone)
             started = time.monotonic()
             try:
                 credentials, tls = self._account.read()

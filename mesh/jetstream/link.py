@@ -33,10 +33,12 @@ from nats.aio.transport import TcpTransport
 
 from mesh import logs
 from mesh.errors import ConfigError, Disconnected
+from mesh.jetstream.listeners import Listeners
 from mesh.jetstream.refusals import explain
-from mesh.jetstream.wire import Deliver, FrameReader, WireError
+from mesh.jetstream.wire import FrameReader, WireError
 from mesh.telemetry import counter
 
+WRITE_BYTES = 64 * 1024  # a batch of 40 events: the server works on it while the next one is sealed
 READ_BYTES = 256 * 1024  # one read of a full socket buffer; a batch of deliveries fits
 DIAL_TIMEOUT_S = 5.0  # TCP, TLS and the handshake together
 PING_INTERVAL_S = 5.0  # nats-py's own; three unanswered in a row end the link. The connection's watchdog is quicker
@@ -112,12 +114,12 @@ class _TlsTransport(TcpTransport):
 
 
 class Link(nats_client.Client):
-    """A connected client that hands every message to *deliver* in the read loop, without a task or queue."""
+    """A connected client that hands every message to *listeners* in the read loop, without a task or queue."""
 
-    def __init__(self, deliver: Deliver, on_gone: Callable[[Link], None]) -> None:
+    def __init__(self, listeners: Listeners, on_gone: Callable[[Link], None]) -> None:
         super().__init__()
         self._transport: Any  # nats-py types it too narrowly for what is used here
-        self._reader = FrameReader(deliver)
+        self._reader = FrameReader(listeners.deliver, listeners.run)
         self._on_gone = on_gone
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -181,11 +183,13 @@ class Link(nats_client.Client):
     # --- out ---------------------------------------------------------------------------------------------------------
 
     def send(self, frames: bytes) -> None:
-        """Write at the end of this turn of the loop, together with everything else of this turn."""
+        """Write at the end of this turn of the loop, with everything else of this turn, or once it is much."""
         if not self._out:
             asyncio.get_running_loop().call_soon(self._write_out)
         self._out.append(frames)
         self._out_bytes += len(frames)
+        if self._out_bytes >= WRITE_BYTES:
+            self._write_out()
 
     def _write_out(self) -> None:
         if self._out and not self._ended:

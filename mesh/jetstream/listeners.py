@@ -25,7 +25,7 @@ Callback = Callable[[str, str, "bytes | None", bytes], None]
 class Listener:
     """Interest in a subject, until closed."""
 
-    __slots__ = ("_close", "callback", "on_malformed", "sid", "subject")
+    __slots__ = ("_close", "callback", "on_malformed", "run", "sid", "subject")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Listener:
         self.subject = subject
         self.callback = callback
         self.on_malformed = on_malformed
+        self.run: wire.Run | None = None
         self._close = close
 
     @property
@@ -62,27 +63,49 @@ class Listeners:
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
         self._by_sid: dict[int, Listener] = {}
+        self._runs: tuple[wire.Run, ...] = ()
         self._last_sid = 0
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(self._by_sid.values())
 
-    def add(self, subject: str, callback: Callback, on_malformed: Callable[[bytes], None] | None) -> Listener:
+    def add(
+        self,
+        subject: str,
+        callback: Callback,
+        on_malformed: Callable[[bytes], None] | None,
+        run_of: Callable[[int], wire.Run] | None = None,
+    ) -> Listener:
         """A new listener, known to the server from now on."""
         wire.checked_subject(subject)
         self._last_sid += 1
         listener = Listener(self._last_sid, subject, callback, on_malformed, self._remove)
+        if run_of is not None:
+            listener.run = run_of(listener.sid)
         self._by_sid[listener.sid] = listener
+        self._know_runs()
         self._tell_server(listener.sub)
         return listener
 
     def _remove(self, listener: Listener) -> None:
         if self._by_sid.pop(listener.sid, None) is not None:
+            self._know_runs()
             self._tell_server(listener.unsub)
+
+    def _know_runs(self) -> None:
+        self._runs = tuple(listener.run for listener in self._by_sid.values() if listener.run is not None)
 
     def _tell_server(self, frame: bytes) -> None:
         with suppress(Unavailable):  # the next link begins with every listener there is
             self._write(frame)
+
+    def run(self, data: bytes, position: int) -> int:
+        """Have the listeners that read many messages at once look at *position*: where those end that one took."""
+        for run in self._runs:
+            end = run(data, position)
+            if end > position:
+                return end
+        return position
 
     def deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
         """Hand a message to its listener; never raises."""
@@ -93,7 +116,7 @@ class Listeners:
             try:  # as `guarded`, without a call more for every event
                 listener.callback(subject.decode(), reply.decode(), headers, data)
             except Exception as error:  # noqa: BLE001 - as in `guarded`
-                _failed(error)
+                callback_failed(error)
             return
         MALFORMED.add(1)
         log.warning("nats_frame_malformed", listener=listener.subject)
@@ -109,9 +132,10 @@ def guarded(callback: Callable[..., object], *arguments: object) -> None:
     try:
         callback(*arguments)
     except Exception as error:  # noqa: BLE001 - whatever it is
-        _failed(error)
+        callback_failed(error)
 
 
-def _failed(error: Exception) -> None:
+def callback_failed(error: Exception) -> None:
+    """Count and log what a callback raised."""
     CALLBACK_ERRORS.add(1)
     log.exception("callback_failed", error)  # noqa: LOG004, PLE1205 - called by handlers; ours takes the error

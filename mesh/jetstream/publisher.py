@@ -17,10 +17,10 @@ from mesh.jetstream import acks, wire
 from mesh.jetstream.acks import ApiError, PubAck
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.former import Former
-from mesh.jetstream.listeners import guarded
+from mesh.jetstream.listeners import callback_failed, guarded
 from mesh.jetstream.outgoing import NEVER, Outgoing
 from mesh.jetstream.room import Room
-from mesh.jetstream.sealing import Seal, Sealer
+from mesh.jetstream.sealing import ACK_COUNTS_MS, Seal, Sealer
 from mesh.jetstream.window import NO_CONNECTION, Lane, Rules, refusal
 from mesh.telemetry import counter
 
@@ -103,7 +103,7 @@ class Publisher:
         self._cut = len(self._inbox)
         self._former = Former()
         self._sealer = Sealer(seal, message_id, inbox=self._inbox, former=self._former)
-        self._listener = connection.listen(f"{self._inbox}*", self._on_ack)
+        self._listener = connection.listen(f"{self._inbox}*", self._on_ack, run_of=self._read_acks)
         self._closed: MeshError | None = None
         self._take_over: TakeOver | None = None
         self.on_open: Callable[[], None] = lambda: None
@@ -147,19 +147,21 @@ class Publisher:
             if len(item.body) > limit:
                 raise TooLarge("event over the server's limit", limit=limit, size=len(item.body))
         now = self._now()
-        refused = {id(item) for item in batch if self._lane(item.stream, now).refuses(item.subject, now)}
-        taken = [item for item in batch if id(item) not in refused] if refused else batch
-        sending = [item for item in taken if self._lanes[item.stream].open(now)]
-        frames = self._sealer.admit(taken, sending, self._clock_ms())
-        for item in taken:
-            self._lanes[item.stream].add(item, now)
-            self._bytes += len(item.body)
+        refused = []
+        lanes = {stream: self._lane(stream, now) for stream in {item.stream for item in batch}}
+        if any([lane.refusing for lane in lanes.values()]):  # noqa: C419 - a list: one or two lanes
+            refused = [item for item in batch if lanes[item.stream].refuses(item.subject, now)]
+            batch = [item for item in batch if item not in refused]
+        shut = {stream for stream, lane in lanes.items() if not lane.open(now)}
+        sending = [item for item in batch if item.stream not in shut] if shut else batch
+        frames = self._sealer.admit(batch, sending, self._clock_ms())
+        for stream, lane in lanes.items():
+            lane.extend(batch if len(lanes) == 1 else [item for item in batch if item.stream == stream], now)
+        self._bytes += sum([len(item.body) for item in batch])
         self._write(frames, sending, now)
-        for item in batch:
-            if id(item) in refused:
-                guarded(item.on_done, item, refusal(item))
-        if taken:
-            self._wake_before(min(self._lanes[item.stream].due_at() for item in taken))
+        for item in refused:
+            guarded(item.on_done, item, refusal(item))
+        self._wake_before(min(lane.due_at() for lane in lanes.values()))
 
     async def wait_for_room(self, n: int) -> None:
         """Return once `room` is at least *n* (or the window is empty); those who wait are served in their order."""
@@ -275,6 +277,59 @@ class Publisher:
 
     # --- acks --------------------------------------------------------------------------------------------------------
 
+    def _read_acks(self, sid: int) -> Callable[[bytes, int], int]:
+        read = acks.AckRun(self._inbox, sid).read
+
+        def run(data: bytes, position: int) -> int:
+            end, found = read(data, position)
+            if found:
+                guarded(self._on_acks, found)
+            return end
+
+        return run
+
+    def _on_acks(self, found: Sequence[tuple[str, str, int]]) -> None:
+        """Plain acks that came together: their tokens, streams and sequences.
+
+        What `_stored` does for each of a stream's acks is done here once for all that come in the order of its lane.
+        """
+        sealer, now, oldest_ms = self._sealer, self._now(), self._clock_ms() - ACK_COUNTS_MS
+        item_of, believed = sealer.by_token.get, not sealer.distrusts
+        runs: dict[str, list[tuple[Outgoing, int]]] = {}
+        for token, stream, sequence in found:
+            item = item_of(token)
+            if item is None:
+                continue  # as in `_on_ack`
+            if item.stream != stream:
+                _foreign(item)
+                continue
+            believed = believed and item.first_signed_ms >= oldest_ms
+            runs.setdefault(stream, []).append((item, sequence))
+        for stream, run in runs.items():
+            taken = self._lanes[stream].acked_in_order(run, now) if believed else 0
+            self._stored_in_order(run[:taken])
+            for item, sequence in run[taken:]:
+                if item_of(item.token) is item:
+                    self._stored(item, PubAck(stream, sequence))
+
+    def _stored_in_order(self, run: Sequence[tuple[Outgoing, int]]) -> None:
+        """What `_stored` does beside the lane."""
+        by_token, former = self._sealer.by_token, self._former
+        remembers = len(former) > 0
+        size = 0
+        for item, _ in run:
+            del by_token[item.token]
+            size += len(item.body)
+            if remembers or item.generation:
+                former.stored(item)
+        self._bytes -= size
+        for item, sequence in run:
+            try:  # as `guarded`, without a call more for every event
+                item.on_done(item, PubAck(item.stream, sequence))
+            except Exception as error:  # noqa: BLE001 - as in `guarded`
+                callback_failed(error)
+        self._room.admit()
+
     def _on_ack(self, subject: str, _reply: str, headers: bytes | None, data: bytes) -> None:
         item = self._sealer.by_token.get(subject[self._cut :])
         if item is None:
@@ -293,8 +348,7 @@ class Publisher:
         if isinstance(answer, ApiError):
             self._on_error(item, answer)
         elif answer is None or answer.stream != item.stream:
-            FOREIGN_ACKS.add(1)
-            log.error("publish_ack_foreign", stream=item.stream, id=item.event_id)
+            _foreign(item)
         else:
             if answer.duplicate:
                 DUPLICATE_ACKS.add(1)
@@ -406,3 +460,8 @@ class Publisher:
     def _offline(self) -> None:
         for lane in self._lanes.values():
             lane.offline()
+
+
+def _foreign(item: Outgoing) -> None:
+    FOREIGN_ACKS.add(1)
+    log.error("publish_ack_foreign", stream=item.stream, id=item.event_id)

@@ -15,6 +15,7 @@ Pure: time comes in as Unix milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from mesh.jetstream import wire
 from mesh.jetstream.former import Former
@@ -60,11 +61,15 @@ class Sealer:
             BadSubject, BadHeader: A field that could not stand in a frame.
             MeshError: Whatever `seal` raises.
         """
+        former, message_id = self._former, self._message_id
         try:
             for item in taken:
-                self._subject(item.subject)
-                item.base_id = item.base_id or self._message_id(item)
-                self._former.resume(item)
+                if item.subject not in self._subjects:
+                    self._subject(item.subject)
+                if not item.base_id:
+                    item.base_id = message_id(item)
+                if former:
+                    former.resume(item)
                 self._identify(item)
             return self.frames(sending, now_ms)
         except BaseException:
@@ -74,22 +79,24 @@ class Sealer:
 
     def frames(self, items: Sequence[Outgoing], now_ms: int) -> bytes:
         """One buffer of frames for *items*, sealed anew where there is no signature young enough."""
-        for view in _views(item for item in items if self._renews(item, now_ms)):
+        for view in _views([item for item in items if self._renews(item, now_ms)]):
             for start in range(0, len(view), MAX_BATCH):
                 batch = view[start : start + MAX_BATCH]
                 signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
                 kid = _kid(signatures[0])
+                first = (kid,)  # one for all: most have no other
                 for item, signature in zip(batch, signatures, strict=True):
                     item.signature = signature
                     item.signed_ms = now_ms
-                    item.first_signed_ms = item.first_signed_ms or now_ms
+                    if not item.first_signed_ms:
+                        item.first_signed_ms = now_ms
                     if kid not in item.kids:
-                        item.kids = (*item.kids, kid)
-        inbox, subject, frame = self._inbox, self._subject, wire.event_frame
+                        item.kids = (*item.kids, kid) if item.kids else first
+        inbox, subjects, frame = self._inbox, self._subjects, wire.event_frame
         return b"".join(
             [
                 frame(
-                    subject(item.subject),
+                    subjects.get(item.subject) or self._subject(item.subject),
                     inbox + item.token.encode(),
                     item.msg_id,
                     item.signature,
@@ -107,6 +114,11 @@ class Sealer:
     def believed(self, first_signed_ms: int, kids: Iterable[str], now_ms: int) -> bool:
         """Whether whatever is stored under an id first signed then, by these keys, is something consumers accept."""
         return now_ms - first_signed_ms <= ACK_COUNTS_MS and self._distrusted.isdisjoint(kids)
+
+    @property
+    def distrusts(self) -> bool:
+        """Whether there are keys whose copies are not believed."""
+        return bool(self._distrusted)
 
     def distrust(self, kid: str) -> list[Outgoing]:
         """From now on no ack proves anything about a copy that *kid* sealed; the events in flight that have one."""
@@ -136,6 +148,8 @@ class Sealer:
 
     def _renews(self, item: Outgoing, now_ms: int) -> bool:
         """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""
+        if not (item.first_signed_ms or item.signature):
+            return True  # a new one
         if item.first_signed_ms and not self.ack_counts(item, now_ms):
             self.next_generation(item)
         elif not item.signature:
@@ -159,9 +173,15 @@ def _kid(signature: str) -> str:
     return signature.partition(".")[2].partition(".")[0]
 
 
-def _views(items: Iterable[Outgoing]) -> list[list[Outgoing]]:
+@lru_cache(MAX_SUBJECTS)
+def _view(subject: str) -> str:
+    """What says the view in *subject*: `ev.<site>.<view>`."""
+    return ".".join(subject.split(".", 3)[:3])
+
+
+def _views(items: Sequence[Outgoing]) -> list[list[Outgoing]]:
     """*items* by view: a batch under one signature never mixes views, since proofs hold the siblings' hashes."""
-    views: dict[tuple[str, ...], list[Outgoing]] = {}
+    views: dict[str, list[Outgoing]] = {}
     for item in items:
-        views.setdefault(tuple(item.subject.split(".", 3)[:3]), []).append(item)  # ev.<site>.<view>.
+        views.setdefault(_view(item.subject), []).append(item)
     return list(views.values())

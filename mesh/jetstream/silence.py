@@ -35,6 +35,11 @@ class Silence:
         self._usual_s += (seconds - self._usual_s) / 8 if self._usual_s else seconds
         self.hold_s = max(self._least_s, min(2 * self._usual_s, self._most_s))
 
+    @property
+    def place(self) -> int:
+        """Where the stream has the newest event whose place is known; 0 before the first."""
+        return self._newest_place
+
     def placed(self, order: int, sequence: int) -> None:
         """The stream has the event that was submitted as number *order* at *sequence*."""
         if order > self._newest:

@@ -25,6 +25,7 @@ Pure: time comes in as monotonic seconds, and what comes out is what to send and
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
@@ -108,6 +109,11 @@ class Lane:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
+    @property
+    def refusing(self) -> bool:
+        """Whether there is a subject that `refuses` may say yes to."""
+        return bool(self._refused)
+
     def refuses(self, subject: str, now: float) -> bool:
         """Whether *subject* was refused just now. After a while one event is let through to try it again."""
         again_at = self._refused.get(subject)
@@ -127,20 +133,59 @@ class Lane:
 
     def add(self, item: Outgoing, now: float) -> bool:
         """Take *item* into the window; whether it is to be sent now, as `open` says (else the lane sends it later)."""
-        sends = self.open(now)
-        self._order += 1
-        item.order = self._order
-        item.give_up_at = now + self._rules.give_up_s
-        self._queue.append(item)
+        return self.extend((item,), now)
+
+    def extend(self, items: Sequence[Outgoing], now: float) -> bool:
+        """`add` for each of *items*, in order."""
+        sends, order, give_up_at = self.open(now), self._order, now + self._rules.give_up_s
+        for item in items:
+            order += 1
+            item.order = order
+            item.give_up_at = give_up_at
+        self._order = order
+        self._queue.extend(items)
         if not sends and self.flowing:
-            item.sent_at = now  # since when it waits
-            self._held.append(item)
+            for item in items:
+                item.sent_at = now  # since when it waits
+            self._held.extend(items)
         return sends
 
-    def sent(self, item: Outgoing, now: float) -> None:
+    @staticmethod
+    def sent(item: Outgoing, now: float) -> None:
         """*item* is on the wire."""
         item.sent_at = now
         item.sends += 1
+
+    def acked_in_order(self, acks: Sequence[tuple[Outgoing, int]], now: float) -> int:
+        """`acked` for as many of *acks* (an event, and where the stream has it) as come exactly as they should.
+
+        That is: while the lane flows, holds nothing and refuses nothing, each for the oldest event, sent once, and each
+        at a place behind the last one. Most acks do; what `acked` asks of each is then asked of all of them at once.
+        Returns how many, whose `acked` would have had nothing to send.
+        """
+        if not self.flowing or self._held or self._refused or acks[0][0].order < self._newest_acked:
+            return 0
+        queue, place, count = self._queue, self._silence.place, 0
+        first = acks[0][0]
+        for item, sequence in acks:
+            if not queue or item is not queue[0] or sequence < place or item.sends != 1:
+                break
+            place = sequence
+            item.done = True
+            while queue and queue[0].done:  # as `_trim`
+                queue.popleft()
+            count += 1
+        if not count:
+            return 0
+        if first.sent_at >= self._last_ack_at:
+            self._silence.took(now - first.sent_at)
+        last = acks[count - 1][0]
+        self._last_ack_at = now
+        self._newest_acked = max(self._newest_acked, last.order)
+        self._silence.placed(last.order, place)
+        for subject in reversed(dict.fromkeys(item.subject for item, _ in reversed(acks[:count]))):
+            self._remember(subject)
+        return count
 
     def acked(self, item: Outgoing, now: float, ack: PubAck) -> list[Outgoing]:
         """The stream has *item*. Returns what is to be sent, in order, when this ends a recovery or a silence."""

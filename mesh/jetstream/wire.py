@@ -23,7 +23,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
 
 _CRLF = b"\r\n"
 _HM = b"HM"  # how message lines begin
-_H = _HM[0]
+_H, _M = _HM
 _VERSION = b"NATS/1.0"
 _STARTS = (b"NATS/1.0\r\n", b"NATS/1.0 ")
 _SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no space
@@ -44,11 +44,22 @@ Deliver = Callable[[int, bytes, bytes, "bytes | None", bytes], None]
 """`deliver(sid, subject, reply, headers, data)`; `headers` is the raw block, None for a MSG. It must not raise."""
 
 
-class FrameReader:
-    """Cuts a byte stream into frames: messages go to `deliver` at once, the rare control lines are returned."""
+Run = Callable[[bytes, int], int]
+"""`run(data, position)`: take the whole messages that stand at *position*, if they are of a kind that many are read of
+at once, and say where they end; *position* itself for all others. It must not raise."""
 
-    def __init__(self, deliver: Deliver) -> None:
+
+class FrameReader:
+    """Cuts a byte stream into frames: messages go to `deliver` at once, the rare control lines are returned.
+
+    Args:
+        deliver: Gets each message.
+        run: Gets the first look at messages.
+    """
+
+    def __init__(self, deliver: Deliver, run: Run = lambda _data, position: position) -> None:
         self._deliver = deliver
+        self._run = run
         self._chunks: list[bytes] = []
         self._held = 0  # bytes in _chunks
         self._need = 0  # bytes the frame at the front needs at least; below it there is nothing to look at
@@ -74,8 +85,11 @@ class FrameReader:
         return lines
 
     def _cut(self, data: bytes, lines: list[bytes]) -> int:
-        position, size = 0, len(data)
+        position, size, run = 0, len(data), self._run
         while position < size:
+            if data[position] == _M and (behind := run(data, position)) > position:
+                position = behind
+                continue
             end = data.find(_CRLF, position, position + MAX_LINE_BYTES)
             if end < 0:
                 if size - position >= MAX_LINE_BYTES:
@@ -223,13 +237,13 @@ def event_frame(  # noqa: PLR0917 - once per event: keywords would cost
     Raises:
         BadHeader: A CR or LF in one of the header values.
     """
-    lines, trace = _EVENT_LINES, b""
+    lines, trace = _EVENT_LINES, ""
     if traceparent is not None:
-        lines, trace = _EVENT_LINES + 1, b"traceparent: %b\r\n" % traceparent.encode()
+        lines, trace = _EVENT_LINES + 1, f"traceparent: {traceparent}\r\n"
     block = (
-        b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: %b\r\nMesh-Signature: %b\r\n%b\r\n"
-        % (msg_id.encode(), signature.encode(), trace)
-    )
+        "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\n"
+        f"Nats-Msg-Id: {msg_id}\r\nMesh-Signature: {signature}\r\n{trace}\r\n"
+    ).encode()
     if block.count(b"\n") != lines or block.count(b"\r") != lines:
         raise BadHeader("a header value with a line break in it")
     size = len(block)

@@ -95,7 +95,7 @@ def lane(window: Window, clock: Clock, *, batch: int = 4) -> Lane:
 def fill(target: Lane, count: int, start: int = 0) -> None:
     """Queue copies, then let the lane send."""
     for number in range(start, start + count):
-        target.put(outgoing(number))
+        target.put([outgoing(number)])
     target.pump()
 
 
@@ -115,7 +115,7 @@ def test_a_batch_is_what_queued_meanwhile() -> None:
     fill(one, 1, start=1)
     fill(one, 2, start=2)
     assert window.sizes == [1]
-    one.done()
+    one.in_flight -= 1
     one.pump()
     assert window.sizes == [1, 3]
     assert [o.event_id for o in window.batches[1]] == ["e-1", "e-2", "e-3"]
@@ -169,7 +169,7 @@ def test_a_closed_lane_ends_what_is_queued() -> None:
     ended: list[tuple[str, object]] = []
     target = lane(window, clock)
     for number in range(5):
-        target.put(outgoing(number, lambda one, result: ended.append((one.event_id, result))))
+        target.put([outgoing(number, lambda one, result: ended.append((one.event_id, result)))])
     target.pump()
     reason = StreamUnavailable("the end")
     target.close(reason)
@@ -183,7 +183,12 @@ def test_a_batch_that_cannot_be_sealed_is_given_up() -> None:
     window, clock = Window(refuses=SignerExpired("ended")), Clock()
     one = lane(window, clock)
     heard: list[object] = []
-    one.put(outgoing(0, lambda _o, result: (heard.append(result), one.done())[0]))  # type: ignore[func-returns-value]
+
+    def hear(_outgoing: Outgoing, result: object) -> None:
+        heard.append(result)
+        one.in_flight -= 1
+
+    one.put([outgoing(0, hear)])
     one.pump()
     assert [type(result) for result in heard] == [SignerExpired]
     assert (len(one), one.in_flight) == (0, 0)
@@ -223,7 +228,7 @@ class Landing:
             on_landed=self.landings.append,
             on_void=lambda outgoing, ack: self.voids.append((outgoing.event_id, ack)),
         )
-        self.outgoing = [o for _, o in self.flight.outgoing]
+        self.outgoing = list(self.flight.outgoing)
 
     def answer(self, *results: PubAck | MeshError) -> None:
         """Answer the copies in order."""
