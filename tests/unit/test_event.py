@@ -259,10 +259,11 @@ def nested(levels: int, kinds: str) -> str:
     return text
 
 
+@pytest.mark.parametrize("length", [0, 8192])
 @pytest.mark.parametrize("kinds", ["[", "{", "[{", "{{["])
-def test_depth_64_is_taken_and_65_refused(kinds: str) -> None:
-    """The event is level 1; the limit is exact, whatever stands beside and in strings."""
-    text = json.dumps({**BASE, "data": None})
+def test_depth_64_is_taken_and_65_refused(kinds: str, length: int) -> None:
+    """The event is level 1; the limit is exact, whatever stands beside and in strings, in short texts and long ones."""
+    text = json.dumps({**BASE, "data": None}) + " " * length
     for data in (nested(63, kinds), f'["[{{[{{", [], {{}}, {nested(62, kinds)}]'):
         draft_from_structured(text.replace("null", data).encode(), now_ms=NOW_MS)
     for data in (nested(64, kinds), f'["[{{[{{", [], {{}}, {nested(63, kinds)}]'):
