@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +19,7 @@ from agent.keys import clock_ms, read
 from agent.outbound import no_bundle
 from agent.parts import Files
 from agent.refusals import is_ours, reason, refused
-from agent.room import Room
+from agent.room import Held, Room
 from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs
@@ -27,7 +27,7 @@ from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded,
 from mesh.event import Draft, Limits, draft_from_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from agent.identity import Identity
@@ -253,18 +253,13 @@ class Agent:
             return event
         return draft_from_fields(event, now_ms=clock_ms(), limits=self.limits)
 
-    @asynccontextmanager
-    async def bytes_held(self, size: int) -> AsyncIterator[None]:
+    def bytes_held(self, size: int) -> Held:
         """Set aside memory for a body while it is read and published.
 
         Raises:
             Overloaded: Too many bodies are held already, and none ended in time.
         """
-        await self._bytes.enter(size)
-        try:
-            yield
-        finally:
-            self._bytes.leave(size)
+        return self._bytes.held(size)
 
     # --- state ---
 

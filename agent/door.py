@@ -6,12 +6,15 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from agent import listener, metrics, requests
+from agent import answers, metrics, requests
 from agent.listener import Listener
 from mesh.errors import Draining
 
 if TYPE_CHECKING:
-    from aiohttp.web import BaseRequest, StreamResponse
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.web_request import BaseRequest
+    from aiohttp.web_response import StreamResponse
 
     from agent.settings import AgentSettings
 
@@ -37,7 +40,7 @@ class Door(ABC):
         Raises:
             OSError: The address is taken or not ours.
         """
-        bound = Listener(self.name, self.handle, self._settings, host=host, port=port, path=path)
+        bound = Listener(self.name, self, self._settings, host=host, port=port, path=path)
         await bound.start()
         self.listener = bound
 
@@ -74,10 +77,39 @@ class Door(ABC):
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a problem document, whoever raised it
-            response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=name)
-            if isinstance(error, Draining) or not request.content.is_eof():
-                response.force_close()
+            response = self._refused(error, name, unread=not request.content.is_eof())
         finally:
             self.in_progress -= 1
         metrics.request(name, response.status, time.perf_counter() - started)
+        return response
+
+    async def repeat(self, again: Callable[[bytes], Awaitable[bytes]], body: bytes) -> tuple[bytes, bool]:
+        """Answer one request whose head is that of an earlier one, whatever happens; only a lost connection raises.
+
+        Args:
+            again: What the answer to the earlier one left to do.
+            body: All of it.
+
+        Returns:
+            The whole response, and whether the connection can have one more.
+        """
+        started = time.perf_counter()
+        self.in_progress += 1
+        try:
+            written, status, keep_alive = answers.accepted(await again(body)), answers.ACCEPTED, True
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            response = self._refused(error, self.name, unread=False)
+            status, keep_alive = response.status, response.keep_alive is not False
+            written = answers.whole(response, close=not keep_alive)
+        finally:
+            self.in_progress -= 1
+        metrics.request(self.name, status, time.perf_counter() - started)
+        return written, keep_alive
+
+    def _refused(self, error: Exception, name: str, *, unread: bool) -> answers.Answer:
+        response = answers.refusal(error, retry_after_s=self._settings.retry_after_s, door=name)
+        if isinstance(error, Draining) or unread:
+            response.force_close()
         return response

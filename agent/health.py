@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent import listener, requests
+from agent import answers, requests
 from agent.door import Door
 from agent.openapi import document
 from mesh import telemetry
@@ -63,9 +63,9 @@ class Health(Door):
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed("probes are read", expected="GET", got="another method", allow="GET, HEAD")
         if path == OPENAPI:
-            return listener.answer(OK, msgspec.json.encode(document(self._settings, "health")), JSON)
+            return answers.answer(OK, msgspec.json.encode(document(self._settings, "health")), JSON)
         if path == "/metrics":
-            return listener.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
+            return answers.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
         reasons = self._agent.not_alive() if path == "/livez" else self._agent.not_ready()
         state = {"ok": not reasons, "because": reasons, **self._agent.state(), **self._beside()}
-        return listener.answer(NOT_OK if reasons else OK, msgspec.json.encode(state), JSON)
+        return answers.answer(NOT_OK if reasons else OK, msgspec.json.encode(state), JSON)

@@ -7,11 +7,13 @@ sending the same again is safe.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent import listener, requests
+from agent import answers, requests
+from agent.answers import ACCEPTED, JSON
 from agent.door import Door
 from agent.openapi import PATHS, document
 from agent.pull import asking as pull
@@ -28,8 +30,10 @@ from mesh.event import (
 from mesh.tracing import TRACEPARENT, of_request
 
 if TYPE_CHECKING:
-    from aiohttp.web import BaseRequest, Response, StreamResponse
+    from aiohttp.web_request import BaseRequest
+    from aiohttp.web_response import StreamResponse
 
+    from agent.answers import Answer
     from agent.core import Agent
     from agent.keys import Secrets
     from agent.pull.door import Pull
@@ -37,8 +41,7 @@ if TYPE_CHECKING:
     from mesh.event import Draft
 
 EVENTS = "/v1/events"
-JSON = "application/json"
-ACCEPTED = 202
+_MODES = (CONTENT_TYPE, BATCH_CONTENT_TYPE)  # in which the body holds all of the events
 _BINARY_MARK = "ce-specversion"
 _CLOUDEVENTS = "application/cloudevents"
 
@@ -87,37 +90,55 @@ class Intake(Door):
         self._agent.check_open()
         return await self._events(request)
 
-    async def _events(self, request: BaseRequest) -> Response:
+    async def _events(self, request: BaseRequest) -> Answer:
         limits = self._agent.limits
         kind = requests.media_type(request.headers)
-        batch = kind == BATCH_CONTENT_TYPE
-        if not batch and kind != CONTENT_TYPE:
+        if kind not in _MODES:
             _check_binary(request, kind)
-        limit = limits.max_batch_bytes if batch else limits.max_event_bytes
+        limit = limits.max_batch_bytes if kind == BATCH_CONTENT_TYPE else limits.max_event_bytes
         async with self._agent.bytes_held(requests.announced(request, limit)):
             body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
             drafts = self._drafts(request, kind, body)
-            if trace := of_request(request.headers.items()):
+            trace = of_request(request.headers.items())
+            if trace:
                 _adopt(drafts, trace, limits.max_event_bytes)
             receipts = await self._agent.publish_drafts(drafts)
-        if batch:
-            return _accepted(BatchReceipt(len(receipts), receipts))
-        return _accepted(receipts[0])
+        answer = answers.answer(ACCEPTED, _written(receipts, kind), JSON)
+        if kind in _MODES and not trace:
+            answer.again = partial(self._more, kind, limit, requests.bearer(request))
+        return answer
+
+    async def _more(self, kind: str, limit: int, token: bytes, body: bytes) -> bytes:
+        """Accept the body of a request with the head of an earlier one: what of the checks can come out otherwise now.
+
+        Raises:
+            MeshError: Its problem document is the answer.
+        """
+        requests.check_bearer(token, self._token)
+        self._agent.check_open()
+        requests.check_size(len(body), limit)
+        async with self._agent.bytes_held(len(body)):
+            return _written(await self._agent.publish_drafts(self._events_of(kind, body)), kind)
 
     def _drafts(self, request: BaseRequest, kind: str, body: bytes) -> list[Draft]:
         """The events of a body, in the mode that *kind* says."""
+        if kind in _MODES:
+            return self._events_of(kind, body)
         now_ms, limits = self._agent.clock_ms(), self._agent.limits
-        if kind == CONTENT_TYPE:
-            return [draft_from_structured(body, now_ms=now_ms, limits=limits)]
-        if kind == BATCH_CONTENT_TYPE:
-            return drafts_from_batch(body, now_ms=now_ms, limits=limits)
         content_type = request.headers.get("Content-Type")
         return [draft_from_binary(request.headers.items(), body, content_type, now_ms=now_ms, limits=limits)]
 
-    def _describe(self, door: str) -> Response:
+    def _events_of(self, kind: str, body: bytes) -> list[Draft]:
+        """The events of a body that holds all of them."""
+        now_ms, limits = self._agent.clock_ms(), self._agent.limits
+        if kind == CONTENT_TYPE:
+            return [draft_from_structured(body, now_ms=now_ms, limits=limits)]
+        return drafts_from_batch(body, now_ms=now_ms, limits=limits)
+
+    def _describe(self, door: str) -> Answer:
         if door not in self._documents:
             self._documents[door] = msgspec.json.encode(document(self._settings, door))
-        return listener.answer(200, self._documents[door], JSON)
+        return answers.answer(200, self._documents[door], JSON)
 
 
 def _check_binary(request: BaseRequest, kind: str) -> None:
@@ -137,5 +158,8 @@ def _adopt(drafts: list[Draft], trace: dict[str, str], limit: int) -> None:
             draft.fields.update(trace)
 
 
-def _accepted(receipt: Receipt | BatchReceipt) -> Response:
-    return listener.answer(ACCEPTED, msgspec.json.encode(receipt), JSON)
+def _written(receipts: list[Receipt], kind: str) -> bytes:
+    """The receipts as JSON: of one event, or of a batch."""
+    if kind == BATCH_CONTENT_TYPE:
+        return msgspec.json.encode(BatchReceipt(len(receipts), receipts))
+    return msgspec.json.encode(receipts[0])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agent.outbound import Outbound
     from agent.receipts import Flight
     from agent.spool.spool import Spool
+    from mesh.telemetry import Buckets
 
 ACCEPTED = counter(
     "mesh.agent.accepted", "{event}", "events that got a receipt; falling while callers post: see refused"
@@ -62,6 +63,7 @@ SPOOL_OLDEST = gauge("mesh.agent.spool.oldest", "s", "age of the oldest copy on 
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
+_durations: dict[tuple[str, int], Buckets] = {}  # by door and status: a few doors, and the statuses of `mesh.errors`
 _accepted = ACCEPTED.at()
 _unread = UNREAD.at()
 _duplicates = DUPLICATES.at()
@@ -70,7 +72,10 @@ _undurable = UNDURABLE.at()
 
 def request(door: str, status: int, seconds: float) -> None:
     """One request was answered."""
-    DURATION.record(seconds, door=door, status=_CLASSES.get(status // 100, "other"))
+    series = _durations.get((door, status))
+    if series is None:
+        series = _durations[door, status] = DURATION.at(door=door, status=_CLASSES.get(status // 100, "other"))
+    series.record(seconds)
 
 
 def refused(door: str, code: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import HttpVersion10, HttpVersion11
+from aiohttp.http_writer import HttpVersion10, HttpVersion11
 
 from mesh.errors import (
     BadHeader,
@@ -28,7 +28,7 @@ from mesh.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from aiohttp.web import BaseRequest
+    from aiohttp.web_request import BaseRequest
 
     from agent.keys import Secrets
     from agent.settings import AgentSettings
@@ -129,14 +129,34 @@ def check_token(request: BaseRequest, token: Secrets) -> None:
     Raises:
         Unauthorized: None, or another one.
     """
+    if not request.headers.get("Authorization"):
+        raise _unauthorized("none")
+    check_bearer(bearer(request), token)
+
+
+def bearer(request: BaseRequest) -> bytes:
+    """The token that a request holds; empty where there is none."""
     given = request.headers.get("Authorization", "")
-    if given[: len(_BEARER)].lower() != _BEARER or not token.fits(given[len(_BEARER) :].encode(errors="replace")):
-        raise Unauthorized(
-            "the bearer token is missing or wrong",
-            expected="Authorization: Bearer and the content of the agent's token file",
-            got="none" if not given else "another",
-            next="read the token file again; it may have been replaced",
-        )
+    return given[len(_BEARER) :].encode(errors="replace") if given[: len(_BEARER)].lower() == _BEARER else b""
+
+
+def check_bearer(given: bytes, token: Secrets) -> None:
+    """Refuse another token than the one in force.
+
+    Raises:
+        Unauthorized: It is another, or none.
+    """
+    if not given or not token.fits(given):
+        raise _unauthorized("another")
+
+
+def _unauthorized(got: str) -> Unauthorized:
+    return Unauthorized(
+        "the bearer token is missing or wrong",
+        expected="Authorization: Bearer and the content of the agent's token file",
+        got=got,
+        next="read the token file again; it may have been replaced",
+    )
 
 
 def check_encoding(request: BaseRequest) -> None:
@@ -196,14 +216,11 @@ async def read_body(
         RequestTimeout: It did not arrive in time.
         BadHeader: It is not framed as RFC 9112 says.
     """
-    length = request.content_length
-    if length is not None and length > limit:
-        raise _too_large(length, limit)
+    check_size(request.content_length or 0, limit)
     content = request.content
     if content.is_eof() and content.exception() is None:
         body = content.read_nowait()
-        if len(body) > limit:
-            raise _too_large(len(body), limit)
+        check_size(len(body), limit)
         if charge is not None:
             await charge(len(body))
         return body
@@ -216,8 +233,7 @@ async def read_body(
         async with asyncio.timeout(timeout_s):
             while chunk := await content.readany():
                 size += len(chunk)
-                if size > limit:
-                    raise _too_large(size, limit)
+                check_size(size, limit)
                 if charge is not None:
                     await charge(len(chunk))
                 chunks.append(chunk)
@@ -241,12 +257,18 @@ async def read_body(
     return b"".join(chunks)
 
 
-def _too_large(size: int, limit: int) -> TooLarge:
-    return TooLarge(
-        f"the body has {size} bytes or more, limit {limit}",
-        expected=f"at most {limit} bytes",
-        got=f"{size} bytes or more",
-        next="send less at once, or keep large content elsewhere and send a reference to it",
-        limit=limit,
-        size=size,
-    )
+def check_size(size: int, limit: int) -> None:
+    """Refuse a body that has, or announces, more than *limit* bytes.
+
+    Raises:
+        TooLarge: `limit` and `size` say how much.
+    """
+    if size > limit:
+        raise TooLarge(
+            f"the body has {size} bytes or more, limit {limit}",
+            expected=f"at most {limit} bytes",
+            got=f"{size} bytes or more",
+            next="send less at once, or keep large content elsewhere and send a reference to it",
+            limit=limit,
+            size=size,
+        )

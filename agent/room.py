@@ -69,6 +69,10 @@ class Room:
         self.used -= amount
         self._admit()
 
+    def held(self, amount: int) -> Held:
+        """*amount* for the length of an `async with`. Raises Overloaded at its start, as `enter`."""
+        return Held(self, amount)
+
     @asynccontextmanager
     async def tab(self) -> AsyncIterator[Tab]:
         """A tab that takes more and more, and gives it all back at the end."""
@@ -84,6 +88,22 @@ class Room:
             if not turn.done():
                 self.used += amount
                 turn.set_result(None)
+
+
+class Held:
+    """What one request has of a room from beginning to end; a class, since every request has one."""
+
+    __slots__ = ("_amount", "_room")
+
+    def __init__(self, room: Room, amount: int) -> None:
+        self._room = room
+        self._amount = amount
+
+    async def __aenter__(self) -> None:
+        await self._room.enter(self._amount)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._room.leave(self._amount)
 
 
 class Tab:

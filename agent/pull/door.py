@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import msgspec
 
-from agent import listener, requests
+from agent import answers, presence, requests
 from agent.pull import asking, stream
 from agent.pull.handing import Handing
 from agent.tasks import Tasks
@@ -173,7 +173,7 @@ class Pull:
                     return await stream.Stream(self, handing, subscription, asked).answer(request)
                 leases: list[Lease[Delivery]] = []
                 left_s = max(0.0, began_s + asked.wait_s - time.monotonic())
-                with self.waiting(left_s) as scope, listener.watched(request, scope.cancel):
+                with self.waiting(left_s) as scope, presence.watched(request, scope.cancel):
                     leases = await handing.take(subscription, asked.most, lease_s)
                 if not leases and not self._consuming.connected and not self.draining:
                     raise Disconnected("NATS is away", expected="a connection", next="ask again after Retry-After")
@@ -185,11 +185,11 @@ class Pull:
         """Write the answer; what cannot be written is handed back at once."""
         tokens = [lease.token for lease in leases]
         body = b'{"events":[' + b",".join(_shown(lease) for lease in leases) + b"]}"
-        response = listener.answer(200, body, JSON, {"Cache-Control": "no-store"})
+        response = answers.answer(200, body, JSON, {"Cache-Control": "no-store"})
         limit_s = min((asked.lease_s or 0.0) / 2, self._settings.body_timeout_s)
         written = False
         try:
-            async with listener.flushed(request, timeout_s=limit_s):
+            async with presence.flushed(request, timeout_s=limit_s):
                 await response.prepare(request)
                 await response.write_eof()
             written = True
@@ -256,7 +256,7 @@ class Pull:
         if name not in self._handings:
             await self._consuming.grant(name)  # there is such a subscription; nothing of it was fetched here
         results = await self._handing(name).settle(verb, asked)
-        return listener.answer(200, msgspec.json.encode({"results": results}), JSON, {"Cache-Control": "no-store"})
+        return answers.answer(200, msgspec.json.encode({"results": results}), JSON, {"Cache-Control": "no-store"})
 
 
 def _shown(lease: Lease[Delivery]) -> bytes:

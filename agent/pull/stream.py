@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import anyio
-from aiohttp.web import StreamResponse
+from aiohttp.web_response import StreamResponse
 
-from agent import listener
+from agent import answers, presence
 from mesh import logs
 from mesh.errors import MeshError
 from mesh.event import encode
@@ -78,12 +78,12 @@ class Stream:
         Raises:
             ConnectionError: The client went, or has read nothing for too long.
         """
-        fields = {"Content-Type": SSE, "Cache-Control": "no-store", "Server": listener.SERVER}
+        fields = {"Content-Type": SSE, "Cache-Control": "no-store", "Server": answers.SERVER}
         response = StreamResponse(headers=fields)
         response.force_close()
         await response.prepare(request)
         try:
-            with listener.watched(request, self._leave):
+            with presence.watched(request, self._leave):
                 await self._write(request, response, _FIRST)
                 await self._run(request, response)
                 last = _DRAINING
@@ -137,7 +137,7 @@ class Stream:
 
     async def _write(self, request: BaseRequest, response: StreamResponse, data: bytes) -> None:
         """Return once the operating system has all of it."""
-        async with listener.flushed(request, timeout_s=self._lease_s / 2):
+        async with presence.flushed(request, timeout_s=self._lease_s / 2):
             await response.write(data)
 
     def _leave(self) -> None:

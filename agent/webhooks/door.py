@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent import listener, requests
+from agent import answers, requests
 from agent.door import Door
 from agent.keys import MIN_SECRET_BYTES, Secrets
 from agent.receipts import BatchReceipt
@@ -112,7 +112,7 @@ class Webhooks(Door):
         if provider.ACCEPTED is not None:
             return _answered(provider.ACCEPTED)
         receipt = receipts[0] if len(receipts) == 1 else BatchReceipt(len(receipts), receipts)
-        return listener.answer(ACCEPTED, msgspec.json.encode(receipt), JSON)
+        return answers.answer(ACCEPTED, msgspec.json.encode(receipt), JSON)
 
     def _drafts(self, events: list[dict[str, Any]]) -> list[Draft]:
         """The events of a delivery, all of them accepted; `index` says which one was not."""
@@ -149,4 +149,4 @@ def _check_media(request: BaseRequest, provider: Provider) -> None:
 
 
 def _answered(answer: Answer) -> Response:
-    return listener.answer(answer.status, answer.body, answer.content_type, {"X-Content-Type-Options": "nosniff"})
+    return answers.answer(answer.status, answer.body, answer.content_type, {"X-Content-Type-Options": "nosniff"})
