@@ -299,12 +299,14 @@ class Policies:
                 await self._give_back()
                 raise
         self._adopt(plans, at_ms)
+        self._tell(
+            plans.bundle
+        )  # at once: a control plane that stops at the next step leaves it in force, and on record
         await notice(self.connection, "bundle", candidate.revision)
         try:
             await self._enforcer.narrow(grants)
         except MeshError as error:  # it is in force all the same; `_finish` narrows again
             log.error("durables_not_narrowed", code=error.code, error=str(error))
-        self._tell(plans.bundle)
         if current is not None:
             await self.store.forget(past.revision for past in current.lineage if past not in candidate.lineage)
         return plans

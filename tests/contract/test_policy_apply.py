@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from mesh.control import policies as control_policies
 from mesh.control import rollout
 from mesh.control.bundles import BundleStore
 from mesh.control.durables import FOR_GOOD, PAUSE
@@ -110,6 +111,23 @@ async def test_each_revision_is_signed_numbered_and_kept(mesh: PolicyMesh) -> No
     assert stamps[0] > 0
     assert current.since == {"crm": 1, "support": 3, "analytics": 1}
     assert [(kind, facts["revision"]) for kind, facts in mesh.audited] == [("policy-applied", n) for n in (1, 2, 3)]
+
+
+async def test_what_is_in_force_is_on_record_wherever_the_control_plane_stops(
+    mesh: PolicyMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped in the moment after the bundle was stored."""
+    stopped = anyio.CancelScope()
+
+    async def stops(*_: object) -> None:
+        stopped.cancel()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(control_policies, "notice", stops)
+    with stopped:
+        await mesh.apply(reads("masked"))
+    assert mesh.policies.plans.bundle.revision == 1
+    assert [(kind, facts["revision"]) for kind, facts in mesh.audited] == [("policy-applied", 1)]
 
 
 async def test_the_same_policies_again_are_no_revision(mesh: PolicyMesh) -> None:
