@@ -24,6 +24,8 @@ KEYS = {
     "faststream_consume_ratio": Key("x", what="consume: the same / FastStream on JetStream, unverified"),
     "consume_per_s": Key("1/s", what="consume, a subscription's deliveries"),
     "fetch_per_s": Key("1/s", what="nats-py fetch(100) and ack"),
+    "consume_cpu_us": Key("us", better="less", what="consume: our processor time for an event"),
+    "fetch_cpu_us": Key("us", better="less", what="nats-py fetch(100) and ack: its processor time for an event"),
 }
 EVENTS = 20_000
 SETTLE_S = 30.0
@@ -35,6 +37,7 @@ async def run(quick: bool) -> Mapping[str, Figure]:
     who_runs = ("ours", "peer", "faststream") if peers.faststream_installed() else ("ours", "peer")
     names = {who: [f"{who}-{number}" for number in range(rounds)] for who in who_runs}
     durables = [name for numbered in names.values() for name in numbered]
+    cpu_us: dict[str, list[float]] = {}
     async with mesh(*durables) as bench:
         await _fill(bench, count)
         async with bench.control() as control:
@@ -42,9 +45,9 @@ async def run(quick: bool) -> Mapping[str, Figure]:
         async with connect(bench.context) as ours:
             fresh = {who: iter(numbered) for who, numbered in names.items()}
             part = count // 4  # FastStream's: it is slower, and a rate is a rate
-            contestants: dict[str, peers.Measured] = {
-                "ours": lambda: loads.consume(ours, next(fresh["ours"]), count),
-                "peer": lambda: _peer(bench, next(fresh["peer"]), count),
+            contestants: dict[str, loads.Measured] = {
+                "ours": loads.costing(cpu_us, "ours", lambda: loads.consume(ours, next(fresh["ours"]), count), count),
+                "peer": loads.costing(cpu_us, "peer", lambda: _peer(bench, next(fresh["peer"]), count), count),
                 "faststream": lambda: peers.faststream_consume(bench, next(fresh["faststream"]), part),
             }
             figures = await interleave({who: contestants[who] for who in names}, rounds=rounds)
@@ -54,6 +57,8 @@ async def run(quick: bool) -> Mapping[str, Figure]:
         "faststream_consume_ratio": peers.against(figures["ours"], figures.get("faststream")),
         "consume_per_s": Spread.of(figures["ours"]),
         "fetch_per_s": Spread.of(figures["peer"]),
+        "consume_cpu_us": Spread.of(cpu_us["ours"]),
+        "fetch_cpu_us": Spread.of(cpu_us["peer"]),
     }
 
 

@@ -19,6 +19,8 @@ KEYS = {
     "faststream_publish_ratio": Key("x", what="publish: the same / FastStream on JetStream, bare"),
     "publish_per_s": Key("1/s", what="publish, embedded agent"),
     "publish_async_per_s": Key("1/s", what="nats-py publish_async, same bytes, same account"),
+    "publish_cpu_us": Key("us", better="less", what="publish: our processor time for an event, making it included"),
+    "publish_async_cpu_us": Key("us", better="less", what="nats-py publish_async: its processor time for an event"),
     "core_publish_per_s": Key("1/s", what="nats-py core publish: nothing stored, the ceiling"),
 }
 EVENTS = 20_000
@@ -27,11 +29,12 @@ EVENTS = 20_000
 async def run(quick: bool) -> Mapping[str, Figure]:
     """All through the account of one agent, into one stream on disk, R1."""
     count, rounds = (2_000, 1) if quick else (EVENTS, 5)
+    cpu_us: dict[str, list[float]] = {}
     async with mesh() as bench:
         masked = await masked_body(bench)
-        contestants: dict[str, peers.Measured] = {
-            "ours": lambda: _ours(bench, count),
-            "peer": lambda: _peer(bench, count, masked),
+        contestants: dict[str, loads.Measured] = {
+            "ours": loads.costing(cpu_us, "ours", lambda: _ours(bench, count), count),
+            "peer": loads.costing(cpu_us, "peer", lambda: _peer(bench, count, masked), count),
             "core": lambda: peers.core_publish(bench, count, masked),
         }
         if peers.faststream_installed():
@@ -45,6 +48,8 @@ async def run(quick: bool) -> Mapping[str, Figure]:
         "faststream_publish_ratio": peers.against(figures["ours"], figures.get("faststream")),
         "publish_per_s": Spread.of(figures["ours"]),
         "publish_async_per_s": Spread.of(figures["peer"]),
+        "publish_cpu_us": Spread.of(cpu_us["ours"]),
+        "publish_async_cpu_us": Spread.of(cpu_us["peer"]),
         "core_publish_per_s": Spread.of(figures["core"]),
     }
 

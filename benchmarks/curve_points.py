@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
 import anyio
@@ -62,17 +63,19 @@ class Setting:
         """Agents and a subscription."""
         run_id = uuid4().hex
         bodies = [padded(number, run_id, self.size) for number in range(count)]
-        chunk = max(1, min(loads.CHUNK, CHUNK_BYTES // len(bodies[0])))
-        published = await loads.publish(self.agents, bodies, copies=len(self.views), chunk=chunk)
-        self._note("publish", published)
-        self._note("consume", await loads.consume(self.team, "ours", count))
+        share = -(-count // len(self.agents))  # so that every agent has some
+        chunk = max(1, min(loads.CHUNK, CHUNK_BYTES // len(bodies[0]), share))
+        copies = len(self.views)
+        await self._note("publish", lambda: loads.publish(self.agents, bodies, copies=copies, chunk=chunk), count)
+        await self._note("consume", lambda: loads.consume(self.team, "ours", count), count)
 
     async def bare(self, count: int) -> None:
         """nats-py, bare."""
         subjects = [f"ev.local.{view}.s00.{BARE}" for view in self.views]
-        self._note("publish_bare", await loads.publish_async(self.clients, subjects, self.body, count))
         durable = self.bench.context.team_address().subscriptions["bare"].durable
-        self._note("consume_bare", await loads.fetch(self.reader, durable, count))
+        sending = partial(loads.publish_async, self.clients, subjects, self.body, count)
+        await self._note("publish_bare", sending, count)
+        await self._note("consume_bare", lambda: loads.fetch(self.reader, durable, count), count)
 
     def point(self) -> Point:
         """Rates, and the ratio of ours to theirs."""
@@ -81,7 +84,9 @@ class Setting:
             made[f"{what}_ratio"] = ratio(self.rates[what], self.rates[f"{what}_bare"])
         return made
 
-    def _note(self, what: str, rate: float) -> None:
+    async def _note(self, what: str, measure: loads.Measured, count: int) -> None:
+        """Its rate, and what it took of our processor."""
+        rate = await loads.costing(self.rates, f"{what}_cpu_us", measure, count)()
         self.rates.setdefault(what, []).append(rate)
 
 

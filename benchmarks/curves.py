@@ -130,7 +130,8 @@ def _picture(name: str, curve: Curve, found: Sequence[tuple[float, Point]]) -> N
     xs = [x for x, _ in found]
     lines = [(what, xs, [p[line].median for _, p in found]) for line, what in LINES.items() if line in found[0][1]]
     scale = "linear" if max(xs) < 10 else "log"
-    axes = {"xscale": scale, "xlabel": curve.label, "ylabel": "times as fast", "ylim": (0, None)}
+    axes: dict[str, Any] = {"xscale": scale, "xlabel": curve.label, "ylabel": "times as fast", "ylim": (0, None)}
+    axes |= {"xticks": xs, "xticklabels": [f"{x:,.0f}" for x in xs]}
     plots.save(name, curve.title, axes, lines)
 
 

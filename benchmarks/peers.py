@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ FETCH = 100
 SUBJECT = f"ev.local.{VIEW}.s00.{TYPE}"
 CORE_SUBJECT = "benchmark.core"
 WAIT_S = 120.0
-
-Measured = Callable[[], Awaitable[float]]
 
 
 def faststream_installed() -> bool:

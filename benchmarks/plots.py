@@ -43,6 +43,7 @@ def save(
     for colour, (label, x, y) in zip(COLOURS, lines, strict=False):
         ax.plot(x, y, marker="o", markersize=4, linewidth=1.8, color=colour, label=label)
     ax.set(**axes)
+    ax.minorticks_off()
     ax.set_title(title, fontsize=11, loc="left")
     ax.grid(visible=True, which="major", color="#dddddd", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
