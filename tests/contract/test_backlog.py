@@ -471,6 +471,9 @@ async def test_a_domain_comes_and_goes_while_the_subscription_runs(tmp_path: Pat
     async def push(desk: Desk, id_: str) -> None:
         await desk.publish(id_, type="github.push.received.v1", source="/github/acme")
 
+    async def nobody_pulls() -> bool:
+        return (await manage.consumer_info(desk.connection, GITHUB, DURABLE))["num_waiting"] == 0
+
     async with desk_of(tmp_path, WIDER_READS) as desk, desk.subscription() as reading:
         await desk.durable("service", domain="github", types="github.>")
         await push(desk, "1-github")
@@ -484,6 +487,7 @@ async def test_a_domain_comes_and_goes_while_the_subscription_runs(tmp_path: Pat
             pullers = reading.feed._pullers
             assert isinstance(pullers, Pullers)
             await until(lambda: len(pullers._pulling) == 1)
+            await until(nobody_pulls)  # the server hears of it a moment later
             await push(desk, "3-github")
             await desk.publish("4-crm")
             got.append(await reading.next())
