@@ -472,7 +472,7 @@ async def test_a_domain_comes_and_goes_while_the_subscription_runs(tmp_path: Pat
         await desk.publish(id_, type="github.push.received.v1", source="/github/acme")
 
     async def nobody_pulls() -> bool:
-        return (await manage.consumer_info(desk.connection, GITHUB, DURABLE))["num_waiting"] == 0
+        return bool((await manage.consumer_info(desk.connection, GITHUB, DURABLE))["num_waiting"] == 0)
 
     async with desk_of(tmp_path, WIDER_READS) as desk, desk.subscription() as reading:
         await desk.durable("service", domain="github", types="github.>")

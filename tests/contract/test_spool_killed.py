@@ -80,6 +80,11 @@ async def test_killed_at_any_moment_of_an_outage(tmp_path: Path) -> None:
                 for adapter in adapters:
                     adapter.stopped = True
                 await asyncio.wait_for(asyncio.gather(*sending), 60)
+
+                async def drained() -> bool:  # an agent that ends does not wait for a stream that hangs for a moment
+                    return await streams.stored() >= sum(len(adapter.accepted) for adapter in adapters)
+
+                await until(drained, timeout_s=60)
                 status, _ = await agent.end(signal.SIGTERM)
                 assert status == 0
             finally:
