@@ -176,11 +176,14 @@ class DuplicateWindow:
 
     def add(self, key: Key) -> None:
         """The handler succeeded: remember it."""
+        handled = self._handled
         self._in_flight.discard(key)
-        self._handled[key] = None
-        self._handled.move_to_end(key)
-        if len(self._handled) > self._size:
-            self._handled.popitem(last=False)
+        if key in handled:
+            handled.move_to_end(key)
+            return
+        handled[key] = None
+        if len(handled) > self._size:
+            handled.popitem(last=False)
 
     def forget(self, key: Key) -> None:
         """The handler failed, or never answered: the next copy is new. What was handled stays handled."""

@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from mesh import logs
 from mesh.delivery import Claim, DuplicateWindow
@@ -58,16 +59,13 @@ _NEW = Claim.NEW
 log = logs.get("feed")
 
 
-class Pulled:
+class Pulled(msgspec.Struct, eq=False):
     """An admitted event, what it is deduplicated by, and the way back to its durable."""
 
-    __slots__ = ("event", "key", "puller", "received")
-
-    def __init__(self, event: Admitted, key: Key, received: Received, puller: Puller) -> None:
-        self.event = event
-        self.key = key
-        self.received = received
-        self.puller = puller
+    event: Admitted
+    key: Key
+    received: Received
+    puller: Puller
 
 
 class Feed:
@@ -114,7 +112,7 @@ class Feed:
 
     def _pull(self, connection: Connection, max_in_flight: int) -> Source:
         """What our events come from."""
-        return Pullers(connection, on_event=self._on_event, max_in_flight=max_in_flight)
+        return Pullers(connection, on_event=self._judge.take, max_in_flight=max_in_flight)
 
     @property
     def pending(self) -> int:
@@ -190,32 +188,7 @@ class Feed:
         self._wake()
 
     def take(self) -> Pulled | None:
-        """The next event that may be handled, if one is there: what `next` would return without waiting."""
-        return self._hand_over()
-
-    async def next(self) -> Pulled:
-        """The next event that may be handled; waits for one. Any number may wait, the first comes first.
-
-        Raises:
-            Closed: The feed was stopped.
-        """
-        while (pulled := self._hand_over()) is None:
-            if self._stopped:
-                raise Closed("the subscription hands out nothing more", next="use it inside `async with`")
-            woken = anyio.Event()
-            self._waiting.append(woken)
-            try:
-                await woken.wait()
-            except BaseException:
-                if woken.is_set():
-                    self._wake()  # somebody else's turn, or the event lies there while others wait
-                else:
-                    self._waiting.remove(woken)
-                raise
-        return pulled
-
-    def _hand_over(self) -> Pulled | None:
-        """The next event that may be handled now: what came since it was admitted counts."""
+        """The next event that may be handled, if one is there; what came since it was admitted counts."""
         while self._ready:
             reading = self._judge.reading
             moved = reading is not None and reading.plans is not self._bundle.plans
@@ -231,8 +204,29 @@ class Feed:
                 self.on_unmask(pulled.event)
                 return pulled
             self.window.forget(pulled.key)
-            self._on_event(pulled.received, pulled.puller)
+            self._judge.take(pulled.received, pulled.puller)
         return None
+
+    async def next(self) -> Pulled:
+        """The next event that may be handled; waits for one. Any number may wait, the first comes first.
+
+        Raises:
+            Closed: The feed was stopped.
+        """
+        while (pulled := self.take()) is None:
+            if self._stopped:
+                raise Closed("the subscription hands out nothing more", next="use it inside `async with`")
+            woken = anyio.Event()
+            self._waiting.append(woken)
+            try:
+                await woken.wait()
+            except BaseException:
+                if woken.is_set():
+                    self._wake()  # somebody else's turn, or the event lies there while others wait
+                else:
+                    self._waiting.remove(woken)
+                raise
+        return pulled
 
     def _over(self, pulled: Pulled) -> bool:
         """Whether its `expirytime` is past: then it is done, and nobody is handed it."""
@@ -288,12 +282,10 @@ class Feed:
         else:
             self._judge.take(event, puller)
 
-    def _on_event(self, received: Received, puller: Puller) -> None:
-        self._judge.take(received, puller)
-
     def _admitted(self, event: Admitted, received: Received, puller: Puller, stale: bool) -> None:
         """It may be handed out; a copy of what a handler has, or had, may not."""
-        key = event.key
+        fields = event.fields
+        key = fields["source"], fields["id"]  # `event.key`
         claim = self.window.claim(key)
         if claim is not _NEW and (received.replay or received.redrive):
             claim = self.window.claim_again(key)

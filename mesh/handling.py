@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from mesh.delivery import DeadLetter, Reject, Retry, RetryLater
 
 if TYPE_CHECKING:
@@ -21,21 +23,18 @@ if TYPE_CHECKING:
 handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One event in a handler's hands.
 
     Settle it once, by `ack`, `retry` or `reject`; or use it as `async with delivery as event:`, which acks on a clean
     end and settles an exception by the subscription's policy.
     """
 
-    __slots__ = ("_leave", "_owner", "_pulled", "_settled", "_token")
-
-    def __init__(self, pulled: Pulled, owner: Subscription, leave: Pass) -> None:
-        self._pulled = pulled
-        self._owner = owner
-        self._leave = leave
-        self._settled = False
-        self._token: Token[Admitted | None] | None = None
+    _pulled: Pulled
+    _owner: Subscription
+    _leave: Pass
+    _settled: bool = False
+    _token: Token[Admitted | None] | None = None
 
     @property
     def event(self) -> Admitted:
@@ -49,9 +48,9 @@ class Delivery:
 
     def ack(self) -> None:
         """Handled: never deliver it again."""
-        if self._first():
-            self._owner.settler.ack(self._pulled)
-            self._owner.protection.handled(self._leave)
+        if not self._settled:
+            self._settled = True
+            self._owner.acked(self, self._pulled, self._leave)
 
     def retry(self, delay_s: float = 0.0) -> None:
         """Not now: deliver it again after *delay_s* seconds."""

@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from mesh.policy.bridge import Bridge
 
 if TYPE_CHECKING:
@@ -35,8 +37,7 @@ NO_ALLOW = "no-allow-matched"
 ROW_FILTER = "row-filter"
 
 
-@dataclass(slots=True)
-class Admitted:
+class Admitted(msgspec.Struct):
     """A verified event that a team may see: what a handler gets.
 
     `data` is the event's data, `fields` every attribute and the data; both are in the view the team reads.

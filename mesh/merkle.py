@@ -59,18 +59,19 @@ def tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
 
 
 class Climber:
-    """`root_from_proof` for leaves that come in order: it stops where the last path of the same tree begins.
+    """`root_from_proof` for leaves that come in order: it stops where the last path of the same tree is met.
 
-    The root is a function of node, place and the rest of the proof alone. Where a path meets the last one, in the same
-    node with the same rest, it is therefore the last root, whoever made either proof. A batch in order takes two hashes
-    an event instead of one for each level.
+    Two paths meet under one parent, where the node of each is the sibling in the proof of the other. The root is a
+    function of that pair, its place and the rest of the proof alone. Where all three are those of the last path, it is
+    therefore the last root, whoever made either proof. A batch in order takes one hash an event instead of one for each
+    level: half of the leaves were in the proof before, and are only compared.
     """
 
     __slots__ = ("_index", "_path", "_proof", "_root", "_size")
 
     def __init__(self) -> None:
         self._index = self._size = 0
-        self._path: list[tuple[bytes, int]] = []  # from the leaf up: each node, and the bytes of proof left above it
+        self._path: list[tuple[bytes, int]] = []  # from the leaf up: each node, and the bytes of proof left there
         self._proof = b""
         self._root: bytes | None = None
 
@@ -78,18 +79,18 @@ class Climber:
         """The same as `root_from_proof`, for the same arguments."""
         if not 0 <= index < size:
             return None
-        known = self._path
-        meeting = (index ^ self._index).bit_length() if size == self._size else -1
+        meeting = (index ^ self._index).bit_length() - 1 if size == self._size else -1
         node, place, width, left, start = leaf, index, size, len(proof), _NODE.copy
         path = [(node, left)]
         for level in range((size - 1).bit_length()):
-            if level == meeting and known[level] == (node, left) and _same_end(proof, self._proof, left):
-                known[:level] = path[:-1]
-                self._index, self._proof = index, proof
-                return self._root
             if place & 1 or place + 1 < width:
                 at = len(proof) - left
                 sibling = proof[at : at + HASH_BYTES]
+                met = level == meeting and self._path[level] == (sibling, left)
+                if met and self._ends(node + proof[at + HASH_BYTES :], left):
+                    self._path[: level + 1] = path
+                    self._index, self._proof = index, proof
+                    return self._root
                 state = start()
                 state.update(sibling + node if place & 1 else node + sibling)
                 node = state.digest()
@@ -101,10 +102,10 @@ class Climber:
         self._index, self._size, self._path, self._proof, self._root = index, size, path, proof, root
         return root
 
-
-def _same_end(one: bytes, other: bytes, length: int) -> bool:
-    """Whether both end in the same *length* bytes; no such end where *length* is below 0."""
-    return length >= 0 and one[len(one) - length :] == other[len(other) - length :]
+    def _ends(self, rest: bytes, left: int) -> bool:
+        """Whether the last *left* bytes of the last proof are *rest*; there are none where *left* is below 0."""
+        proof = self._proof
+        return left >= 0 and proof[len(proof) - left :] == rest
 
 
 def root_from_proof(leaf: bytes, index: int, size: int, proof: bytes) -> bytes | None:

@@ -43,7 +43,7 @@ class OrderedFeed(Feed):
         self.slots = Slots(
             connection,
             self._durable,
-            offer=self._on_event,
+            offer=self._judge.take,
             mark=self._mark,
             withdraw=self._withdraw,
             ack_wait_s=self._ack_wait_s,
@@ -64,8 +64,9 @@ class OrderedFeed(Feed):
     def _mark(self, received: Received, slot: Slot) -> Received | None:
         return self._sidelines.replayed(received) if is_sideline(slot.place[1]) else received
 
-    def _hand_over(self) -> Pulled | None:
-        while (pulled := super()._hand_over()) is not None:
+    def take(self) -> Pulled | None:
+        """See `Feed`; what a slot may not hand out any more goes back."""
+        while (pulled := super().take()) is not None:
             if not isinstance(pulled.puller, Slot) or pulled.puller.may_hand_out(pulled.received):
                 return pulled
             self.hand_back(pulled)

@@ -127,6 +127,8 @@ class Settler:
         Deliveries after which it had to wait for a bundle or a certificate do not count: see `Waits`.
         """
         received = pulled.received
+        if not worn_out(received.deliveries, self._policy):  # nearly every event: not even with all that counts
+            return False
         return worn_out(self._waits.since(place(received), received.deliveries), self._policy)
 
     async def bury(self, pulled: Pulled, reason: str, error: BaseException | None = None) -> None:

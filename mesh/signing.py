@@ -165,7 +165,9 @@ class Verifier:
         cache_size: Verified roots kept (least recently used leave). Only successes: a forgery cannot fill it.
     """
 
-    __slots__ = ("_cache_size", "_climb", "_keyring", "_may_publish", "_might_publish", "_roots", "_tenant")
+    __slots__ = (
+        "_cache_size", "_climb", "_keyring", "_last_root", "_may_publish", "_might_publish", "_roots", "_tenant",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -183,6 +185,7 @@ class Verifier:
         self._climb = Climber().root
         self._cache_size = cache_size
         self._roots: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self._last_root: tuple[object, ...] = ()  # of `_roots`, or it was until just now
 
     def verify(self, received: Received) -> Verified:
         """Check that an identity that may publish this event sealed it, shortly before the stream took it.
@@ -267,23 +270,26 @@ class Verifier:
 
     def _check_signature(self, received: Received, parts: Header, certificate: Certificate) -> None:
         """V9: the proof leads to a root that this key signed, as remembered or by Ed25519."""
-        kid, signed_ms, salt, index, size, proof, signature = parts
-        leaf = leaf_hash(statement(received.subject, received.msg_ids[0], salt, received.body))
-        root = self._climb(leaf, index, size, proof)
+        kid = parts.kid
+        leaf = leaf_hash(statement(received.subject, received.msg_ids[0], parts.salt, received.body))
+        root = self._climb(leaf, parts.position, parts.size, parts.proof)
         if root is None:
             raise BadSignature("proof, index and size do not fit", kid=kid, **_where(received))
-        key = (kid, signed_ms, size, root, signature, certificate.spiffe_id)
+        key = (kid, parts.signed_ms, parts.size, root, parts.signature, certificate.spiffe_id)
+        if key == self._last_root:  # as for all but the first of a batch in order
+            return
         roots = self._roots
         if key in roots:
             roots.move_to_end(key)
-            return
-        signed = root_signed(certificate.spiffe_id, kid, signed_ms, size, root)
-        if not verify_ed25519(certificate.public_key, signed, unb64u(signature)):
-            next_step = "changed after sealing, or sealed with another key: no retry helps"
-            raise BadSignature("signature and event do not fit", next=next_step, kid=kid, **_where(received))
-        roots[key] = None
-        if len(roots) > self._cache_size:
-            roots.popitem(last=False)
+        else:
+            signed = root_signed(certificate.spiffe_id, kid, parts.signed_ms, parts.size, root)
+            if not verify_ed25519(certificate.public_key, signed, unb64u(parts.signature)):
+                next_step = "changed after sealing, or sealed with another key: no retry helps"
+                raise BadSignature("signature and event do not fit", next=next_step, kid=kid, **_where(received))
+            roots[key] = None
+            if len(roots) > self._cache_size:
+                roots.popitem(last=False)
+        self._last_root = key
 
 
 def _where(received: Received) -> dict[str, Any]:

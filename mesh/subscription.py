@@ -181,6 +181,8 @@ class Subscription:
 
         While the subscription is paused, or its rate is used up, events wait in the feed, in their order.
         """
+        if (delivery := self._at_hand()) is not None:
+            return delivery
         protection = self.protection
         while protection.calm:
             if (delivery := await self._take(protection.at_once)) is not None:
@@ -190,6 +192,19 @@ class Subscription:
                 await protection.ready()
                 if (delivery := await self._take(protection.admit)) is not None:
                     return delivery
+
+    def _at_hand(self) -> Delivery | None:
+        """The next delivery, if one is there and nothing is to be waited for: nearly all of them, where many come."""
+        protection, feed, settler = self._protection, self._feed, self._settler
+        if protection is None or feed is None or settler is None or not protection.calm:
+            return None
+        pulled = feed.take()
+        if pulled is None:
+            return None
+        if settler.worn_out(pulled):
+            feed.put_back(pulled)
+            return None
+        return self._deliver(pulled, protection.current)
 
     async def _take(self, admit: Callable[[], Pass | None]) -> Delivery | None:
         """The next event, if *admit* gives leave for it and it is not worn out."""
@@ -243,6 +258,12 @@ class Subscription:
         async with anyio.create_task_group() as group:
             for _ in range(concurrency):
                 group.start_soon(work)
+
+    def acked(self, delivery: Delivery, pulled: Pulled, leave: Pass) -> None:
+        """Called by a delivery that is handled."""
+        self._open.discard(delivery)
+        self.settler.ack(pulled)
+        self.protection.handled(leave)
 
     def close_delivery(self, delivery: Delivery) -> None:
         """Called by a delivery once it is being settled."""

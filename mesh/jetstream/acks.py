@@ -19,12 +19,12 @@ WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publis
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
 _IN_PROCESS = 10158  # "duplicate message id is in process": the first one is not replicated yet
 _FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
-_V1_TOKENS = 9
+_V1_OWN_TOKENS = 5  # behind the names
 _HASH_CHARS = 8  # of the base62 account hash; names of our durables have `--` in them
 _V2_TOKENS = 11  # at least: newer servers add a random token at the end
 
 
-class Delivered(NamedTuple):
+class Delivered(msgspec.Struct, frozen=True, gc=False):
     """What the server says about a delivery in its ack subject. `stream_ms` is when the stream stored the event."""
 
     deliveries: int
@@ -38,6 +38,7 @@ class AckSubject:
     def __init__(self, stream: str, durable: str) -> None:
         self._names = [stream, durable]
         self._v1 = f"$JS.ACK.{stream}.{durable}."
+        self._v1_chars = len(self._v1)
 
     def parse(self, reply: str) -> Delivered | None:
         """What *reply* says, or None where it is no ack subject of this durable.
@@ -45,13 +46,16 @@ class AckSubject:
         `$JS.ACK.<stream>.<durable>.<delivered>.<seq>.<consumer seq>.<ns>.<pending>`, and with ack v2
         `$JS.ACK.<domain>.<account hash>.<stream>.<durable>. ...`.
         """
-        tokens = reply.split(".")
-        if len(tokens) == _V1_TOKENS and reply.startswith(self._v1):
-            _, _, _, _, deliveries, sequence, _, stored, _ = tokens
-        elif len(tokens) >= _V2_TOKENS and tokens[4:6] == self._names and _is_v2(tokens):
-            deliveries, sequence, stored = tokens[6], tokens[7], tokens[9]
+        if reply.startswith(self._v1):
+            tokens = reply[self._v1_chars :].split(".")
+            if len(tokens) != _V1_OWN_TOKENS:
+                return None
+            deliveries, sequence, _, stored, _ = tokens
         else:
-            return None
+            tokens = reply.split(".")
+            if len(tokens) < _V2_TOKENS or tokens[4:6] != self._names or not _is_v2(tokens):
+                return None
+            deliveries, sequence, stored = tokens[6], tokens[7], tokens[9]
         if not (deliveries.isdigit() and sequence.isdigit() and stored.isdigit()):
             return None
         return Delivered(int(deliveries), int(sequence), int(stored) // 1_000_000)

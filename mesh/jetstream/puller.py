@@ -231,17 +231,20 @@ class Puller:
             FOREIGN.add(1)
             log.error("delivery_reply_foreign", stream=self._stream)
             return
-        self._credit.delivered()
+        credit = self._credit
+        credit.delivered()
         self._open.add(reply)
         _pulled.value += 1
-        msg_ids, signature = wire.event_headers(headers)
         if self.status:
             self._pulls_well()
-        deliveries, sequence, stream_ms = delivered
+        msg_ids, signature = wire.event_headers(headers)
         self._on_event(
-            Received(subject, data, msg_ids, signature, self._stream, sequence, stream_ms, deliveries, reply)
-        )
-        if not self._credit.asked:
+            Received(
+                subject, data, msg_ids, signature, self._stream,
+                delivered.sequence, delivered.stream_ms, delivered.deliveries, reply,
+            )
+        )  # fmt: skip
+        if not credit.asked:
             self._pull()
 
     def _on_malformed_reply(self, reply: bytes) -> None:

@@ -30,7 +30,11 @@ _SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 token
 _ID_LINE = b"\r\nNats-Msg-Id:"
 _SIGNATURE_LINE = b"\r\nMesh-Signature:"
-_CONTENT_LINE = "Content-Type: application/cloudevents+json"
+_EVENT_START = b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "
+_SIGNATURE_START = b"\r\nMesh-Signature: "
+_ID_AT = len(_EVENT_START)
+_ID_END = _ID_AT + 22
+_SIGNATURE_AT = _ID_END + len(_SIGNATURE_START)
 _EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
 
 
@@ -85,7 +89,7 @@ class FrameReader:
         return lines
 
     def _cut(self, data: bytes, lines: list[bytes]) -> int:
-        position, size, run = 0, len(data), self._run
+        position, size, run, deliver = 0, len(data), self._run, self._deliver
         while position < size:
             if data[position] == _M and (behind := run(data, position)) > position:
                 position = behind
@@ -97,43 +101,41 @@ class FrameReader:
                 self._need = size - position + 1
                 break
             first = data[position]
-            if first in _HM:
-                frame_end = self._message(data, position, end)
-                if frame_end > size:
-                    self._need = frame_end - position
-                    break
-                position = frame_end
-            else:
+            if first not in _HM:
                 lines.append(data[position:end])
                 position = end + 2
+                continue
+            subject, sid, reply, header_size, frame_size = _message(data[position:end].split(b" "))
+            start = end + 2
+            stop = start + frame_size
+            if size < stop + 2:
+                self._need = stop + 2 - position
+                break
+            if data[stop : stop + 2] != _CRLF:
+                raise WireError("a message that does not end where it says")
+            body = start + header_size
+            deliver(sid, subject, reply, data[start:body] if first == _H else None, data[body:stop])
+            position = stop + 2
         return position
 
-    def _message(self, data: bytes, position: int, end: int) -> int:
-        """Deliver the message whose line is `data[position:end]`; returns where it ends, delivered or still to come."""
-        match data[position:end].split(b" "):
-            case [b"HMSG", subject, sid, reply, header_digits, digits]:
-                header_size = _size(header_digits)
-            case [b"HMSG", subject, sid, header_digits, digits]:
-                reply, header_size = b"", _size(header_digits)
-            case [b"MSG", subject, sid, reply, digits]:
-                header_size = 0
-            case [b"MSG", subject, sid, digits]:
-                reply, header_size = b"", 0
-            case _:
-                raise WireError("a malformed message line")
-        size = _size(digits)
-        if header_size > size:
-            raise WireError("a message whose headers are longer than the whole")
-        start = end + 2
-        stop = start + size
-        if len(data) < stop + 2:
-            return stop + 2
-        if data[stop : stop + 2] != _CRLF:
-            raise WireError("a message that does not end where it says")
-        body = start + header_size
-        headers = data[start:body] if data[position] == _H else None
-        self._deliver(_size(sid), subject, reply, headers, data[body:stop])
-        return stop + 2
+
+def _message(line: list[bytes]) -> tuple[bytes, int, bytes, int, int]:
+    """What a message line says: subject, subscription, reply (empty for none), bytes of headers, and of the whole."""
+    match line:
+        case [b"HMSG", subject, sid, reply, header_digits, digits]:
+            header_size = _size(header_digits)
+        case [b"HMSG", subject, sid, header_digits, digits]:
+            reply, header_size = b"", _size(header_digits)
+        case [b"MSG", subject, sid, reply, digits]:
+            header_size = 0
+        case [b"MSG", subject, sid, digits]:
+            reply, header_size = b"", 0
+        case _:
+            raise WireError("a malformed message line")
+    size = _size(digits)
+    if header_size > size:
+        raise WireError("a message whose headers are longer than the whole")
+    return subject, _size(sid), reply, header_size, size
 
 
 @lru_cache(4096)  # a subscription id is in every line, and events of a kind differ little in size
@@ -192,11 +194,12 @@ def event_headers(block: bytes | None) -> tuple[tuple[str, ...], str | None]:
     """
     if block is None:
         return (), None
-    match block.decode().split("\r\n"):
-        case ["NATS/1.0", content, msg_id, signature, "", ""] if (  # as `event_frame` writes it: each once
-            content == _CONTENT_LINE and msg_id.startswith("Nats-Msg-Id: ") and signature.startswith("Mesh-Signature: ")
-        ):
-            return (msg_id[12:].lstrip(" "),), signature[15:].lstrip(" ")
+    if block.startswith(_EVENT_START) and block.find(_CRLF, _ID_AT) == _ID_END:  # as `event_frame` writes it: each once
+        end = block.find(_CRLF, _SIGNATURE_AT)
+        lone = block.find(_ID_LINE, _ID_END) < 0 and block.find(_SIGNATURE_LINE, end) < 0
+        if lone and block.startswith(_SIGNATURE_START, _ID_END):
+            signature = block[_SIGNATURE_AT:end].lstrip(b" ").decode()
+            return (block[_ID_AT:_ID_END].lstrip(b" ").decode(),), signature
     signatures = _values(block, _SIGNATURE_LINE)
     if len(signatures) == 1:
         return _values(block, _ID_LINE), signatures[0]

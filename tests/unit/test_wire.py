@@ -27,6 +27,9 @@ from mesh.jetstream.wire import (
 Message = tuple[int, bytes, bytes, bytes | None, bytes]
 
 ID = "A" * 22
+AS_WRITTEN = (  # by `event_frame`, all but the last line break
+    b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: %b\r\nMesh-Signature: s\r\n" % ID.encode()
+)
 
 
 class Reader:
@@ -174,6 +177,12 @@ def test_a_status_stands_in_the_first_line_only(block: bytes | None, status: Sta
         (b"NATS/1.0\r\nNats-Msg-Id: k\n\r\n\r\n", ("k\n",), None),
         (b"NATS/1.0\r\nNats-Msg-Id: k \r\n\r\n", ("k ",), None),
         (b"NATS/1.0 404\r\nNats-Msg-Id: k\r\n\r\n", ("k",), None),
+        (AS_WRITTEN + b"\r\n", (ID,), "s"),
+        (AS_WRITTEN.replace(b"Signature: s", b"Signature:   s") + b"Nats-Pin-Id: p\r\n\r\n", (ID,), "s"),
+        (AS_WRITTEN.replace(b"Id: A", b"Id:  ") + b"\r\n", (ID[1:],), "s"),
+        (AS_WRITTEN.replace(b"A" * 8, b"\r\nx: AAA", 1) + b"\r\n", ("",), "s"),
+        (AS_WRITTEN + b"Nats-Msg-Id: k\r\n\r\n", (ID, "k"), "s"),
+        (AS_WRITTEN + b"Mesh-Signature: t\r\n\r\n", (ID,), "s,t"),
     ],
 )
 def test_every_id_and_signature_is_seen(block: bytes | None, ids: tuple[str, ...], signature: str | None) -> None:
