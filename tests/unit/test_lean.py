@@ -47,3 +47,26 @@ def test_the_version_loads_no_noun() -> None:
     """`mesh --version` needs neither NATS nor policies."""
     found = loaded("--version")
     assert not [name for name in found if name.startswith(("nats", "mesh.cli.", "mesh.policy"))]
+
+
+AGENT = """
+import sys
+from agent.lean import without_http_client
+without_http_client()
+import agent.lifecycle
+print(*sys.modules)
+import aiohttp
+from aiohttp import ClientTimeout, hdrs, web
+version = bool(aiohttp.__version__)
+print(aiohttp.ClientSession.__name__, ClientTimeout.__name__, hdrs.HOST, web.Response.__name__, version)
+print(hasattr(aiohttp, "nothing_of_that_name"))
+"""
+
+
+def test_a_running_agent_has_no_http_client_until_it_asks() -> None:
+    """The server's modules load alone; all of aiohttp is there for who wants it, and nothing that it has not."""
+    run = subprocess.run([sys.executable, "-c", AGENT], capture_output=True, text=True, check=True)
+    modules, found, more = run.stdout.splitlines()
+    assert "aiohttp.web_server" in modules.split()
+    assert not set(modules.split()) & {"aiohttp.client", "aiohttp.connector", "aiohttp.web"}
+    assert (found, more) == ("ClientSession ClientTimeout Host Response True", "False")
