@@ -211,7 +211,7 @@ async def opened(job: Job) -> Outcome:
         began = time.perf_counter()
         async for intended_s in _moments(job):
             if free:
-                load.send(free.popleft(), intended_s)
+                load.send(free.pop(), intended_s)  # the one used last, as pools of connections do
             else:
                 late.append(intended_s)
         async with asyncio.timeout(_LATE_S):
