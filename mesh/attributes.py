@@ -51,6 +51,7 @@ ATTRIBUTES_NEVER_MASKED = RESERVED | {
 }
 REQUIRED = ("specversion", "id", "source", "type")
 MAX_STRING_CHARS = 1024
+MAX_USUAL = 1024  # values of one attribute that are known to match, of at most 600 bytes each
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
 _ID = r"[A-Za-z0-9._:/+=~-]{1,256}"  # fits a header, a subject's neighbour and a log line without escapes
@@ -73,14 +74,31 @@ def _match(pattern: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(pattern).fullmatch
 
 
+def _usual(match: Callable[[str], re.Match[str] | None]) -> Callable[[str], object]:
+    """*match* for values that repeat from event to event: those that matched lately need no second look."""
+    matched: set[str] = set()
+
+    def matches(value: str) -> bool:
+        if value in matched:
+            return True
+        if match(value) is None:
+            return False
+        if len(matched) >= MAX_USUAL:
+            matched.clear()
+        matched.add(value)
+        return True
+
+    return matches
+
+
 _media_type = _match(rf"(?=.{{3,256}}\Z){_MEDIA_TYPE}")
 
 # What a string has to be to pass at once, without another call; `keep` has the last word on everything else.
 GRAMMAR: dict[str, Callable[[str], object]] = {
     "specversion": frozenset({"1.0"}).__contains__,
     "id": _match(_ID),
-    "source": _match(_URI),
-    "type": TYPE_RE.fullmatch,
+    "source": _usual(_match(_URI)),
+    "type": _usual(TYPE_RE.fullmatch),
     "time": _match(_TIME),
     "datacontenttype": frozenset({"application/json"}).__contains__,
     "subject": _match(rf"{_STRING}{{1,{MAX_STRING_CHARS}}}"),

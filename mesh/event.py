@@ -61,17 +61,17 @@ _MAX_ADDED_BYTES = 512  # and this many bytes: time, datacontenttype and correla
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-class Draft:
+class Draft(msgspec.Struct, eq=False, gc=False):
     """An accepted event: nothing decided, masked or signed yet.
 
     Attributes:
         fields: CloudEvents attributes by name, and `data` or `data_base64` where there is one. Owned by the draft.
     """
 
-    __slots__ = ("fields",)
+    fields: dict[str, Any]
 
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self.fields = fields
+    def __repr__(self) -> str:
+        return "Draft(...)"  # without the event's values
 
     @property
     def id(self) -> str:

@@ -39,3 +39,6 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     sent_at: float = NEVER
     give_up_at: float = NEVER
     done: bool = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.event_id!r})"  # without the body

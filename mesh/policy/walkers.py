@@ -27,7 +27,12 @@ def unmet(_value: Any) -> Any:
 
 def whole(act: Masker | None) -> Walker:
     """Where a container is not entered: it becomes what *act* makes of it, or stays."""
-    return (lambda value: value) if act is None else act
+    return as_it_is if act is None else act
+
+
+def as_it_is(value: Any) -> Any:
+    """Where everything below shows."""
+    return value
 
 
 class Node:
@@ -60,6 +65,7 @@ def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows
         shows: Whether an unclassified container shows as it is; else it is redacted to null.
     """
     act_of = {name: node.act for name, node in names.items()}.get
+    shown = frozenset(name for name, node in names.items() if node.act is None)
     node_of = names.get
     other_act = other.act
     others_count = other.classified
@@ -71,6 +77,8 @@ def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows
         for name, item in value.items():
             kind = type(item)
             if kind in SCALARS:
+                if name in shown:
+                    continue
                 act = act_of(name, other_act)
                 if act is None:
                     continue
@@ -141,6 +149,8 @@ def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> W
 
 def item_list(node: Node, otherwise: Masker | None, *, classified: bool) -> Walker:
     """For an array: *node* is where its items lead, *otherwise* what becomes of an unclassified container."""
+    if node.classified and node.act is None and node.on_dict is node.on_list is as_it_is:
+        return lambda value: value if value or classified else UNMET
 
     def on_list(value: list[Any]) -> Any:
         met = classified or (node.classified and len(value) > 0)
