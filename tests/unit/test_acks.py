@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.errors import MeshError, RequestFailed, StreamUnavailable
-from mesh.jetstream.acks import AckSubject, ApiError, Delivered, PubAck, ack_prefix, answer_of
+from mesh.jetstream.acks import AckRun, AckSubject, ApiError, Delivered, PubAck, ack_prefix, answer_of
 
 NS = "1795300000123456789"
 MS = 1_795_300_000_123
@@ -89,3 +89,46 @@ def test_which_errors_pass_by_themselves(error: ApiError, kind: type[MeshError],
 def test_the_prefix_of_a_plain_ack() -> None:
     """The quick path's prefix is what the server writes before the sequence; a longer stream name does not match."""
     assert ack_prefix("EV") == b'{"stream":"EV","seq":'
+
+
+# --- acks that stand together ----------------------------------------------------------------------------------------
+
+INBOX = "_INBOX_shop.0a1b.1."
+
+
+def _ack(token: str = "7", sid: int = 3, size: int = 0, data: bytes = b'{"stream":"EV_a-b","seq":41}') -> bytes:
+    """A frame that carries *data*, saying *size* instead of its own where that is given."""
+    return f"MSG {INBOX}{token} {sid} {size or len(data)}\r\n".encode() + data + b"\r\n"
+
+
+def test_a_run_of_acks_is_read_whole() -> None:
+    """Tokens, streams and sequences in order, and where the run ends: what is cut off there waits for the next read."""
+    first, last = _ack("9"), _ack("10", data=b'{"stream":"EV","seq":9007199254740993}')
+    data = b"PING\r\n" + first + last + _ack("11")[:-1]
+    end, found = AckRun(INBOX, 3).read(data, 6)
+    assert found == [("9", "EV_a-b", 41), ("10", "EV", 9007199254740993)]
+    assert end == 6 + len(first) + len(last)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        _ack(sid=4),
+        _ack(token="w1"),
+        _ack(token="7.1"),
+        _ack(size=27),
+        _ack(size=29),
+        _ack(data=b'{"stream":"EV","seq":41,"duplicate":true}'),
+        _ack(data=b'{"error":{"code":503,"err_code":10158},"stream":"EV","seq":0}'),
+        _ack(data=b'{"stream":"EV","seq":-1}'),
+        _ack(data=b'{"stream":"E\\"V","seq":1}'),
+        _ack(data=b'{"stream":"EV","seq":1} '),
+        _ack()[:-2],
+        b"H" + _ack(),
+        _ack().replace(b"shop", b"else"),
+        b"",
+    ],
+)
+def test_whatever_is_no_plain_ack_is_left(frame: bytes) -> None:
+    """Duplicates, errors, other subscriptions and frames that are not what they say go the way every message goes."""
+    assert AckRun(INBOX, 3).read(frame, 0) == (0, [])

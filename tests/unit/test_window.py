@@ -649,3 +649,67 @@ def test_what_waits_behind_an_event_that_is_given_up_goes_at_once() -> None:
     bench.submit(waiting := item())
     assert bench.pass_time(5) == [waiting]
     assert [each for each, _ in bench.failed] == [silent]
+
+
+# --- acks that come together -----------------------------------------------------------------------------------------
+
+
+def _told(one: Lane, now: float) -> tuple[object, ...]:
+    """All that a lane shows of itself."""
+    opens = [one.open(now + pause) for pause in (0.0, 0.045, 0.055, 0.075, 0.085, 0.4)]
+    return opens, one.flowing, one.due_at(), one.overtaken, [each.event_id for each in one.hand_over(0.0)]
+
+
+@given(
+    pauses=st.lists(st.sampled_from([0.0, 0.001, 0.06]), min_size=2, max_size=6),
+    places=st.lists(st.integers(1, 9), min_size=6, max_size=6),
+    before=st.lists(st.integers(0, 5), max_size=2),
+    order=st.just(range(6)) | st.permutations(range(6)),
+    late=st.sampled_from([0.002, 0.04]),
+)
+def test_acks_read_together_mean_what_they_mean_one_by_one(
+    pauses: list[float], places: list[int], before: list[int], order: list[int], late: float
+) -> None:
+    """Whatever the order and the places of acks, those a lane takes at once leave it as if each had come by itself."""
+    count = len(pauses)
+    told, agains, dones = [], [], []
+    for together in (True, False):
+        bench = Bench()
+        items = [item((A, B)[n % 2], f"e-{n}") for n in range(count)]
+        for each, pause in zip(items, pauses, strict=True):
+            bench.now += pause
+            bench.submit(each)
+        bench.now += late
+        for n in before:
+            if n < count and items[n].sends and not items[n].done:
+                bench.lane.acked(items[n], bench.now, PubAck("EV", 5))
+        bench.now += 0.001
+        acks = [(items[n], places[n]) for n in order if n < count and items[n].sends and not items[n].done]
+        taken = bench.lane.acked_in_order(acks, bench.now) if together and acks else 0
+        again: list[list[Outgoing]] = [[]] * taken + [
+            bench.lane.acked(each, bench.now, PubAck("EV", at)) for each, at in acks[taken:]
+        ]
+        agains.append([[each.event_id for each in some] for some in again])
+        dones.append([each.done for each in items])
+        told.append(_told(bench.lane, bench.now))
+    assert (told[0], agains[0], dones[0]) == (told[1], agains[1], dones[1])
+
+
+def test_acks_in_order_are_all_taken_at_once() -> None:
+    """While the lane flows, acks of its events from the oldest on need no second look."""
+    bench = Bench()
+    items = [item(name=str(n)) for n in range(5)]
+    bench.submit(*items)
+    bench.now += 0.001
+    assert bench.lane.acked_in_order([(each, n + 1) for n, each in enumerate(items[:4])], bench.now) == 4
+    assert [each.done for each in items] == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("odd", [(1, 2), (0, 1, 0), (0, 2)])
+def test_an_ack_out_of_order_is_not_taken_with_others(odd: tuple[int, ...]) -> None:
+    """An ack of a later event, or of one that is done, stops there: it may mean that something was lost."""
+    bench = Bench()
+    items = [item(name=str(n)) for n in range(3)]
+    bench.submit(*items)
+    expected = 0 if odd[0] else 2 if odd[1] == 1 else 1
+    assert bench.lane.acked_in_order([(items[n], place) for place, n in enumerate(odd, 1)], bench.now) == expected

@@ -261,3 +261,21 @@ def _as_delivered(frame: bytes) -> bytes:
     line, _, rest = frame.partition(b"\r\n")
     _, subject, reply, *sizes = line.split(b" ")
     return b" ".join([b"HMSG", subject, b"1", reply, *sizes]) + b"\r\n" + rest
+
+
+def test_messages_that_are_read_many_at_once_keep_their_place() -> None:
+    """What a run takes is handed on between what stood before and behind it, however the bytes are cut."""
+    mine = b"MSG mine 5 1\r\nx\r\n"
+    data = b"MSG a 1 1\r\n1\r\n" + mine * 3 + b"PING\r\n" + mine + b"MSG a 1 1\r\n2\r\n"
+    for cut in range(len(data)):
+        seen: list[bytes] = []
+
+        def run(data: bytes, position: int, seen: list[bytes] = seen) -> int:
+            while data.startswith(mine, position):
+                position += len(mine)
+                seen.append(b"mine")
+            return position
+
+        reader = FrameReader(lambda *message, seen=seen: seen.append(message[4].replace(b"x", b"mine")), run)
+        lines = reader.feed(data[:cut]) + reader.feed(data[cut:])
+        assert (seen, lines) == ([b"1", b"mine", b"mine", b"mine", b"mine", b"2"], [b"PING"]), cut
