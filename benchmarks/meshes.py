@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -92,7 +93,11 @@ async def mesh(
     async with AsyncExitStack() as stack:
         context, _ = await stack.enter_async_context(processes(texts, agents=False))
         agent = Agent.from_file(context.data / "agents" / "shop" / "agent.toml")
-        yield Bench(context, await stack.enter_async_context(agent), texts)
+        bench = Bench(context, await stack.enter_async_context(agent), texts)
+        gc.collect()
+        gc.freeze()  # what the control plane allocated: in no application's process does the collector walk through it
+        stack.callback(gc.unfreeze)
+        yield bench
 
 
 def subscription(name: str, types: str = ALL) -> str:
