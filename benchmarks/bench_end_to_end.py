@@ -28,7 +28,7 @@ KEYS = {
     "bare_end_to_end_per_s": Key("1/s", what="nats-py publish_async to fetch(100), same bytes"),
     "core_end_to_end_per_s": Key("1/s", what="nats-py core to core: nothing stored, the ceiling"),
 }
-EVENTS = 20_000
+EVENTS = 10_000
 BARE = "shop.order.bare.v1"
 
 
