@@ -276,4 +276,4 @@ def _header_lines(headers: Iterable[tuple[str, str]]) -> Iterable[bytes]:
 
 def ack_frame(reply: str, verb: bytes) -> bytes:
     """The answer to a delivery; *reply* was parsed by `AckSubject`, so it has no space in it."""
-    return f"PUB {reply} {len(verb)}\r\n".encode() + verb + _CRLF
+    return b"PUB %b %d\r\n%b\r\n" % (reply.encode(), len(verb), verb)
