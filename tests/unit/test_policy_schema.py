@@ -20,7 +20,7 @@ ROWS = json.loads((ROOT / "tests/tables/policy_load_errors.json").read_text())
 KEYWORDS = {
     "$schema", "$ref", "$defs", "title", "description", "type", "enum", "default", "properties", "required",
     "additionalProperties", "propertyNames", "items", "minItems", "maxItems", "minLength", "maxLength", "minProperties",
-    "maxProperties", "minimum", "maximum", "multipleOf", "oneOf",
+    "maxProperties", "minimum", "maximum", "multipleOf", "oneOf", "pattern",
 }  # fmt: skip
 PYTHON: dict[str, Any] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float),
