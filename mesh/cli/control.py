@@ -7,6 +7,8 @@ import re
 import shlex
 import signal
 import socket
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,7 @@ from mesh.cli.events import JsonOption
 from mesh.cli.output import NO, command, console, print_json, print_line
 from mesh.cli.up import DataOption, PoliciesOption
 from mesh.control.datadir import DataDirectory
+from mesh.control.health import Health, serving
 from mesh.control.init import initialise
 from mesh.control.run import ReplicaOptions
 from mesh.control.run import run as run_replica
@@ -82,6 +85,10 @@ async def run(  # noqa: PLR0917 - each an option
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    health_host: Annotated[str, typer.Option("--health-host", help="Where probes are answered.")] = "127.0.0.1",
+    health_port: Annotated[
+        int | None, typer.Option("--health-port", min=0, max=65535, help="0: a free one; else no probes and metrics.")
+    ] = None,
     *,
     json_: Annotated[bool, typer.Option("--json", help='Print {"state": "waits" | "leads"} at each change.')] = False,
 ) -> None:
@@ -116,7 +123,11 @@ async def run(  # noqa: PLR0917 - each an option
                     group.cancel_scope.cancel()
 
             group.start_soon(wait_for_signal)
-            await run_replica(options, said=_say if json_ else _ignore)
+            async with AsyncExitStack() as stack:
+                health = Health()
+                if health_port is not None:
+                    await stack.enter_async_context(serving(health, health_host, health_port))
+                await run_replica(options, said=partial(_say, health, json_))
 
 
 @command
@@ -142,12 +153,10 @@ async def status(
         raise typer.Exit(NO)
 
 
-def _say(state: str) -> None:
-    print_line({"state": state})
-
-
-def _ignore(_state: str) -> None:
-    pass
+def _say(health: Health, json: bool, state: str) -> None:
+    health.state = state
+    if json:
+        print_line({"state": state})
 
 
 def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
