@@ -31,7 +31,7 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock tools install install-dev install-bench clean
+.PHONY: help demo up test mutate-grants faults check lint fix bench docs lock tools image-steps install install-dev install-bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -100,6 +100,9 @@ $(TOOLS)/usr/bin/promtool:
 		|| { echo "make: apt-get has no package prometheus: see its sources" >&2; exit 1; }; } \
 		&& dpkg-deb -x prometheus_*.deb "$(CURDIR)/$(TOOLS)"
 	@touch $@ && $(TOOLS)/usr/bin/promtool --version 2>&1 | head -1
+
+image-steps: install-dev ## run the Containerfile's build steps in an empty venv, downloads included; no engine needed
+	$(BIN)/python -m tests.k8s.image
 
 clean: ## remove what these commands built; never a mesh's data (.mesh)
 	rm -rf $(VENV) $(TOOLS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules

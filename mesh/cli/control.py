@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from mesh.control.init import initialise
 from mesh.control.run import ReplicaOptions
 from mesh.control.run import run as run_replica
 from mesh.control.run_status import status as replica_status
+from mesh.control.secrets import agent_objects, control_objects
 from mesh.errors import ConfigError
 from mesh.jetstream.tls import TlsFiles
 
@@ -153,6 +155,38 @@ async def status(
         raise typer.Exit(NO)
 
 
+@command
+async def secrets(
+    agent: Annotated[str, typer.Argument(help="An agent; without it what control plane and nats-servers mount.")] = "",
+    data: DataOption = Path(".mesh"),
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Of the pods; an agent's is needed, else mesh-system.")
+    ] = "",
+) -> None:
+    """Print Secrets and ConfigMaps of Kubernetes with the files of an agent, for `kubectl apply --server-side -f -`.
+
+    They hold keys: they are for a pipe, and a terminal gets nothing.
+    """
+    if on_terminal():
+        raise ConfigError(
+            "these are secrets, and a terminal keeps what it shows",
+            expected="a pipe or a file",
+            next="mesh control secrets ... | kubectl apply --server-side -f -",
+        )
+    directory = DataDirectory(data)
+    if not agent:
+        print_json(control_objects(directory, namespace or "mesh-system"))
+        return
+    if not namespace:
+        raise ConfigError("whose pods these are for is not said", expected="their namespace", next="--namespace")
+    print_json(await anyio.to_thread.run_sync(agent_objects, directory, agent, namespace))
+
+
+def on_terminal() -> bool:
+    """Whether somebody would see what we print."""
+    return sys.stdout.isatty()
+
+
 def _say(health: Health, json: bool, state: str) -> None:
     health.state = state
     if json:
@@ -190,3 +224,6 @@ def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
 app.command("init", epilog="Example:  mesh control init --data /srv/mesh")(init)
 app.command("status", epilog="Example:  mesh control status --data /srv/mesh --nats-url nats://n1:4222")(status)
 app.command("run", epilog="Example:  mesh control run --data /srv/mesh --nats-url nats://n1:4222,nats://n2:4222")(run)
+app.command("secrets", epilog="Example:  mesh control secrets crm-adapter -n acme | kubectl apply --server-side -f -")(
+    secrets
+)

@@ -31,7 +31,10 @@ async def test_a_replica_is_ready_once_it_waits_or_leads() -> None:
 
 async def test_an_address_that_is_taken_is_said() -> None:
     """Before anything of the replica starts."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ConfigError, match="probes cannot be answered"):
-            async with serving(Health(), "127.0.0.1", taken.getsockname()[1]):
-                pass
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="probes cannot be answered"):
+        await _serve(taken.getsockname()[1])
+
+
+async def _serve(port: int) -> None:
+    async with serving(Health(), "127.0.0.1", port):
+        pass

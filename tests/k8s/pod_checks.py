@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +23,7 @@ DEFAULT_GRACE_S = 30
 SLOW_S = 200  # a liveness probe is the last resort
 _PORT_NAME = re.compile(r"(?=.*[a-z])(?!.*--)[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
-_UNITS = {
+_UNITS: dict[str | None, int | Fraction] = {
     None: 1, "m": Fraction(1, 1000), "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
@@ -44,7 +45,7 @@ def variables(container: Object) -> dict[str, Any]:
 def setting(container: Object, name: str) -> Any:
     """A number of the agent's settings: of its environment, else the default."""
     given = variables(container).get(f"{ENV_PREFIX}{name.upper()}")
-    default = next((f.default for f in AgentSettings.__dataclass_fields__.values() if f.name == name), 10.0)  # TEMP
+    default = next(f.default for f in fields(AgentSettings) if f.name == name)
     return float(given) if given else default
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import yaml
 from kubernetes_validate.utils import all_versions, schema_contents
 from referencing import Registry, Resource
@@ -39,7 +39,11 @@ class _Loader(yaml.CSafeLoader):
     """A `=` in a CRD's enum is a text."""
 
 
-_Loader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: loader.construct_scalar(node))
+def _text(_loader: _Loader, node: yaml.Node) -> str:
+    return str(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", _text)
 
 
 def documents(text: str) -> list[Object]:
