@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from agent import listener, metrics, requests
 from agent.listener import Listener
+from mesh import logs
 from mesh.errors import Draining
+from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from aiohttp.web import BaseRequest, StreamResponse
@@ -74,7 +76,8 @@ class Door(ABC):
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a problem document, whoever raised it
-            response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=name)
+            with logs.of_trace(request.headers.get(TRACEPARENT)):
+                response = listener.refusal(error, retry_after_s=self._settings.retry_after_s, door=name)
             if isinstance(error, Draining) or not request.content.is_eof():
                 response.force_close()
         finally:

@@ -16,6 +16,8 @@ from agent.door import Door
 from agent.openapi import PATHS, document
 from agent.pull import asking as pull
 from agent.receipts import BatchReceipt
+from agent.traced import adopt, publish
+from mesh import spans
 from mesh.errors import UnsupportedMediaType
 from mesh.event import (
     BATCH_CONTENT_TYPE,
@@ -23,9 +25,8 @@ from mesh.event import (
     draft_from_binary,
     draft_from_structured,
     drafts_from_batch,
-    encode,
 )
-from mesh.tracing import TRACEPARENT, of_request
+from mesh.tracing import of_request
 
 if TYPE_CHECKING:
     from aiohttp.web import BaseRequest, Response, StreamResponse
@@ -97,9 +98,12 @@ class Intake(Door):
         async with self._agent.bytes_held(requests.announced(request, limit)):
             body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
             drafts = self._drafts(request, kind, body)
-            if trace := of_request(request.headers.items()):
-                _adopt(drafts, trace, limits.max_event_bytes)
-            receipts = await self._agent.publish_drafts(drafts)
+            trace = of_request(request.headers.items())
+            if spans.tracer is None:
+                adopt(drafts, trace, limits.max_event_bytes)
+                receipts = await self._agent.publish_drafts(drafts)
+            else:
+                receipts = await publish(self._agent, drafts, trace, spans.tracer)
         if batch:
             return _accepted(BatchReceipt(len(receipts), receipts))
         return _accepted(receipts[0])
@@ -128,13 +132,6 @@ def _check_binary(request: BaseRequest, kind: str) -> None:
             got="another" if kind else "none",
             next=f"set Content-Type: {CONTENT_TYPE}",
         )
-
-
-def _adopt(drafts: list[Draft], trace: dict[str, str], limit: int) -> None:
-    """Give the events that name no trace the one of their request; an event that has no room for it goes without."""
-    for draft in drafts:
-        if TRACEPARENT not in draft.fields and len(encode(draft.fields | trace)) <= limit:
-            draft.fields.update(trace)
 
 
 def _accepted(receipt: Receipt | BatchReceipt) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from agent.settings import AgentSettings, Loaded, load
 from mesh.errors import ConfigError
@@ -64,6 +65,14 @@ def run(settings: AgentSettings, base: Path) -> int:
 
 
 async def _run(settings: AgentSettings, base: Path) -> int:
-    from agent.lifecycle import Sidecar
+    from contextlib import AsyncExitStack
 
-    return await Sidecar(settings, base).run()
+    from agent.lifecycle import Sidecar
+    from mesh import spans
+
+    who = {"mesh.tenant": settings.tenant, "mesh.team": settings.team, "mesh.agent": settings.name}
+    server = urlsplit(settings.nats_url.partition(",")[0])
+    common = {"server.address": server.hostname or "", "messaging.client.id": settings.name}
+    async with AsyncExitStack() as stack:
+        await spans.begin(stack, "mesh-agent", who, {**common, "server.port": server.port or 4222})
+        return await Sidecar(settings, base).run()

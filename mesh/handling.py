@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from mesh import logs, spans
 from mesh.delivery import DeadLetter, Reject, Retry, RetryLater
+from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -19,6 +21,15 @@ if TYPE_CHECKING:
     from mesh.subscription import Subscription
 
 handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
+
+
+def _trace() -> str | None:
+    """For the log: the trace of the event that is handled."""
+    event = handling.get()
+    return None if event is None else event.fields.get(TRACEPARENT)
+
+
+logs.look_for_trace(_trace)
 
 
 class Delivery:
@@ -41,6 +52,11 @@ class Delivery:
     def event(self) -> Admitted:
         """The event, in the view the team reads."""
         return self._pulled.event
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The team, and the durable that the subscription is known by."""
+        return self._owner.team, self._owner.address.durable
 
     @property
     def size(self) -> int:
@@ -104,12 +120,16 @@ class Delivery:
 
     async def __aenter__(self) -> Admitted:
         self._token = handling.set(self.event)
+        if spans.tracer is not None:
+            spans.tracer.enter(id(self), self.event, *self.place)
         return self.event
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Cancellation is not a verdict: the event is handed back, and delivered again."""
+        if spans.tracer is not None:
+            spans.tracer.leave(id(self), error)
         if self._token is not None:
             handling.reset(self._token)
         if error is None:
