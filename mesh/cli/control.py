@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -32,10 +31,11 @@ from mesh.jetstream.tls import TlsFiles
 
 if TYPE_CHECKING:
     from mesh.control.attest_kubernetes import KubernetesAttestor
+    from mesh.control.injector import Injector
+    from mesh.control.policy_sources import SourceOptions
 
 app = typer.Typer(no_args_is_help=True, help="The control plane by itself, in one to three replicas.")
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where a pod finds its own
 _REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 
 NatsOption = Annotated[str, typer.Option("--nats-url", envvar="MESH_NATS_URL", help="Several: with commas.")]
@@ -91,13 +91,27 @@ async def run(  # noqa: PLR0917 - each an option
     health_port: Annotated[
         int | None, typer.Option("--health-port", min=0, max=65535, help="0: a free one; else no probes and metrics.")
     ] = None,
+    watch_directory: Annotated[
+        Path | None, typer.Option("--watch-directory", help="Apply the policies in it whenever they change.")
+    ] = None,
+    injector_sidecar: Annotated[
+        Path | None, typer.Option("--injector-sidecar", help="Answer admission reviews: the file that pods get.")
+    ] = None,
+    injector_cert: Annotated[Path | None, typer.Option("--injector-cert", help="What the injector shows.")] = None,
+    injector_key: Annotated[Path | None, typer.Option("--injector-key", help="Its key.")] = None,
+    injector_host: Annotated[str, typer.Option("--injector-host", help="Where it listens.")] = "0.0.0.0",  # noqa: S104
+    injector_port: Annotated[int, typer.Option("--injector-port", help="0: any.", min=0, max=65_535)] = 9443,
     *,
+    watch_kubernetes: Annotated[
+        bool, typer.Option("--watch-kubernetes", help="Apply the policies that are objects of our cluster.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help='Print {"state": "waits" | "leads"} at each change.')] = False,
 ) -> None:
     """Be a replica of the control plane until SIGTERM. One of all replicas leads; another takes over in 15 s.
 
     It needs the key files of `mesh control init`, as every other replica does. Policies are for the first start of the
-    mesh; later they are changed by `mesh policy apply`, where a replica's directory is: any replica's will do.
+    mesh; later they are changed by `mesh policy apply`, where a replica's directory is: any replica's will do. Or they
+    are kept as objects of the cluster, or as files that others fill: whoever leads follows those.
     """
     logs.setup(service="mesh-control", level="info")
     name = replica or socket.gethostname()
@@ -116,7 +130,9 @@ async def run(  # noqa: PLR0917 - each an option
         streams=streams,
         tls=_tls(tls_ca, tls_cert, tls_key),
         attestor=_attestor(attest, trust_domain),
+        sources=_sources(watch_directory, name, cluster=watch_kubernetes),
     )
+    injector = _injector(injector_sidecar, injector_cert, injector_key, injector_host, injector_port)
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
 
@@ -125,6 +141,8 @@ async def run(  # noqa: PLR0917 - each an option
                     group.cancel_scope.cancel()
 
             group.start_soon(wait_for_signal)
+            if injector is not None:
+                await group.start(injector.run)
             async with AsyncExitStack() as stack:
                 health = Health()
                 if health_port is not None:
@@ -201,22 +219,35 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | Non
     return TlsFiles(ca, cert, key)
 
 
+def _sources(directory: Path | None, replica: str, *, cluster: bool) -> SourceOptions | None:
+    if directory is None and not cluster:
+        return None
+    from mesh.control.policy_sources import SourceOptions
+    from mesh.kubernetes.api import Api
+
+    return SourceOptions(api=Api.in_cluster() if cluster else None, directory=directory, replica=replica)
+
+
+def _injector(sidecar: Path | None, cert: Path | None, key: Path | None, host: str, port: int) -> Injector | None:
+    if sidecar is None and cert is None and key is None:
+        return None
+    if sidecar is None or cert is None or key is None:
+        expected = "--injector-sidecar, --injector-cert and --injector-key"
+        raise ConfigError("the injector needs three files", expected=expected, next="name them all")
+    from mesh.control.injector import Injector, InjectorOptions
+
+    return Injector(InjectorOptions(sidecar=sidecar, cert=cert, key=key, host=host, port=port))
+
+
 def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
     match attest:
         case "file":
             return None
         case "kubernetes":
             from mesh.control.attest_kubernetes import KubernetesAttestor
+            from mesh.kubernetes.api import Api
 
-            host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-            if not host:
-                raise ConfigError("there is no API server", expected="KUBERNETES_SERVICE_HOST", next="run in a pod")
-            return KubernetesAttestor(
-                f"https://{f'[{host}]' if ':' in host else host}:{port}",
-                ca_file=SERVICE_ACCOUNT / "ca.crt",
-                token_file=SERVICE_ACCOUNT / "token",
-                trust_domain=trust_domain,
-            )
+            return KubernetesAttestor(Api.in_cluster(), trust_domain=trust_domain)
         case _:
             raise ConfigError("no such attestor", expected="file or kubernetes", got=attest[:32], next="see --attest")
 

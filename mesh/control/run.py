@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mesh.control.attest import Attestor
+    from mesh.control.policy_sources import SourceOptions
     from mesh.jetstream.tls import TlsFiles
     from mesh.policy.compile import Plans
 
@@ -66,6 +67,7 @@ class ReplicaOptions:
         streams: Replicas of each stream.
         tls: What we show to NATS; None for servers without TLS.
         attestor: Says whose an enrolment token is; None: tokens are files that we write.
+        sources: Where policies are kept that whoever leads follows; None where people apply them.
     """
 
     data: Path
@@ -78,6 +80,7 @@ class ReplicaOptions:
     streams: int = 1
     tls: TlsFiles | None = None
     attestor: Attestor | None = None
+    sources: SourceOptions | None = None
 
 
 async def run(options: ReplicaOptions, *, said: Callable[[str], None] = lambda _: None) -> None:
@@ -201,6 +204,7 @@ class Lead:
             await require_new(system, operator)
         await vault.take(self._term)
         shared = self._shared(operator, system, vault)
+        await self._read_cluster()
         names = self._names()
         accounts = [shared.operator.public(name) for name in (SYSTEM, CONTROL_ACCOUNT, *names)]
         await cut_off(shared.system, accounts, self._term)
@@ -218,6 +222,11 @@ class Lead:
             for tenant in self._tenants:
                 group.start_soon(tenant.run)
                 group.start_soon(readiness.watch, tenant.name, tenant.connection, partial(_plans, tenant))
+            if self._options.sources is not None:
+                from mesh.control.policy_sources import Sources
+
+                policies = {tenant.name: tenant.policies for tenant in self._tenants}
+                group.start_soon(Sources(self._options.sources, policies).run)
 
     async def connect(self, name: str, creds: bytes) -> Connection:
         """A connection that sends nothing after our term, closed at its end.
@@ -260,6 +269,12 @@ class Lead:
             self._write_file,
             leading=leading,
         )
+
+    async def _read_cluster(self) -> None:
+        if self._options.sources is not None:
+            from mesh.control.policy_first import with_cluster
+
+            self._given = await with_cluster(self._given, self._options.sources, self._data.bundled)
 
     def _names(self) -> list[str]:
         """The tenants: those that have policies, and those that are given some."""

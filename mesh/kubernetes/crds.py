@@ -11,14 +11,13 @@ from typing import Any, Final
 
 import yaml
 
-from mesh.kubernetes.names import API_VERSION, GROUP, OWNER, PLURALS, VERSION
+from mesh.kubernetes.names import ACCEPTED, API_VERSION, APPLIED, GROUP, OWNER, PLURALS, VERSION
 from mesh.kubernetes.rules import RESERVED_NAMES
 from mesh.kubernetes.structural import spec_schema
 from mesh.policy.schema import json_schema
 from mesh.subjects import MAX_NAME_CHARS, NAME_RE
 
 DIRECTORY: Final = Path(__file__).parents[2] / "deploy/k8s/base/crds"
-ACCEPTED, APPLIED = "Accepted", "Applied"
 MAX_MESSAGE_CHARS = 32_768  # of a condition, as Kubernetes has it for its own
 
 _COLUMNS: Final[dict[str, tuple[tuple[str, str], ...]]] = {  # what tells one from the other, by kind

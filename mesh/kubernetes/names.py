@@ -16,18 +16,20 @@ PLURALS: Final = {
     "Subscription": "subscriptions", "PolicyTest": "policytests",
 }  # fmt: skip
 
-TENANT: Final = f"{DOMAIN}/tenant"  # label of a namespace, annotation of a pod
-TEAM: Final = f"{DOMAIN}/team"  # label of a team's namespace and of a Subscription elsewhere; annotation of a pod
+TENANT: Final = f"{DOMAIN}/tenant"  # label of a namespace: whose policies stand in it
+TEAM: Final = f"{DOMAIN}/team"  # label of a team's namespace, or of a Subscription in the tenant's own
 OWNER: Final = f"{DOMAIN}/owner"  # annotation of a policy: who must agree to a widening
+
+ACCEPTED: Final = "Accepted"  # conditions of a policy object
+APPLIED: Final = "Applied"
 
 # --- pods ------------------------------------------------------------------------------------------------------------
 
 INJECT: Final = f"{DOMAIN}/inject"  # label of a pod: "true" asks for the sidecar
-AGENT: Final = f"{DOMAIN}/agent"  # annotation of a pod; its service account where it says nothing
-CREDENTIALS: Final = f"{DOMAIN}/credentials"  # annotation of a pod: the agent's Secret
 INJECTED: Final = f"{DOMAIN}/injected"  # annotation that the injector sets: which sidecar this is
 
 SIDECAR: Final = "mesh-agent"  # the container
-VOLUMES: Final = "mesh-"  # prefix of the volumes of the sidecar
-RUN_VOLUME: Final = "mesh-run"  # the socket and the token of the door: all that an application mounts
-CREDENTIALS_VOLUME: Final = "mesh-credentials"
+DOOR_VOLUME: Final = "mesh-door"  # the token of the door
+SHARED_VOLUMES: Final = frozenset((DOOR_VOLUME, "mesh-trust", "mesh-config"))  # all that an application may mount
+STATE_VOLUME: Final = "mesh-state"  # the spool; a pod may bring a disk of its own
+PLACEHOLDER: Final = "AGENT"  # in the sidecar's volumes: the pod's service account

@@ -15,10 +15,10 @@ from typer.main import get_command
 from agent import health
 from agent.settings import CONFIG_VARIABLE, ENV_PREFIX, AgentSettings, load
 from mesh.cli import app
-from mesh.cli.control import SERVICE_ACCOUNT
 from mesh.control.attest_kubernetes import AUDIENCE
 from mesh.control.vault_files import KEY_FILES
 from mesh.kubernetes import names
+from mesh.kubernetes.api import SERVICE_ACCOUNT
 from tests.conftest import ROOT
 from tests.k8s.objects import SIDECAR, Object, PodOf, of_kind, pods_of
 from tests.k8s.pod_checks import PRIVATE, variables
