@@ -16,7 +16,7 @@ import msgspec
 
 from mesh.errors import BadAdmissionReview, MeshError, NotInjectable
 from mesh.kubernetes.fragment import Fragment
-from mesh.kubernetes.injection import GRACE, Operation, patch
+from mesh.kubernetes.injection import GRACE, MIN_GRACE_S, Operation, patch
 from mesh.kubernetes.names import INJECT
 
 
