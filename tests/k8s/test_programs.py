@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import click
 import pytest
 from typer.main import get_command
 
@@ -51,18 +50,32 @@ def _expanded(text: str) -> str:
     return re.sub(r"\$\(([A-Z_]+)\)", "10.0.0.7", text)
 
 
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command of `mesh` that *words* name, and what is left of them."""
+    command: Any = get_command(app)
+    while hasattr(command, "commands") and words:
+        found = command.get_command(None, words[0])
+        assert found is not None, f"mesh has no command {words[0]}"
+        command, words = found, words[1:]
+    return command, words
+
+
+def test_unknown_option_would_be_found() -> None:
+    """The test below can fail."""
+    command, rest = command_of(["control", "run", "--no-such-option=1"])
+    with pytest.raises(Exception, match="no-such-option"):
+        command.make_context("mesh", ["--nats-url=nats://n:4222", *rest])
+    with pytest.raises(AssertionError, match="mesh has no command walk"):
+        command_of(["control", "walk"])
+
+
 @pytest.mark.parametrize(("name", "pod", "container"), OURS, ids=IDS)
 def test_command_line_is_known(name: str, pod: PodOf, container: Object) -> None:
     """Its arguments are a command of ours, with options of that command, and values that it takes."""
     program, *arguments = [_expanded(argument) for argument in container["args"]]
     match program:
         case "mesh":
-            command: Any = get_command(app)
-            context = click.Context(command)
-            while isinstance(command, click.Group):
-                verb, *arguments = arguments
-                command = command.get_command(context, verb)
-                assert command is not None, verb
+            command, arguments = command_of(arguments)
             given = {n: v for n, v in variables(container).items() if v is not None}
             required = [f"--{p.name.replace('_', '-')}={given[p.envvar]}" for p in command.params if p.envvar in given]
             command.make_context("mesh", [*required, *arguments])
@@ -168,8 +181,7 @@ def test_volumes_that_are_the_agents_alone_are_all_but_two() -> None:
 
 def test_variables_are_known() -> None:
     """Every MESH_ variable is one that the program in that container reads."""
-    root: Any = get_command(app)
-    command: Any = root.get_command(click.Context(root), "control")
+    command, _ = command_of(["control"])
     read = {p.envvar for verb in command.commands.values() for p in verb.params if p.envvar} | AGENT_NEVER_READS
     for _, _, container in OURS:
         known = read if container["args"][0] == "mesh" else {CONFIG_VARIABLE}
@@ -233,7 +245,7 @@ def test_overlays_have_their_replicas(name: str, replicas: int, streams: str) ->
 def test_ports_in_policies_are_ours() -> None:
     """Network policies let through the ports of our programs and of NATS, and DNS, TLS and the API server."""
     ours = {AgentSettings.__dataclass_fields__["health_port"].default, int(_control()[2]["health-port"])}
-    known = ours | {4222, 6222, 7777, 53, 443, 6443, 8443}
+    known = ours | {4222, 6222, 7777, 53, 443, 6443, 9443}
     for name in WHOLE:
         for policy in of_kind(rendered(name), "NetworkPolicy"):
             rules = [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]

@@ -57,7 +57,8 @@ def main() -> None:
         try:
             round_trip()
         except URLError as error:  # an HTTPError is one
-            print(f"the agent refused: {getattr(error, 'code', type(error.reason).__name__)}", file=sys.stderr, flush=True)
+            why = getattr(error, "code", None) or type(error.reason).__name__
+            print(f"the agent refused: {why}", file=sys.stderr, flush=True)
             stopped.wait(AGAIN_S)
 
 
