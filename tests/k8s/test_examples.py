@@ -100,7 +100,7 @@ def _running(script: str, tmp_path: Path, **variables: str) -> Iterator[subproce
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     environment = {"PATH": os.environ["PATH"], "AGENT_TOKEN_FILE": str(token), **variables}
-    command = [sys.executable, "-I", DEPLOY / "examples" / script]
+    command = [sys.executable, "-I", str(DEPLOY / "examples" / script)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
