@@ -73,6 +73,10 @@ class _Cells(Metric):
         """The sum over all series."""
         return sum(cell.value for cell in list(self._cells.values()))
 
+    def forget(self, **attributes: str) -> None:
+        """There is no such series any more: what it was of is gone, or another process has it."""
+        self._cells.pop(tuple(sorted(attributes.items())), None)
+
     def series(self) -> Iterator[tuple[dict[str, str], float]]:
         """Attributes and value of each series."""
         for key, cell in list(self._cells.items()):
@@ -173,6 +177,25 @@ class Histogram(Metric):
         """Attributes and buckets of each series."""
         for key, buckets in list(self._series.items()):
             yield dict(key), buckets
+
+
+class Shown:
+    """Series that are read from elsewhere, round by round: one that a round does not show is forgotten."""
+
+    def __init__(self) -> None:
+        self._before: set[tuple[Counter | Gauge, _Key]] = set()
+        self._now: set[tuple[Counter | Gauge, _Key]] = set()
+
+    def show(self, metric: Counter | Gauge, value: float, **attributes: str) -> None:
+        """The series stands at *value*; a counter's rises by itself, elsewhere."""
+        metric.at(**attributes).value = value
+        self._now.add((metric, tuple(sorted(attributes.items()))))
+
+    def sweep(self) -> None:
+        """The round is over; two without anything shown forget all."""
+        for metric, key in self._before - self._now:
+            metric.forget(**dict(key))
+        self._before, self._now = self._now, set()
 
 
 class Derived(Metric):

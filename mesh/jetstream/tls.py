@@ -7,8 +7,12 @@ rotated is in use from the next link on, and nobody has to be told.
 from __future__ import annotations
 
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from cryptography import x509
 
 from mesh.errors import ConfigError
 
@@ -66,3 +70,21 @@ def _unusable(file: Path, error: OSError, expected: str) -> ConfigError:
         got=str(reason or type(error).__name__).lower().replace("_", " "),
         next="`mesh up --tls` writes these files; otherwise whoever issues certificates has to",
     )
+
+
+def left(certificate: Path) -> Callable[[], float]:
+    """A function that says how many seconds *certificate* is valid for; 0 where it cannot be read."""
+    known: tuple[int, float] = (0, 0.0)  # when the file was written, and until when it holds
+
+    def left_s() -> float:
+        nonlocal known
+        try:
+            written = certificate.stat().st_mtime_ns
+            if written != known[0]:
+                until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+                known = written, until.timestamp()
+        except (OSError, ValueError):
+            return 0.0
+        return max(0.0, known[1] - time.time())
+
+    return left_s

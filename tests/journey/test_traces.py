@@ -133,7 +133,7 @@ async def test_metrics_go_to_the_collector(mesh: RunningMesh, sink: Sink) -> Non
     assert list(duration.explicit_bounds) == [
         *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
     ]
-    assert sum(duration.bucket_counts) == duration.count >= 2
+    assert sum(duration.bucket_counts) == duration.count >= 1
     (sent,) = sink.metrics["messaging.client.sent.messages"].sum.data_points
     assert attributes(sent.attributes) == {"messaging.system": "nats", "messaging.operation.name": "publish"}
     assert "mesh.agent.policy.revision" in sink.metrics
