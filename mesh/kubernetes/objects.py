@@ -150,9 +150,10 @@ def faults(error: MeshError, placed: Iterable[Placed]) -> Faults:
                 of_all.append(f"{_plain(told)}. Fix: {single.next}")
     elif isinstance(error, PolicyTestsFailed):
         reason = "TestsFailed"
-        for failure in error.details.get("failures", ()):
-            file = next((name for name in texts if failure.startswith(f"{name}:")), "")
-            told = failure.removeprefix(f"{file}:").partition(": ")[2] or failure
+        for failure in error.message.splitlines()[1:]:
+            told = failure.strip()
+            file = next((name for name in texts if told.startswith(f"{name}:")), "")
+            told = told.removeprefix(f"{file}:").partition(": ")[2] if file else told
             (by_file.setdefault(file, []) if file else of_all).append(f"the test fails: {told}")
     else:
         reason = "Refused"
