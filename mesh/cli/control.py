@@ -97,6 +97,9 @@ async def run(  # noqa: PLR0917 - each an option
     injector_sidecar: Annotated[
         Path | None, typer.Option("--injector-sidecar", help="Answer admission reviews: the file that pods get.")
     ] = None,
+    injector_image: Annotated[
+        str, typer.Option("--injector-image", envvar="MESH_SIDECAR_IMAGE", help="The sidecar's; else the file's.")
+    ] = "",
     injector_cert: Annotated[Path | None, typer.Option("--injector-cert", help="What the injector shows.")] = None,
     injector_key: Annotated[Path | None, typer.Option("--injector-key", help="Its key.")] = None,
     injector_host: Annotated[str, typer.Option("--injector-host", help="Where it listens.")] = "0.0.0.0",  # noqa: S104
@@ -132,7 +135,9 @@ async def run(  # noqa: PLR0917 - each an option
         attestor=_attestor(attest, trust_domain),
         sources=_sources(watch_directory, name, cluster=watch_kubernetes),
     )
-    injector = _injector(injector_sidecar, injector_cert, injector_key, injector_host, injector_port)
+    injector = _injector(
+        injector_sidecar, injector_cert, injector_key, image=injector_image, host=injector_host, port=injector_port
+    )
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
 
@@ -228,7 +233,9 @@ def _sources(directory: Path | None, replica: str, *, cluster: bool) -> SourceOp
     return SourceOptions(api=Api.in_cluster() if cluster else None, directory=directory, replica=replica)
 
 
-def _injector(sidecar: Path | None, cert: Path | None, key: Path | None, host: str, port: int) -> Injector | None:
+def _injector(
+    sidecar: Path | None, cert: Path | None, key: Path | None, *, image: str, host: str, port: int
+) -> Injector | None:
     if sidecar is None and cert is None and key is None:
         return None
     if sidecar is None or cert is None or key is None:
@@ -236,7 +243,7 @@ def _injector(sidecar: Path | None, cert: Path | None, key: Path | None, host: s
         raise ConfigError("the injector needs three files", expected=expected, next="name them all")
     from mesh.control.injector import Injector, InjectorOptions
 
-    return Injector(InjectorOptions(sidecar=sidecar, cert=cert, key=key, host=host, port=port))
+    return Injector(InjectorOptions(sidecar=sidecar, cert=cert, key=key, image=image, host=host, port=port))
 
 
 def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:

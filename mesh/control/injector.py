@@ -50,6 +50,7 @@ class InjectorOptions:
 
     Attributes:
         sidecar: The file that says what is added: see `fragment.py`.
+        image: Of the sidecar; empty: the file's.
         cert, key: PEM: the certificate for the Service's name, then its issuers; and its key.
         host, port: Of the listener; port 0 takes any free one.
     """
@@ -57,6 +58,7 @@ class InjectorOptions:
     sidecar: Path
     cert: Path
     key: Path
+    image: str = ""
     host: str = "0.0.0.0"  # noqa: S104 - the API server comes from outside the pod; a NetworkPolicy says who else may
     port: int = PORT
 
@@ -166,7 +168,7 @@ class Injector:
     def _read_fragment(self) -> Fragment:
         path = self._options.sidecar
         try:
-            return read_fragment(path.read_text(encoding="utf-8"))
+            return read_fragment(path.read_text(encoding="utf-8"), self._options.image)
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(path, error, "the sidecar's YAML") from error
 

@@ -52,8 +52,12 @@ class Fragment:
         return [_named(volume, agent) for volume in self.volumes]
 
 
-def read_fragment(text: str) -> Fragment:
+def read_fragment(text: str, image: str = "") -> Fragment:
     """Read the file.
+
+    Args:
+        text: The file's.
+        image: Of the sidecar, where it is another than the file's: it is a text that no overlay reaches into.
 
     Raises:
         ConfigError: It is no YAML, or not what the module says.
@@ -75,6 +79,7 @@ def read_fragment(text: str) -> Fragment:
         raise _unfit("its container is another one", str(container["name"])[:64])
     if len(set(names)) != len(names) or set(mounts) != set(names):
         raise _unfit("its volumes are not those that it mounts", ", ".join(sorted(set(mounts) ^ set(names)))[:200])
+    container = container | {"image": image} if image else container
     text = json.dumps([container, volumes], sort_keys=True)
     return Fragment(container, tuple(volumes), hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS])
 

@@ -18,6 +18,7 @@ from mesh.control.attest_kubernetes import AUDIENCE
 from mesh.control.vault_files import KEY_FILES
 from mesh.kubernetes import names
 from mesh.kubernetes.api import SERVICE_ACCOUNT
+from mesh.kubernetes.fragment import read_fragment
 from tests.conftest import ROOT
 from tests.k8s.objects import SIDECAR, Object, PodOf, of_kind, pods_of
 from tests.k8s.pod_checks import PRIVATE, variables
@@ -196,7 +197,7 @@ def test_variables_are_known() -> None:
 def _control(name: str = "base") -> tuple[PodOf, Object, dict[str, str]]:
     pod = next(p for p in pods_of(rendered(name)) if p.owner == "StatefulSet/mesh-control")
     container = pod.spec["containers"][0]
-    options = dict(argument.lstrip("-").split("=", 1) for argument in container["args"] if argument.startswith("--"))
+    options = dict(argument.lstrip("-").split("=", 1) for argument in container["args"] if "=" in argument)
     return pod, container, options
 
 
@@ -263,3 +264,39 @@ def test_names_are_those_of_the_package() -> None:
     docs = [doc for name in WHOLE for doc in rendered(name)]
     used = {label for doc in docs for label in doc["metadata"].get("labels") or {} if label.startswith("mesh.dev/")}
     assert used == {names.INJECT, names.TENANT}
+
+
+def test_control_plane_may_do_what_it_does() -> None:
+    """Each path of the API server that it asks is in its roles, and no other."""
+    docs = rendered("base")
+    bound = {b["roleRef"]["name"] for b in of_kind(docs, "ClusterRoleBinding")}
+    rules = [r for role in of_kind(docs, "ClusterRole") if role["metadata"]["name"] in bound for r in role["rules"]]
+    may = {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+    policies = names.PLURALS.values()
+    follows = {("", "namespaces"), *((names.GROUP, plural) for plural in policies)}
+    assert may == {
+        ("authentication.k8s.io", "tokenreviews", "create"),  # attest_kubernetes.py
+        ("", "events", "create"),  # policy_status.py
+        *((names.GROUP, f"{plural}/status", "patch") for plural in policies),
+        *((group, kind, verb) for group, kind in follows for verb in ("get", "list", "watch")),  # watch.py
+    }
+
+
+def test_teams_change_their_subscriptions_alone() -> None:
+    """The role for the security team has every kind, the one for teams reads the others."""
+    roles = {role["metadata"]["name"]: role["rules"] for role in of_kind(rendered("base"), "ClusterRole")}
+    for name, kinds in (
+        ("mesh-policy-editor", set(names.PLURALS.values())),
+        ("mesh-subscription-editor", {"subscriptions"}),
+    ):
+        changes = {kind for rule in roles[name] if "update" in rule["verbs"] for kind in rule["resources"]}
+        assert changes == kinds
+
+
+def test_injected_image_is_the_control_plane_s() -> None:
+    """An overlay that names an image names it for the pods that are injected, too."""
+    _, container, _ = _control("overlays/prod")
+    assert variables(container)["MESH_SIDECAR_IMAGE"] == container["image"]
+    assert (
+        read_fragment(FRAGMENT.read_text(), "registry.example.com/x:1").container["image"] == "registry.example.com/x:1"
+    )

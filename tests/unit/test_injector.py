@@ -43,8 +43,8 @@ def options(tmp_path: Path) -> InjectorOptions:
     write_pair(tmp_path)
     (tmp_path / "sidecar.yaml").write_text(FRAGMENT_FILE.read_text())
     (tmp_path / "ca.crt").write_bytes(ROOT_CA.cert_pem)
-    files = {"sidecar": tmp_path / "sidecar.yaml", "cert": tmp_path / "tls.crt", "key": tmp_path / "tls.key"}
-    return InjectorOptions(**files, host="127.0.0.1", port=0)
+    cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    return InjectorOptions(sidecar=tmp_path / "sidecar.yaml", cert=cert, key=key, host="127.0.0.1", port=0)
 
 
 @asynccontextmanager
