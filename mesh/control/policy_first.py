@@ -68,7 +68,10 @@ async def with_cluster(given: Given, options: SourceOptions | None, known: Colle
             policies=PolicySet((*given.policies.documents, *policies.documents)),
             author="kubernetes",
         )
-    if not known and not given.tenants and given.fault is None:
+    if given.fault is not None:  # of files that nobody needs where there are objects; a mount may be empty
+        log.warning("given_policies_refused", code=given.fault.code, error=given.fault.message)
+        given = replace(given, fault=None)
+    if not known and not given.tenants:
         raise Unavailable(
             "no tenant has policies that hold", expected="a Tenant object", next="apply one; this is tried again"
         )

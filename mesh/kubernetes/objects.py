@@ -12,6 +12,7 @@ tenant's own namespaces a Subscription has the label mesh.dev/team; the owner is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,9 @@ from mesh.policy.model import API_VERSION
 
 _FILE: Final = "kubernetes:"
 _LINE: Final = "  "  # of indentation; objects are written so that each member has a line of its own
+
+
+_MEMBER: Final = re.compile(r'"((?:[^"\\]|\\.)*)": ')
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +178,9 @@ def where(text: str, line: int) -> str:
             continue
         for deeper in [known for known in counts if known > depth]:
             del counts[deeper]
-        if part.startswith('"') and '": ' in part:
-            stack.append((depth, part[1 : part.index('": ')]))
+        member = _MEMBER.match(part)
+        if member is not None:
+            stack.append((depth, member[1]))
         elif depth:
             counts[depth] = counts.get(depth, -1) + 1
             stack.append((depth, f"[{counts[depth]}]"))

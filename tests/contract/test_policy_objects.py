@@ -21,7 +21,7 @@ from mesh.control.given import Given
 from mesh.control.policy_first import with_cluster
 from mesh.control.policy_sources import SourceOptions, Sources
 from mesh.control.policy_status import UNTOLD
-from mesh.errors import Unavailable
+from mesh.errors import PolicyError, Unavailable
 from mesh.kubernetes import watch
 from mesh.kubernetes.api import Api
 from mesh.kubernetes.names import API_VERSION
@@ -369,16 +369,17 @@ async def test_a_directory_is_followed_too(mesh: PolicyMesh, tmp_path: Path) -> 
 async def test_a_mesh_may_begin_with_objects(world: World) -> None:
     """A leader of a new mesh takes the tenants that hold, and tells the others why not; without one it tries again."""
     options = SourceOptions(api=world.api, replica="control-0")
+    empty = Given(fault=PolicyError("there is no policy document"))  # what `--policies` of an empty mount comes to
     with pytest.raises(Unavailable, match="no tenant has policies that hold"):
-        await with_cluster(Given(), options, ())
+        await with_cluster(empty, options, ())
     items = rights(reads("nobody"))
     world.apply(*items.values(), CONTACTS)
     with pytest.raises(Unavailable, match="no tenant has policies that hold"):
         await with_cluster(Given(), options, ())
     assert "unknown view" in await world.becomes(items["Access/a"], "Accepted", "Invalid")
     world.apply(rights(reads("masked"))["Access/a"])
-    given = await with_cluster(Given(), options, ())
-    assert given.tenants == ("acme",)
+    given = await with_cluster(empty, options, ())
+    assert (given.tenants, given.fault) == (("acme",), None)
     await world.mesh.policies.apply(given.yaml, given.fixtures, author=given.author)
     async with world.led():
         assert await world.becomes(CONTACTS, "Applied", "InForce") == "revision 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +51,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     ):
         return False
     if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "pattern" in schema and re.search(schema["pattern"], value) is None:
         return False
     return _sized(value, schema) and _inside(value, schema, root)
 
