@@ -292,8 +292,7 @@ class Lead:
 
 
 def _write_mesh_file(options: ReplicaOptions, data: DataDirectory) -> None:
-    ca = None if options.tls is None else options.tls.ca
-    write_mesh_file(data, nats_url=options.nats_url, site=options.site, ca=ca)
+    write_mesh_file(data, nats_url=options.nats_url, site=options.site, tls=options.tls)
 
 
 def _plans(tenant: Tenant) -> Plans:

@@ -14,12 +14,16 @@ from typer.testing import CliRunner
 
 from agent.settings import AgentSettings, load
 from mesh.cli import app
+from mesh.cli.operator import OperatorConnection, operator_connection
 from mesh.control.datadir import DataDirectory, write_private
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import Operator, now_ms
+from mesh.control.run_file import write_mesh_file
 from mesh.control.trust import Authority
 from mesh.control.vault_files import KEY_FILES
 from mesh.control.workload_files import WorkloadFiles
+from mesh.errors import Disconnected
+from mesh.jetstream.tls import TlsFiles
 from mesh.policy.bundle import compile_bundles
 from mesh.policy.compile import Plans
 from mesh.policy.load import load as load_policies
@@ -129,6 +133,27 @@ def test_what_is_not_there_is_not_printed(data: Path, arguments: list[str]) -> N
     said = cli.invoke(app, ["control", "secrets", *arguments, "--data", str(data)])
     assert said.exit_code == MISUSE
     assert "items" not in said.stdout
+
+
+@pytest.mark.anyio
+async def test_commands_in_the_pod_show_the_mounted_certificate(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `kubectl exec` runs them: by the path at which it is renewed, not by what the path leads to."""
+    (pod,) = [p for p in pods_of(rendered("base")) if p.owner == "StatefulSet/mesh-control"]
+    options = dict(a.lstrip("-").split("=", 1) for a in pod.containers[0]["args"] if "=" in a)
+    tls = TlsFiles(*(Path(options[f"tls-{which}"]) for which in ("ca", "cert", "key")))
+    write_mesh_file(DataDirectory(data), nats_url="nats://n:4222", site="local", tls=tls)
+    dialled = []
+
+    async def dial(url: str, **given: Any) -> None:
+        dialled.append((url, given["tls"]))
+        raise Disconnected("nobody", got=url)
+
+    monkeypatch.setattr(OperatorConnection, "open", dial)
+    monkeypatch.setattr("mesh.cli.operator._stopped", lambda _data: False)
+    with pytest.raises(Disconnected):
+        async with operator_connection(str(data)):
+            pass
+    assert dialled == [("nats://n:4222", tls)]
 
 
 def test_a_terminal_gets_no_secret(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
