@@ -83,6 +83,10 @@ async def run(  # noqa: PLR0917 - each an option
     streams: Annotated[
         int, typer.Option("--replicas-of-streams", help="1; 3 with three nats-servers or more.", min=1, max=5)
     ] = 1,
+    event_gib: Annotated[
+        int,
+        typer.Option("--event-stream-gib", help="How much the events of a domain may take; full is refused.", min=1),
+    ] = 1,
     attest: Annotated[str, typer.Option("--attest", help="file, or kubernetes: by TokenReview.")] = "file",
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
@@ -131,6 +135,7 @@ async def run(  # noqa: PLR0917 - each an option
         site=site,
         trust_domain=trust_domain,
         streams=streams,
+        event_gib=event_gib,
         tls=_tls(tls_ca, tls_cert, tls_key),
         attestor=_attestor(attest, trust_domain),
         sources=_sources(watch_directory, name, cluster=watch_kubernetes),

@@ -65,6 +65,7 @@ class ReplicaOptions:
         policies: For the first start of the mesh; None where it has policies.
         site, trust_domain: Of the mesh.
         streams: Replicas of each stream.
+        event_gib: How much each domain's stream of events may hold.
         tls: What we show to NATS; None for servers without TLS.
         attestor: Says whose an enrolment token is; None: tokens are files that we write.
         sources: Where policies are kept that whoever leads follows; None where people apply them.
@@ -78,6 +79,7 @@ class ReplicaOptions:
     site: str = "local"
     trust_domain: str = "mesh.local"
     streams: int = 1
+    event_gib: int = 1
     tls: TlsFiles | None = None
     attestor: Attestor | None = None
     sources: SourceOptions | None = None
@@ -252,6 +254,7 @@ class Lead:
             connect=self.connect,
             save=vault.save,
             streams=options.streams,
+            event_gib=options.event_gib,
             attestor=options.attestor,
         )
         return Shared(

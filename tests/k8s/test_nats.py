@@ -18,8 +18,14 @@ from typer.testing import CliRunner
 from mesh.cli import app
 from mesh.control.nats_binary import find_binary
 from mesh.control.nats_config import operator_config
+from mesh.jetstream.topology import Sizes, desired
+from mesh.policy.bundle import compile_bundles
+from mesh.policy.compile import Plans
+from mesh.policy.load import load
+from mesh.policy_files import read_directory
+from tests.conftest import ROOT
 from tests.k8s.objects import of_kind, pods_of
-from tests.k8s.pod_checks import pod_faults
+from tests.k8s.pod_checks import pod_faults, quantity
 from tests.k8s.rendering import DEPLOY, rendered
 
 VALUES = yaml.safe_load((DEPLOY / "nats/values.yaml").read_text())
@@ -139,6 +145,20 @@ def test_values_are_three_servers_that_are_locked_down() -> None:
     assert VALUES["promExporter"]["enabled"]
     assert "js-server-only=true" in VALUES["container"]["merge"]["startupProbe"]["httpGet"]["path"]
     assert VALUES["podDisruptionBudget"]["merge"]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_servers_have_room_for_what_streams_reserve() -> None:
+    """A stream reserves all it may hold: a server without that room refuses to make it."""
+    bundle = compile_bundles(
+        load(read_directory(ROOT / "policies")), site="local", trust_domain="mesh.local", created_ms=0
+    )["acme"]
+    grants = Plans(bundle).grants(now_ms=1)
+    for overlay, room in (("prod", VALUES["config"]["jetstream"]["fileStore"]["pvc"]["size"]), ("dev", "1Ti")):
+        (pod,) = [p for p in pods_of(rendered(f"overlays/{overlay}")) if p.owner == "StatefulSet/mesh-control"]
+        gib = next(int(a.split("=")[1]) for a in pod.containers[0]["args"] if a.startswith("--event-stream-gib"))
+        made = desired("local", sorted(grants.domains), grants.active, Sizes(event_bytes=gib << 30))
+        reserved = sum(stream.max_bytes for stream in made.streams)
+        assert (quantity(room) or 0) > 1.2 * reserved, overlay
 
 
 def test_values_fit_pod_security_restricted() -> None:
