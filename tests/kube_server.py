@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
+import yaml
 from aiohttp import web
 
 from mesh.ca import RootCA
 from mesh.control.reconcile import now_ms
 from mesh.kubernetes.api import Api
-from mesh.kubernetes.names import API_VERSION, PLURALS
+from mesh.kubernetes.names import API_VERSION, GROUP, PLURALS
+from tests.conftest import ROOT
 
 KINDS = {plural: kind for kind, plural in PLURALS.items()}
+ROLE = next(
+    role["rules"]
+    for role in yaml.safe_load_all((ROOT / "deploy/k8s/base/roles.yaml").read_text())
+    if role["kind"] == "ClusterRole" and role["metadata"]["name"] == "mesh-control-policies"
+)
 
 
 @asynccontextmanager
@@ -129,7 +136,7 @@ class Cluster:
 
     def app(self) -> web.Application:
         """To be served."""
-        app, root = web.Application(), f"/apis/{API_VERSION}"
+        app, root = web.Application(middlewares=[_authorised]), f"/apis/{API_VERSION}"
         app.router.add_get("/api/v1/{plural:namespaces}", self._list)
         app.router.add_get(root + "/{plural}", self._list)
         app.router.add_patch(root + "/namespaces/{namespace}/{plural}/{name}/status", self._status)
@@ -163,12 +170,13 @@ class Cluster:
             await response.write(_line("ERROR", expired))
             return response
         self.watching[plural] = self.watching.get(plural, 0) + 1
-        while not broken.is_set():
-            for version, what, item in self.history.get(plural, []):
-                if version > seen:
-                    seen = version
-                    await response.write(_line(what, item))
-            await anyio.sleep(0.01)
+        with suppress(ConnectionResetError):  # nobody watches any more
+            while not broken.is_set():
+                for version, what, item in self.history.get(plural, []):
+                    if version > seen:
+                        seen = version
+                        await response.write(_line(what, item))
+                await anyio.sleep(0.01)
         return response
 
     async def _status(self, request: web.Request) -> web.StreamResponse:
@@ -188,6 +196,19 @@ class Cluster:
     async def _event(self, request: web.Request) -> web.StreamResponse:
         self.events.append(await request.json())
         return web.json_response({}, status=201)
+
+
+@web.middleware
+async def _authorised(request: web.Request, handler: Any) -> web.StreamResponse:
+    """As RBAC would: what the control plane's role does not say, it may not."""
+    part = request.match_info
+    resource = part.get("plural", "events") + ("/status" if request.method == "PATCH" else "")
+    group = GROUP if part.get("plural") in KINDS else ""
+    verb = {"POST": "create", "PATCH": "patch", "GET": "watch" if "watch" in request.query else "list"}[request.method]
+    for rule in ROLE:
+        if verb in rule["verbs"] and resource in rule["resources"] and group in rule["apiGroups"]:
+            return await handler(request)  # type: ignore[no-any-return]
+    return web.json_response({"kind": "Status", "message": f"cannot {verb} {resource}"}, status=403)
 
 
 def _key(item: dict[str, Any]) -> str:

@@ -16,11 +16,15 @@ import anyio
 import pytest
 import yaml
 
-from mesh.control import policy_sources, rollout
+from mesh.control import lease, policy_sources, rollout
 from mesh.control.given import Given
+from mesh.control.init import initialise
+from mesh.control.nats_config import plain_config
+from mesh.control.nats_server import NatsServer
 from mesh.control.policy_first import with_cluster
 from mesh.control.policy_sources import SourceOptions, Sources
 from mesh.control.policy_status import UNTOLD
+from mesh.control.run import ReplicaOptions, run
 from mesh.errors import PolicyError, Unavailable
 from mesh.kubernetes import watch
 from mesh.kubernetes.api import Api
@@ -384,3 +388,53 @@ async def test_a_mesh_may_begin_with_objects(world: World) -> None:
     async with world.led():
         assert await world.becomes(CONTACTS, "Applied", "InForce") == "revision 1"
     assert await with_cluster(Given(), options, ["acme"]) == Given()
+
+
+# --- replicas --------------------------------------------------------------------------------------------------------
+
+
+async def test_only_who_leads_follows_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mesh that begins with nothing but objects; when its leader goes, another one takes the next change."""
+    for name in ("TTL_S", "HOLD_S", "RENEW_S", "AGAIN_S", "LOOK_S"):
+        monkeypatch.setattr(lease, name, getattr(lease, name) * 0.2)
+    made = initialise(tmp_path / "keys", trust_domain="mesh.local", resolver_dir=str(tmp_path / "accounts"))
+    config = plain_config(tmp_path / "store") + made.server_part.read_text()
+    cluster, said = Cluster(), dict[str, list[str]]()
+    cluster.namespace(SECURITY, tenant="acme")
+    (tmp_path / "api").mkdir()
+    server = await NatsServer.start(config, tmp_path / "server")
+    try:
+        async with tls(tmp_path / "api", cluster.app()) as api, anyio.create_task_group() as group:
+
+            async def replica(name: str, scope: anyio.CancelScope) -> None:
+                options = ReplicaOptions(
+                    data=tmp_path / name,
+                    nats_url=server.url,
+                    replica=name,
+                    keys=tmp_path / "keys",
+                    sources=SourceOptions(api=api, replica=name),
+                )
+                with scope:
+                    await run(options, said=said.setdefault(name, []).append)
+
+            scopes = {name: anyio.CancelScope() for name in ("control-0", "control-1")}
+            for name, scope in scopes.items():
+                group.start_soon(replica, name, scope)
+            for item in rights(reads("masked")).values():
+                cluster.apply(item)
+
+            def told() -> list[tuple[str, str]]:
+                said = [e for e in cluster.events if e["involvedObject"]["kind"] == "Tenant"]
+                return [(e["reportingInstance"], e["message"]) for e in said]
+
+            await until(lambda: len(told()) == 1)
+            (first,) = [name for name, states in said.items() if states[-1] == "leads"]
+            scopes[first].cancel()
+            (other,) = scopes.keys() - {first}
+            await until(lambda: said[other][-1] == "leads")
+            cluster.apply(rights(reads("bare"))["Access/a"])
+            await until(lambda: len(told()) == 2)
+            assert told() == [(first, "revision 1"), (other, "revision 2")]
+            group.cancel_scope.cancel()
+    finally:
+        await server.stop()
