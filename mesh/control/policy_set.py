@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from mesh.errors import MeshError, NoBundle, PolicyError
+from mesh.errors import MeshError, NoBundle, PolicyError, Unavailable
 from mesh.kubernetes.conditions import Condition, State, in_force, observed
 from mesh.kubernetes.objects import Faults, Placed, faults
 from mesh.policy.model import Subscription
@@ -112,6 +112,8 @@ async def take(policies: Policies, placed: Sequence[Placed], fixtures: Mapping[s
                 told[file] = errors
                 kept = _in_force(policies, subscriptions[file])
                 files.pop(file) if kept is None else files.update({file: kept})
+        except OSError as error:  # a full disk
+            return Outcome(error=unwritten(error))
         else:
             return Outcome(applied.revision, None, Faults(told, [], reason))
 
@@ -135,6 +137,12 @@ def revision(policies: Policies) -> int:
         return policies.plans.bundle.revision
     except NoBundle:
         return 0
+
+
+def unwritten(error: OSError) -> Unavailable:
+    """What a disk that takes nothing is to whoever waits for policies."""
+    reason = error.strerror or type(error).__name__
+    return Unavailable("the control plane cannot write its files", got=reason, next="make room; it is tried again")
 
 
 def _in_force(policies: Policies, one: Placed) -> str | None:

@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from mesh import logs
-from mesh.control.policy_set import HELD, Outcome, Policies, author, is_held, revision, take
+from mesh.control.policy_set import HELD, Outcome, Policies, author, is_held, revision, take, unwritten
 from mesh.control.policy_status import tell
 from mesh.errors import MeshError, PolicyErrors
 from mesh.kubernetes.conditions import Condition, State
@@ -191,6 +191,8 @@ class Sources:
             outcome = Outcome((await apply()).revision)
         except MeshError as error:
             outcome = Outcome(error=error)
+        except OSError as error:
+            outcome = Outcome(error=unwritten(error))
         self._taken[tenant] = _Taken(files.yaml, files.fixtures, {}, outcome)
         _say(tenant, outcome, author="directory")
         return outcome
