@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mesh import __version__
-from mesh.jetstream.tls import left
+from mesh.jetstream.tls import Dates
 from mesh.telemetry import counter, gauge, histogram
 
 if TYPE_CHECKING:
@@ -63,15 +63,18 @@ SPOOL_REFUSED = counter(
 SPOOL_COPIES = gauge("mesh.agent.spool.copies", "{copy}", "on disk; above 0: a stream cannot be reached, or is drained")
 SPOOL_BYTES = gauge("mesh.agent.spool.bytes", "By", "of spool_max_bytes, at which callers get 503 spool-full")
 SPOOL_OLDEST = gauge("mesh.agent.spool.oldest", "s", "age of the oldest copy on disk; rising: its stream is still away")
-INFO = gauge("mesh.agent.info", "1", "always 1: whose process this is, to join with what has no such labels")
-CONNECTED = gauge("mesh.nats.connected", "1", "0: NATS is away, or will not have us; /readyz says which")
+INFO = gauge("mesh.agent.info", "{agent}", "always 1: whose process this is, to join with what has no such labels")
+CONNECTED = gauge("mesh.nats.connected", "{connection}", "0: NATS is away, or will not have us; /readyz says which")
 FETCHED = gauge(
     "mesh.pull.last_fetch_age", "s", "above 15: connected, and the server answers no pull; it beats every 5 s"
 )
-TLS_LEFT = gauge("mesh.nats.certificate.left", "s", "of the TLS certificate for NATS; below a day: it is not renewed")
+TLS_LEFT = gauge("mesh.nats.certificate.left", "s", "of the TLS certificate for NATS; a fifth of it: it is not renewed")
+TLS_LIFE = gauge("mesh.nats.certificate.life", "s", "how long that certificate was made for")
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
+for _status in ("2xx", "5xx"):
+    DURATION.at(door="intake", status=_status)
 for _code in ("denied", "draining", "overloaded", "spool-full", "stream-unavailable", "internal"):
     REFUSED.at(door="intake", code=_code)  # there before the first: a rate of a series that was not there is none
 _accepted = ACCEPTED.at()
@@ -117,7 +120,8 @@ def is_of(settings: AgentSettings, base: Path) -> list[Callable[[], None]]:
     labels = {"tenant": settings.tenant, "team": settings.team, "agent": settings.name, "version": __version__}
     watched = [INFO.read(lambda: 1.0, **labels)]
     if settings.nats_cert_file:
-        watched.append(TLS_LEFT.read(left(base / settings.nats_cert_file)))
+        dates = Dates(base / settings.nats_cert_file)
+        watched += [TLS_LEFT.read(dates.left_s), TLS_LIFE.read(dates.life_s)]
     return watched
 
 

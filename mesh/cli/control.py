@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 import typer
 
-from mesh import logs
+from mesh import logs, spans
 from mesh.cli.events import JsonOption
 from mesh.cli.output import NO, command, console, print_json, print_line
 from mesh.cli.up import DataOption, PoliciesOption
@@ -154,6 +154,7 @@ async def run(  # noqa: PLR0917 - each an option
             if injector is not None:
                 await group.start(injector.run)
             async with AsyncExitStack() as stack:
+                await spans.begin(stack, "mesh-control", {"mesh.replica": name})
                 health = Health()
                 if health_port is not None:
                     await stack.enter_async_context(serving(health, health_host, health_port))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,19 +71,34 @@ def _unusable(file: Path, error: OSError, expected: str) -> ConfigError:
     )
 
 
-def left(certificate: Path) -> Callable[[], float]:
-    """A function that says how many seconds *certificate* is valid for; 0 where it cannot be read."""
-    known: tuple[int, float] = (0, 0.0)  # when the file was written, and until when it holds
+class Dates:
+    """How long a certificate holds, read again when its file changes.
 
-    def left_s() -> float:
-        nonlocal known
+    Args:
+        certificate: PEM; of several the first.
+    """
+
+    def __init__(self, certificate: Path) -> None:
+        self._file = certificate
+        self._written = 0
+        self._from_s = self._until_s = 0.0
+
+    def left_s(self) -> float:
+        """Seconds until it ends; 0 where it cannot be read."""
+        return max(0.0, self._until_s - time.time()) if self._read() else 0.0
+
+    def life_s(self) -> float:
+        """Seconds that it was made for; 0 where it cannot be read."""
+        return self._until_s - self._from_s if self._read() else 0.0
+
+    def _read(self) -> bool:
         try:
-            written = certificate.stat().st_mtime_ns
-            if written != known[0]:
-                until = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
-                known = written, until.timestamp()
+            written = self._file.stat().st_mtime_ns
+            if written != self._written:
+                found = x509.load_pem_x509_certificate(self._file.read_bytes())
+                self._from_s = found.not_valid_before_utc.timestamp()
+                self._until_s = found.not_valid_after_utc.timestamp()
+                self._written = written
         except (OSError, ValueError):
-            return 0.0
-        return max(0.0, known[1] - time.time())
-
-    return left_s
+            return False
+        return True
