@@ -115,7 +115,7 @@ class Pod:
                 except aiohttp.ClientConnectionError:
                     await until(lambda: self.process.poll() is not None)  # the port is closed last
                     return
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.03)
 
     async def publish(self, http: aiohttp.ClientSession, id_: str) -> int:
         """Post one contact; the status."""
@@ -156,6 +156,7 @@ class Traffic:
                     id_ = uuid4().hex
                     if await pod.publish(http, id_) == 202:
                         self.accepted.append(id_)
+                    await asyncio.sleep(0.01)
 
 
 class Gate:

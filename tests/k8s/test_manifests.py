@@ -228,7 +228,7 @@ def test_every_directory_is_rendered() -> None:
     """No overlay, example or component is without a test."""
     found = {str(p.parent.relative_to(DEPLOY)) for p in DEPLOY.rglob("kustomization.yaml")}
     components = {name for name in found if name.startswith("components/")}
-    used = {"base/crds", "components/native-sidecar/fragment"}
+    used = {"base/crds", "components/native-sidecar/fragment", "observability"}
     assert found - components - used == set(WHOLE)
     assert {name.split("/")[1] for name in components} == set(COMPONENTS)
 

@@ -12,10 +12,11 @@ import yaml
 
 from tests.conftest import ROOT
 
-PLACE = ROOT / "deploy" / "k8s" / "observability"
+DEPLOY = ROOT / "deploy" / "k8s"
+PLACE = DEPLOY / "observability"
 RULES, RULES_TEST, DASHBOARD = PLACE / "rules.yml", PLACE / "rules_test.yml", PLACE / "dashboard.json"
 RULE_OBJECT = PLACE / "prometheusrule.yaml"
-SCALER = ROOT / "deploy" / "k8s" / "components" / "keda" / "scaledobject.yaml"
+SCALER = DEPLOY / "components" / "keda" / "scaledobject.yaml"
 TOOLS = ROOT / ".tools" / "usr" / "bin"
 OURS = re.compile(r"\b(?:mesh|messaging)_[a-z0-9_]+")  # a recorded name has colons
 

@@ -15,6 +15,7 @@ import yaml
 from tests.observability import rule_object
 from tests.observability.files import (
     DASHBOARD,
+    DEPLOY,
     OURS,
     RULE_OBJECT,
     RULES,
@@ -82,7 +83,9 @@ def only(tests: str, alert: str) -> str:
 
 
 def test_each_alert_says_what_to_do() -> None:
-    """A severity, a sentence, and the place in the guide."""
+    """A severity, a sentence, and the place in the guide, which is there."""
+    sections = {title.lower() for title in re.findall(r"(?m)^#+ (\S+)$", (DEPLOY / "README.md").read_text())}
+    assert set(map(str.lower, alerts())) <= sections
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in {"page", "ticket"}
         assert rule["annotations"]["summary"]
