@@ -66,6 +66,7 @@ def _metric(metric: Metric, started_ns: int, now_ns: int) -> otel.Metric | None:
 
 
 def _number(attributes: dict[str, str], value: float, started_ns: int, now_ns: int) -> otel.NumberDataPoint:
+    value = int(value) if isinstance(value, bool) else value  # OTLP's encoder takes no truth for a number
     return otel.NumberDataPoint(
         attributes=attributes, start_time_unix_nano=started_ns, time_unix_nano=now_ns, value=value
     )
