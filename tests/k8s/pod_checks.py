@@ -28,6 +28,7 @@ _UNITS: dict[str | None, int | Fraction] = {
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
 }  # fmt: skip
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}")
+_SECRET_NAME = re.compile(r"(PASSWORD|TOKEN|SECRET|KEY|CREDENTIALS?)$")
 _TAG = re.compile(r":([A-Za-z0-9_][A-Za-z0-9_.-]*)$")
 
 
@@ -52,7 +53,7 @@ def setting(container: Object, name: str) -> Any:
 def pod_faults(pod: PodOf) -> Iterator[str]:
     """Everything that is wrong with one pod."""
     for container in pod.containers:
-        for check in (_image, _rights, _resources, _ports_of, _probes_of):
+        for check in (_image, _rights, _resources, _ports_of, _probes_of, _written_out):
             yield from (f"{container['name']}: {fault}" for fault in check(pod, container))
     for check_pod in (_names, _volumes, _token, _grouped, _shared, _sidecar):
         yield from check_pod(pod)
@@ -112,6 +113,12 @@ def _resources(_pod: PodOf, container: Object) -> Iterator[str]:
         yield "it requests no CPU and memory, or has no limit of memory"
     if "cpu" in limits:
         yield "a limit of CPU makes its start take seconds"
+
+
+def _written_out(_pod: PodOf, container: Object) -> Iterator[str]:
+    for name, value in variables(container).items():
+        if value and _SECRET_NAME.search(name):
+            yield f"the value of {name} is written out"
 
 
 def _ports_of(_pod: PodOf, container: Object) -> Iterator[str]:

@@ -150,6 +150,10 @@ OURS: dict[str, tuple[Plant, str]] = {  # and what is this project's own
         lambda d, s, a, g: d.append({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}),
         "a secret is no manifest",
     ),
+    "a secret in a variable": (
+        lambda d, s, a, g: a["env"].append({"name": "CRM_PASSWORD", "value": "hunter2"}),
+        "is written out",
+    ),
     "a named port in a network policy": (
         lambda d, s, a, g: _of(d, "NetworkPolicy")["spec"]["ingress"][0]["ports"][0].update(port="mesh-health"),
         "is no number",
@@ -179,6 +183,15 @@ def test_seeded_fault_is_found(fault: str) -> None:
     assert [found for found in checked(docs) if said in found], checked(docs)
 
 
+def _hook(docs: list[Object]) -> Object:
+    hook: Object = _of(docs, "MutatingWebhookConfiguration")["webhooks"][0]
+    return hook
+
+
+def _drop(docs: list[Object], kind: str) -> None:
+    docs[:] = [doc for doc in docs if doc["kind"] != kind]
+
+
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
@@ -189,6 +202,14 @@ def test_seeded_fault_is_found(fault: str) -> None:
         (lambda d: _of(d, "PodMonitor")["spec"]["selector"]["matchLabels"].update(x="y"), "selects nothing"),
         (lambda d: _of(d, "ClusterRoleBinding")["roleRef"].update(name="x"), "there is no ClusterRole/x"),
         (lambda d: d.append(_of(d, "Namespace")), "there are two"),
+        (lambda d: _hook(d).update(failurePolicy="Ignore"), "run without its agent"),
+        (lambda d: _hook(d).update(objectSelector={}), "every pod of the cluster"),
+        (lambda d: _hook(d).pop("namespaceSelector"), "that it needs itself"),
+        (lambda d: _hook(d).update(timeoutSeconds=30), "more than 10 s"),
+        (lambda d: _hook(d)["rules"][0].update(resources=["*/*"]), "a wildcard in its rules"),
+        (lambda d: _hook(d)["clientConfig"]["service"].update(port=8443), "no port 8443"),
+        (lambda d: _hook(d)["clientConfig"]["service"].update(name="x"), "there is no such Service"),
+        (lambda d: _drop(d, "Certificate"), "whose certificate"),
     ],
 )
 def test_fault_in_the_control_plane_is_found(plant: Any, said: str) -> None:
