@@ -90,6 +90,12 @@ class Cluster:
         labels = {f"mesh.dev/{key}": value for key, value in labels.items()}
         self._store("namespaces", "ADDED", {"kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 
+    def end(self, name: str) -> None:
+        """Begin to delete a namespace."""
+        found = self.stores["namespaces"][f"/{name}"]
+        made = {**found, "metadata": {**found["metadata"], "deletionTimestamp": "2026-11-22T00:00:00Z"}}
+        self._store("namespaces", "MODIFIED", made)
+
     def apply(self, item: dict[str, Any]) -> None:
         """Create an object, or change it: another spec is another generation."""
         plural, known = PLURALS[item["kind"]], self.get(item)

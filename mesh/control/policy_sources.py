@@ -22,7 +22,7 @@ from mesh.control.policy_set import HELD, Outcome, Policies, author, is_held, re
 from mesh.control.policy_status import tell
 from mesh.errors import MeshError, PolicyErrors
 from mesh.kubernetes.conditions import Condition, State
-from mesh.kubernetes.names import API_VERSION, PLURALS
+from mesh.kubernetes.names import API_VERSION, PLURALS, TENANT
 from mesh.kubernetes.objects import Placed, place
 from mesh.kubernetes.watch import Watch
 from mesh.policy_files import PolicyFiles, read_policies
@@ -146,7 +146,11 @@ class Sources:
         """Take what there is now. What did not go through is tried again with the next look."""
         placed = self._placed()
         states: list[tuple[Placed, State]] = []
+        ending = self._ending()
         for tenant, policies in self.tenants.items():
+            if tenant in ending:
+                log.warning("namespace_ends", tenant=tenant)
+                continue
             mine = [one for one in placed if one.tenant == tenant and one.text]
             if any(one.kind == "Tenant" for one in mine):
                 outcome = await self._objects(policies, mine)
@@ -158,9 +162,15 @@ class Sources:
                 continue
             REFUSED.set(outcome.error is not None, tenant=tenant)
         told = {one.file for one, _ in states}
-        states += [(one, _outside(one)) for one in placed if one.file not in told]
+        states += [(one, _outside(one)) for one in placed if one.file not in told and one.tenant not in ending]
         if self.options.api is not None:
             await tell(self.options.api, states, self.options.replica)
+
+    def _ending(self) -> set[str]:
+        """Tenants of which a namespace is being deleted: its objects go one kind after the other, in any order."""
+        known = [] if self._namespaces is None else self._namespaces.objects.values()
+        found = [item["metadata"] for item in known if item["metadata"].get("deletionTimestamp")]
+        return {(metadata.get("labels") or {}).get(TENANT, "") for metadata in found}
 
     def _placed(self) -> list[Placed]:
         return [] if self._namespaces is None else _place_all(self._namespaces, self._watches)

@@ -39,12 +39,14 @@ class Placed:
         tenant: Whose; empty where its namespace names none.
         text: Its document, as the loader reads it; empty where it is none.
         refusal: Why it is none: the reason in one word, and a sentence.
+        team: Whose Subscription it is.
     """
 
     object: Mapping[str, Any] = field(repr=False)
     tenant: str
     text: str = field(default="", repr=False)
     refusal: tuple[str, str] | None = None
+    team: str = ""
 
     @property
     def kind(self) -> str:
@@ -105,7 +107,8 @@ def place(item: Mapping[str, Any], namespaces: Mapping[str, Mapping[str, str]]) 
             told = f"namespace {metadata['namespace']} is for tenant {tenant}: name the Tenant so"
             return Placed(item, tenant, refusal=("OtherTenant", told))
     made = {"apiVersion": API_VERSION, "kind": kind, "metadata": document, "spec": item.get("spec", {})}
-    return Placed(item, tenant, msgspec.json.format(msgspec.json.encode(made), indent=len(_LINE)).decode())
+    text = msgspec.json.format(msgspec.json.encode(made), indent=len(_LINE)).decode()
+    return Placed(item, tenant, text, team=document.get("team", ""))
 
 
 def as_object(document: Mapping[str, Any], namespace: str, api_version: str) -> dict[str, Any]:
@@ -139,7 +142,8 @@ class Faults:
 
 def faults(error: MeshError, placed: Iterable[Placed]) -> Faults:
     """What *error* of loading, testing or applying the documents of *placed* says of each of them."""
-    texts = {one.file: one.text for one in placed}
+    known = list(placed)
+    texts = {one.file: one.text for one in known}
     by_file: dict[str, list[str]] = {}
     of_all: list[str] = []
     reason = "Invalid"
@@ -160,8 +164,11 @@ def faults(error: MeshError, placed: Iterable[Placed]) -> Faults:
             told = told.removeprefix(f"{file}:").partition(": ")[2] if file else told
             (by_file.setdefault(file, []) if file else of_all).append(f"the test fails: {told}")
     else:
-        reason = "Refused"
-        of_all.append(f"{error.message} ({error.code}). Next: {error.next}" if error.next else error.message)
+        told = f"{error.message} ({error.code}). Next: {error.next}" if error.next else error.message
+        by_file = {one.file: [told] for one in known if one.team and one.team == error.details.get("team")}
+        if not by_file:
+            reason = "Refused"
+            of_all.append(told)
     return Faults(by_file, of_all, reason)
 
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 import yaml
 
-from mesh.control import lease, policy_sources, rollout
+from mesh.control import change, lease, policy_sources, rollout
 from mesh.control.given import Given
 from mesh.control.init import initialise
 from mesh.control.nats_config import plain_config
@@ -288,6 +288,39 @@ async def test_what_changed_while_nobody_watched_is_seen(world: World) -> None:
         world.cluster.forget()
         await until(lambda: [f["revision"] for k, f in world.mesh.audited if k == "policy-applied"] == [1, 2])
         assert world.cluster.lists > lists
+
+
+async def test_a_namespace_that_is_deleted_takes_no_rights(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Its objects go one after the other; neither half of them nor none is a set that anybody wanted."""
+    items = rights(reads("masked"))
+    world.apply(*items.values(), CONTACTS)
+    async with world.led():
+        await world.becomes(CONTACTS, "Applied", "InForce")
+        world.cluster.end(SECURITY)
+        world.cluster.delete(CONTACTS)  # and what else goes while the Tenant is there
+        await until(lambda: "namespace_ends" in caplog.messages)
+        for item in items.values():
+            world.cluster.delete(item)
+        world.cluster.apply(CONTACTS)
+        world.cluster.namespace(SECURITY)  # gone, and made anew without its labels
+        await world.becomes(CONTACTS, "Applied", "TenantNotServed")
+        assert world.revision == 1
+
+
+async def test_a_team_with_too_much_does_not_block_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its connection could not pull is refused to it alone."""
+    items = rights(reads("masked"))
+    world.apply(*items.values(), CONTACTS)
+    async with world.led():
+        await world.becomes(CONTACTS, "Applied", "InForce")
+        monkeypatch.setattr(change, "MAX_DURABLES", 3)
+        more = {**CONTACTS, "metadata": {**CONTACTS["metadata"], "name": "more"}}
+        access = rights(reads("bare"))["Access/a"]
+        world.apply(more, access)
+        assert await world.becomes(access, "Applied", "InForce") == "revision 2"
+        assert "come to" in await world.becomes(more, "Accepted", "Invalid")
+        mine = [p.metadata.name for p in world.mesh.policies.plans.bundle.policies if p.kind == "Subscription"]
+        assert mine == ["contacts"]
 
 
 async def test_a_status_that_cannot_be_written_is_written_later(world: World) -> None:

@@ -115,19 +115,20 @@ async def test_a_body_that_does_not_come_costs_its_time_limit(
         assert (response.status, (await response.json())["code"]) == (408, "request-timeout")
 
 
-async def test_a_new_certificate_is_shown_without_a_restart(options: InjectorOptions) -> None:
+@pytest.mark.parametrize("late", ["cert", "key"])
+async def test_a_new_certificate_is_shown_without_a_restart(options: InjectorOptions, late: str) -> None:
     """Half a pair is refused, and the old one goes on being shown, until the other half is there."""
-    injector = Injector(options)
-    first = options.cert.read_bytes()
+    injector, file = Injector(options), getattr(options, late)
+    before = file.read_bytes()
     async with serving(injector) as url:
         old = await shown(url, options)
         second = write_pair(options.cert.parent)
-        certificate = options.cert.read_bytes()
-        options.cert.write_bytes(first)  # the new key beside the old certificate
+        after = file.read_bytes()
+        file.write_bytes(before)
         refused = REFUSED_FILES.value()
         injector.reload()
         assert (REFUSED_FILES.value(), await shown(url, options)) == (refused + 1, old)
-        options.cert.write_bytes(certificate)
+        file.write_bytes(after)
         injector.reload()
         assert await shown(url, options) == second != old
 
