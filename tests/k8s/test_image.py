@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -101,3 +102,31 @@ def test_ignored_is_everything_that_is_not_copied() -> None:
     copied = {word for step in BUILT if step.verb == "COPY" for word in step.text.split()[:-1]}
     assert lines[0] == "*"
     assert {line[1:] for line in lines if line.startswith("!")} == copied
+
+
+def test_tools_say_what_is_missing(tmp_path: Path) -> None:
+    """Without apt-get it says where to put what it would have unpacked; what is there is not unpacked again."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    make = shutil.which("make")
+    assert make is not None
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    done = subprocess.run(
+        [make, "tools"], cwd=tmp_path, env={"PATH": str(empty)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert ".tools/usr/bin" in done.stderr
+    there = tmp_path / ".tools/usr/bin/promtool"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    done = subprocess.run(
+        [make, "tools"], cwd=tmp_path, env={"PATH": str(empty)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tools_are_made_before_the_tests() -> None:
+    """CI unpacks what the tests of the rules run, and no checkout keeps it."""
+    run = (ROOT / ".ci/run").read_text()
+    assert run.index("make tools") < run.index("make check")
+    assert ".tools/" in (ROOT / ".gitignore").read_text().split()
