@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mesh import __version__
-from mesh.jetstream.tls import Dates
+from mesh.jetstream.tls import watch_dates
 from mesh.telemetry import counter, gauge, histogram
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ CONNECTED = gauge("mesh.nats.connected", "{connection}", "0: NATS is away, or wi
 FETCHED = gauge(
     "mesh.pull.last_fetch_age", "s", "above 15: connected, and the server answers no pull; it beats every 5 s"
 )
-TLS_LEFT = gauge("mesh.nats.certificate.left", "s", "of the TLS certificate for NATS; a fifth of it: it is not renewed")
-TLS_LIFE = gauge("mesh.nats.certificate.life", "s", "how long that certificate was made for")
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
@@ -120,8 +118,7 @@ def is_of(settings: AgentSettings, base: Path) -> list[Callable[[], None]]:
     labels = {"tenant": settings.tenant, "team": settings.team, "agent": settings.name, "version": __version__}
     watched = [INFO.read(lambda: 1.0, **labels)]
     if settings.nats_cert_file:
-        dates = Dates(base / settings.nats_cert_file)
-        watched += [TLS_LEFT.read(dates.left_s), TLS_LIFE.read(dates.life_s)]
+        watched += watch_dates(base / settings.nats_cert_file)
     return watched
 
 

@@ -38,6 +38,7 @@ from mesh.control.vault_files import CONTROL_ACCOUNT
 from mesh.errors import ConfigError, MeshError, PolicyError, RequestFailed, Unavailable
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
+from mesh.jetstream.tls import watch_dates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +99,8 @@ async def run(options: ReplicaOptions, *, said: Callable[[str], None] = lambda _
         MeshError: What no replica could put right: see `open_tenant`.
     """
     data = DataDirectory.open(options.data)
+    if options.tls is not None:
+        watch_dates(options.tls.cert)
     with data.only_one():
         if options.keys is not None:
             adopt_keys(data, options.keys)

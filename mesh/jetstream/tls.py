@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
 
 from mesh.errors import ConfigError
+from mesh.telemetry import gauge
+
+LEFT = gauge("mesh.nats.certificate.left", "s", "of the TLS certificate for NATS; a fifth of it: it is not renewed")
+LIFE = gauge("mesh.nats.certificate.life", "s", "how long that certificate was made for")
 
 READS = 3  # a rotation may fall between the reads of certificate and key: the next read finds the new pair
 
@@ -69,6 +74,12 @@ def _unusable(file: Path, error: OSError, expected: str) -> ConfigError:
         got=str(reason or type(error).__name__).lower().replace("_", " "),
         next="`mesh up --tls` writes these files; otherwise whoever issues certificates has to",
     )
+
+
+def watch_dates(certificate: Path) -> list[Callable[[], None]]:
+    """Show how long *certificate* holds; calling what is returned ends that."""
+    dates = Dates(certificate)
+    return [LEFT.read(dates.left_s), LIFE.read(dates.life_s)]
 
 
 class Dates:
