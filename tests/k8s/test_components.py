@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mesh.control.measures import PENDING
 from tests.k8s.objects import Object, of_kind, pods_of
 from tests.k8s.rendering import DEPLOY, rendered, schema_faults, versions
 from tests.k8s.semantics import faults
@@ -84,6 +85,7 @@ def test_keda(tmp_path: Path) -> None:
     docs = _built(tmp_path, "keda", on="examples/consumer")
     (scaled,) = of_kind(docs, "ScaledObject")
     assert scaled["spec"]["scaleTargetRef"] == {"kind": "Deployment", "name": "desk"}
+    assert PENDING.name.replace(".", "_") in scaled["spec"]["triggers"][0]["metadata"]["query"]
     assert _checked(docs, GIVEN) == []
 
 
