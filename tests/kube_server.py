@@ -53,6 +53,7 @@ class Script:
 
     answers: list[tuple[int, bytes]]
     asked: list[dict[str, str]] = field(default_factory=list)
+    seen: list[list[str]] = field(default_factory=list)  # what a client made of the answers, each time it changed
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The next answer."""

@@ -69,6 +69,7 @@ async def _write(api: Api, placed: Placed, made: dict[str, Any]) -> bool:
         answer.require()
     except NotFound:
         return False
+    placed.object["status"] = made  # as the watch will say: a look before that says and writes nothing twice
     return True
 
 

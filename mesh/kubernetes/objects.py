@@ -35,14 +35,14 @@ class Placed:
     """One object and where it belongs.
 
     Attributes:
-        object: As the API server has it.
+        object: As the API server has it; the watch's own.
         tenant: Whose; empty where its namespace names none.
         text: Its document, as the loader reads it; empty where it is none.
         refusal: Why it is none: the reason in one word, and a sentence.
         team: Whose Subscription it is.
     """
 
-    object: Mapping[str, Any] = field(repr=False)
+    object: dict[str, Any] = field(repr=False)
     tenant: str
     text: str = field(default="", repr=False)
     refusal: tuple[str, str] | None = None
@@ -74,7 +74,7 @@ class Placed:
         return f"{_FILE}{self.namespace}/{self.name}"
 
 
-def place(item: Mapping[str, Any], namespaces: Mapping[str, Mapping[str, str]]) -> Placed:
+def place(item: dict[str, Any], namespaces: Mapping[str, Mapping[str, str]]) -> Placed:
     """Where *item* belongs.
 
     Args:
