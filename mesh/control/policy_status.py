@@ -41,8 +41,9 @@ async def tell(api: Api, states: Iterable[tuple[Placed, State]], replica: str) -
     async def one(placed: Placed, wanted: State, made: dict[str, Any]) -> None:
         async with room:
             try:
+                new = _to_say(placed, wanted, made)
                 if await _write(api, placed, made):
-                    for condition in _to_say(placed, wanted, made):
+                    for condition in new:
                         told = event(placed.object, condition, instance=replica, now_ms=now_ms())
                         path = f"/api/v1/namespaces/{placed.namespace}/events"
                         (await api.call("POST", path, told)).require()
