@@ -91,7 +91,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         agent = stack.enter_context(running_agent(replica.data.root, mesh.url))
         port = free_port()
         config = directory / "prometheus.yml"
-        config.write_text(CONFIG.format(rules=RULES, agent=agent, control=f"127.0.0.1:{control}"))
+        rules = directory / "rules.yml"
+        rules.write_text(RULES.read_text().replace("interval: 30s", "interval: 1s"))  # it is not waited for
+        config.write_text(CONFIG.format(rules=rules, agent=agent, control=f"127.0.0.1:{control}"))
         command = [str(server), f"--config.file={config}", f"--storage.tsdb.path={directory / 'tsdb'}"]
         command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
         process = subprocess.Popen(command)
