@@ -31,7 +31,8 @@ SOURCES := mesh agent benchmarks tests
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock install install-dev install-bench clean
+.PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock tools image-steps install install-dev \
+	install-bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -97,8 +98,25 @@ lock: install-dev ## write the lock files again after a change of dependencies
 		-o requirements-bench.lock pyproject.toml
 	@$(NPM) install --package-lock-only --omit-lockfile-registry-resolved $(NPM_FLAGS)
 
+# Debian's package, unpacked and not installed: promtool and prometheus, for tests/observability.
+TOOLS := .tools
+tools: $(TOOLS)/usr/bin/promtool ## prometheus and promtool below .tools/, from Debian's package
+
+$(TOOLS)/usr/bin/promtool:
+	@if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then \
+		echo "make: tools come from Debian's packages, and here is no apt-get." >&2; \
+		echo "      Elsewhere, put prometheus and promtool into $(TOOLS)/usr/bin/ (a link will do)." >&2; exit 1; fi
+	@mkdir -p $(TOOLS) && fetched=$$(mktemp -d) && trap 'rm -rf "$$fetched"' EXIT && chmod 755 "$$fetched" && cd "$$fetched" \
+		&& { apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update && apt-get -qq download prometheus; } \
+		|| { echo "make: apt-get has no package prometheus: see its sources" >&2; exit 1; }; } \
+		&& dpkg-deb -x prometheus_*.deb "$(CURDIR)/$(TOOLS)"
+	@touch $@ && $(TOOLS)/usr/bin/promtool --version 2>&1 | head -1
+
+image-steps: install-dev ## run the Containerfile's build steps in an empty venv, downloads included; no engine needed
+	$(BIN)/python -m tests.k8s.image
+
 clean: ## remove what these commands built; never a mesh's data (.mesh)
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules
+	rm -rf $(VENV) $(TOOLS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- install: each step again when its lock changes ------------------------------------------------------------------

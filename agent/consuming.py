@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from agent import metrics
 from agent.keys import CREDENTIALS, read
 from agent.parts import tls_files
 from agent.refusals import reason
@@ -28,7 +29,7 @@ from mesh.reading import ReadingTeam, TeamReader
 from mesh.reports import workload_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from agent.settings import AgentSettings
@@ -84,6 +85,7 @@ class Consuming:
         self._reader: TeamReader | None = None
         self._opened: dict[str, _Opened] = {}
         self._closing = False
+        self._gauges: list[Callable[[], None]] = []
         if not settings.team:
             raise ConfigError(
                 "team_creds_file is set, and team is not",
@@ -149,6 +151,10 @@ class Consuming:
                 await connection.close()
                 raise
             self._connection, self._reader = connection, reader
+            self._gauges = [
+                metrics.CONNECTED.read(lambda: self.connected, role="team"),
+                metrics.FETCHED.read(self._silent_s),
+            ]
         reader.load()
         for name, work in reader.works:
             self._tasks.spawn(f"team-{name}", work())
@@ -195,6 +201,11 @@ class Consuming:
         """Whether NATS is there for the team, at this moment."""
         return self._connection is not None and self._connection.connected
 
+    def _silent_s(self) -> float:
+        """The longest that the server has not answered a pull of a subscription that runs here."""
+        running = [one.subscription.feed for one in self._opened.values() if _runs(one)] if self.connected else []
+        return max((feed.silent_s for feed in running), default=0.0)
+
     async def release(self, name: str) -> None:
         """Leave a subscription: pull nothing more, hand back what is not settled. Nothing where it is not open."""
         opened = self._opened.pop(name, None)
@@ -217,6 +228,8 @@ class Consuming:
             timeout_s: For the subscriptions to be left.
         """
         self._closing = True
+        for forget in self._gauges:
+            forget()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*(self.release(name) for name in tuple(self._opened)))

@@ -107,7 +107,10 @@ class Agent:
         parts = await self._files.assemble(self.clock_ms, self._adopt)
         self._connection, self._publisher, self._policies, self._identity = parts[:4]
         self.outbound, self._sequences, self.spool = parts[4:]
-        self._gauges = metrics.watch(parts.outbound, lambda: not self.not_ready(), parts.identity.left_s)
+        self._gauges = metrics.is_of(self.settings, self.base)
+        self._gauges += metrics.watch(
+            parts.outbound, lambda: not self.not_ready(), parts.identity.left_s, lambda: self._connected
+        )
         self._tasks.spawn("publisher", parts.publisher.run())
         self._tasks.spawn("identity", parts.identity.run())
         self._tasks.spawn("audit", parts.policies.audit.run())

@@ -52,7 +52,8 @@ def _section(name: str) -> str:
 
 def _metrics() -> str:
     """Those of the agent and of the library: importing a module defines its metrics."""
-    importlib.import_module("mesh.client")
+    for name in ("mesh.client", "mesh.otlp", "mesh.telemetry_messaging"):
+        importlib.import_module(name)
     for module in pkgutil.walk_packages(agent.__path__, "agent."):
         if module.name not in {"agent.__main__", __name__}:
             importlib.import_module(module.name)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from agent import answers, metrics, requests
 from agent.listener import Listener
+from mesh import logs
 from mesh.errors import Draining
+from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,7 +79,8 @@ class Door(ABC):
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - every error becomes a problem document, whoever raised it
-            response = self._refused(error, name, unread=not request.content.is_eof())
+            with logs.of_trace(request.headers.get(TRACEPARENT)):
+                response = self._refused(error, name, unread=not request.content.is_eof())
         finally:
             self.in_progress -= 1
         metrics.request(name, response.status, time.perf_counter() - started)

@@ -1,4 +1,8 @@
-"""Probes and metrics, on a port of their own without data: `/livez`, `/readyz`, `/metrics`; `/openapi.json` says so.
+"""Probes and metrics, on a port of their own without data; `/openapi.json` says so.
+
+    /startupz   every door is open: an application that starts now can connect
+    /livez      the process need not be restarted          /readyz    the door accepts
+    /metrics    for Prometheus
 
 Alive: the event loop turns and no part of the agent has died; so it stays while the agent drains. Ready: the door
 accepts and has room, in memory and in the spool. That NATS is reachable is not asked, since it comes back by itself and
@@ -33,7 +37,8 @@ JSON = "application/json"
 OK = 200
 NOT_OK = 503
 OPENAPI = "/openapi.json"
-PATHS = ("/livez", "/readyz", "/metrics", OPENAPI)
+STARTING = "starting"
+PATHS = ("/startupz", "/livez", "/readyz", "/metrics", OPENAPI)
 
 
 class Health(Door):
@@ -42,12 +47,19 @@ class Health(Door):
     Args:
         agent: Says whether it is alive and ready.
         beside: More facts, which change neither.
+        opened: Whether every door is open.
     """
 
     name = "health"
 
-    def __init__(self, agent: Agent, beside: Callable[[], Mapping[str, object]] = dict) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        beside: Callable[[], Mapping[str, object]] = dict,
+        opened: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(agent.settings)
+        self._opened = opened
         self._agent = agent
         self._beside = beside
 
@@ -66,6 +78,15 @@ class Health(Door):
             return answers.answer(OK, msgspec.json.encode(document(self._settings, "health")), JSON)
         if path == "/metrics":
             return answers.answer(OK, telemetry.render_prometheus(), telemetry.PROMETHEUS_CONTENT_TYPE)
-        reasons = self._agent.not_alive() if path == "/livez" else self._agent.not_ready()
+        reasons = self._reasons(path)
         state = {"ok": not reasons, "because": reasons, **self._agent.state(), **self._beside()}
         return answers.answer(NOT_OK if reasons else OK, msgspec.json.encode(state), JSON)
+
+    def _reasons(self, path: str) -> list[str]:
+        """Why the answer of a probe is no."""
+        match path:
+            case "/startupz":
+                return [] if self._opened() else [STARTING]
+            case "/livez":
+                return self._agent.not_alive()
+        return self._agent.not_ready()

@@ -18,6 +18,8 @@ from agent.door import Door
 from agent.openapi import PATHS, document
 from agent.pull import asking as pull
 from agent.receipts import BatchReceipt
+from agent.traced import adopt, publish
+from mesh import spans
 from mesh.errors import UnsupportedMediaType
 from mesh.event import (
     BATCH_CONTENT_TYPE,
@@ -25,9 +27,8 @@ from mesh.event import (
     draft_from_binary,
     draft_from_structured,
     drafts_from_batch,
-    encode,
 )
-from mesh.tracing import TRACEPARENT, of_request
+from mesh.tracing import of_request
 
 if TYPE_CHECKING:
     from aiohttp.web_request import BaseRequest
@@ -100,9 +101,7 @@ class Intake(Door):
             body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
             drafts = self._drafts(request, kind, body)
             trace = of_request(request.headers.items())
-            if trace:
-                _adopt(drafts, trace, limits.max_event_bytes)
-            receipts = await self._agent.publish_drafts(drafts)
+            receipts = await self._publish(drafts, trace)
         answer = answers.answer(ACCEPTED, _written(receipts, kind), JSON)
         if kind in _MODES and not trace:
             answer.again = partial(self._more, kind, limit, requests.bearer(request))
@@ -118,7 +117,14 @@ class Intake(Door):
         self._agent.check_open()
         requests.check_size(len(body), limit)
         async with self._agent.bytes_held(len(body)):
-            return _written(await self._agent.publish_drafts(self._events_of(kind, body)), kind)
+            return _written(await self._publish(self._events_of(kind, body), {}), kind)
+
+    async def _publish(self, drafts: list[Draft], trace: dict[str, str]) -> list[Receipt]:
+        """Publish the events of a request, whose own trace is *trace*."""
+        if spans.tracer is not None:
+            return await publish(self._agent, drafts, trace, spans.tracer)
+        adopt(drafts, trace, self._agent.limits.max_event_bytes)
+        return await self._agent.publish_drafts(drafts)
 
     def _drafts(self, request: BaseRequest, kind: str, body: bytes) -> list[Draft]:
         """The events of a body, in the mode that *kind* says."""
@@ -149,13 +155,6 @@ def _check_binary(request: BaseRequest, kind: str) -> None:
             got="another" if kind else "none",
             next=f"set Content-Type: {CONTENT_TYPE}",
         )
-
-
-def _adopt(drafts: list[Draft], trace: dict[str, str], limit: int) -> None:
-    """Give the events that name no trace the one of their request; an event that has no room for it goes without."""
-    for draft in drafts:
-        if TRACEPARENT not in draft.fields and len(encode(draft.fields | trace)) <= limit:
-            draft.fields.update(trace)
 
 
 def _written(receipts: list[Receipt], kind: str) -> bytes:

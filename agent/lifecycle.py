@@ -1,9 +1,11 @@
 """The process: what starts in which order, and what SIGTERM does.
 
-Start order: core, health, intake, webhooks, push. The drain begins with push and pull, which take no more events and
-let what is out be settled while the core finishes what it holds, and keeps the listeners open to the end of it: a new
-request gets 503 `draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz` says why
-not. Requests in progress end, the publisher's window empties, then all closes. A second signal ends it at once.
+Start order: core, health, control, intake, webhooks, push. A pod that ends says so first, through the control door,
+while its application still runs and publishes: then push and pull take no more events. SIGTERM begins the drain. Push
+and pull let what is out be settled while the core finishes what it holds, and the listeners stay open to the end of it:
+a new request gets 503 `draining` and `Retry-After` instead of a refused connection, `/livez` stays 200 and `/readyz`
+says why not. Requests in progress end, the publisher's window empties, then all closes. A second signal ends it at
+once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent.control import Control, StopPull
 from agent.core import Agent
 from agent.health import Health
 from agent.intake import Intake
@@ -62,8 +65,10 @@ class Sidecar:
         token = Secrets([base / settings.token_file], min_bytes=MIN_TOKEN_CHARS, check_s=settings.file_check_s)
         self.consuming = _consuming(settings, base)
         self.push = _push(settings, base, self.consuming)
-        self.health = Health(self.agent, self._beside)
+        self.health = Health(self.agent, self._beside, self._opened)
         self.pull = _pull(settings, self.consuming, self.push)
+        self.stop_pull = StopPull(settings.stop_pull_s, self.consuming, self.push, self.pull)
+        self.control = Control(settings, self.stop_pull)
         self.intake = Intake(self.agent, token, self.pull)
         self.webhooks = Webhooks(self.agent, base)
         self._ports = base / settings.ports_file if settings.ports_file else None
@@ -80,11 +85,15 @@ class Sidecar:
         s = self._settings
         self._forget_ports()
         await self.agent.start()
-        order: tuple[tuple[str, Door, Callable[[], Awaitable[None]]], ...] = (
+        order: list[tuple[str, Door, Callable[[], Awaitable[None]]]] = [
             ("health", self.health, lambda: self.health.open(host=s.health_host, port=s.health_port)),
             ("intake", self.intake, lambda: self.intake.open(host=s.http_host, port=s.http_port, path=s.http_socket)),
             ("webhooks", self.webhooks, lambda: self.webhooks.open(host=s.webhooks_host, port=s.webhooks_port)),
-        )
+        ]
+        if s.control_socket:
+            order.insert(
+                1, ("control", self.control, lambda: self.control.open(host="", port=0, path=s.control_socket))
+            )
         for name, door, bind in order:
             try:
                 await bind()
@@ -171,6 +180,10 @@ class Sidecar:
         await self.agent.close()
         self._forget_ports()
 
+    def _opened(self) -> bool:
+        """Whether every door that others knock at is open."""
+        return self._started[-1:] == [("webhooks", self.webhooks)]
+
     def _failed(self) -> list[asyncio.Event]:
         """What says that a part of us has died."""
         return [
@@ -180,7 +193,7 @@ class Sidecar:
 
     def _beside(self) -> dict[str, object]:
         """What a probe says beside the agent's own state."""
-        said: dict[str, object] = {}
+        said: dict[str, object] = {"pulling": not self.stop_pull.began}
         if self.consuming is not None and self.consuming.started:
             said["consuming"] = self.consuming.state()
         if self.push is not None:

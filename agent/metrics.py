@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mesh import __version__
+from mesh.jetstream.tls import watch_dates
 from mesh.telemetry import counter, gauge, histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from agent.outbound import Outbound
     from agent.receipts import Flight
+    from agent.settings import AgentSettings
     from agent.spool.spool import Spool
     from mesh.telemetry import Buckets
 
@@ -60,10 +64,19 @@ SPOOL_REFUSED = counter(
 SPOOL_COPIES = gauge("mesh.agent.spool.copies", "{copy}", "on disk; above 0: a stream cannot be reached, or is drained")
 SPOOL_BYTES = gauge("mesh.agent.spool.bytes", "By", "of spool_max_bytes, at which callers get 503 spool-full")
 SPOOL_OLDEST = gauge("mesh.agent.spool.oldest", "s", "age of the oldest copy on disk; rising: its stream is still away")
+INFO = gauge("mesh.agent.info", "{agent}", "always 1: whose process this is, to join with what has no such labels")
+CONNECTED = gauge("mesh.nats.connected", "{connection}", "0: NATS is away, or will not have us; /readyz says which")
+FETCHED = gauge(
+    "mesh.pull.last_fetch_age", "s", "above 15: connected, and the server answers no pull; it beats every 5 s"
+)
 READY = gauge("mesh.agent.ready", "1", "0: /readyz says why")
 
 _CLASSES = {n: f"{n}xx" for n in range(1, 6)}
 _durations: dict[tuple[str, int], Buckets] = {}  # by door and status: a few doors, and the statuses of `mesh.errors`
+for _status in ("2xx", "5xx"):
+    DURATION.at(door="intake", status=_status)
+for _code in ("denied", "draining", "overloaded", "spool-full", "stream-unavailable", "internal"):
+    REFUSED.at(door="intake", code=_code)  # there before the first: a rate of a series that was not there is none
 _accepted = ACCEPTED.at()
 _unread = UNREAD.at()
 _duplicates = DUPLICATES.at()
@@ -100,9 +113,21 @@ def watch_spool(spool: Spool) -> list[Callable[[], None]]:
     ]
 
 
-def watch(outbound: Outbound, ready: Callable[[], bool], left_s: Callable[[], float]) -> list[Callable[[], None]]:
+def is_of(settings: AgentSettings, base: Path) -> list[Callable[[], None]]:
+    """Say whose process this is, and until when it may connect."""
+    labels = {"tenant": settings.tenant, "team": settings.team, "agent": settings.name, "version": __version__}
+    watched = [INFO.read(lambda: 1.0, **labels)]
+    if settings.nats_cert_file:
+        watched += watch_dates(base / settings.nats_cert_file)
+    return watched
+
+
+def watch(
+    outbound: Outbound, ready: Callable[[], bool], left_s: Callable[[], float], connected: Callable[[], bool]
+) -> list[Callable[[], None]]:
     """Read these levels at each scrape; calling what is returned ends that."""
     return [
+        CONNECTED.read(connected, role="agent"),
         IN_FLIGHT.read(lambda: outbound.room.used),
         REVISION.read(lambda: outbound.revision),
         READY.read(lambda: float(ready())),

@@ -86,6 +86,9 @@ class AgentSettings:
     webhooks_port: int = _setting(8481, unit="port", high=65535, why="0 takes any free port")
     health_host: str = _setting("127.0.0.1", why="probes and metrics hold no data; 0.0.0.0 in a pod for the kubelet")
     health_port: int = _setting(8482, unit="port", high=65535, why="0 takes any free port")
+    control_socket: str = _setting(
+        "", why="Unix socket (0660) of stop_pull.py, a pod's preStop hook, where only the agent's container sees it"
+    )
 
     max_event_bytes: int = _setting(
         256 * KIB, unit="B", low=1 * KIB, high=256 * KIB, why="streams take 320 KiB a message, with headers and masks"
@@ -165,6 +168,9 @@ class AgentSettings:
     )
 
     ports_file: str = _setting("ports.json", why="where the bound addresses are written once ready; empty for nowhere")
+    stop_pull_s: float = _setting(
+        10.0, unit="s", low=0.1, high=600, why="for pushes under way once the pod begins to end; with drain_s its grace"
+    )
     drain_s: float = _setting(10.0, unit="s", low=0.1, high=600, why="SIGTERM to end; below a pod's grace of 30 s")
     file_check_s: float = _setting(1.0, unit="s", low=0, high=600, why="how often secrets are checked for a new file")
     log_level: str = _setting("info", why=f"one of {', '.join(LOG_LEVELS)}")

@@ -22,8 +22,8 @@ with `ordering` for its keys. `sidelines` brings what is replayed or redriven.
 pauses a subscription. `client` is the library a Python team uses, with `typed` events, `handlers` by type, `sync` for
 code without async and `testing` for a real mesh in a test; `control` is the control plane that compiles policies and
 hands out rights, `cli` the command line. The agent beside an application is the package `agent`. `asyncapi` says
-to other tools what policies know of events. Every error is in `errors`, every metric goes through `telemetry` and every
-log line through `logs`.
+to other tools what policies know of events. Every error is in `errors`, every metric goes through `telemetry`, every
+log line through `logs`; `spans` and `otlp` are for who wants traces, and idle for who does not.
 """
 
 from __future__ import annotations

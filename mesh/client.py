@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import msgspec
 
+from mesh import spans
 from mesh.composing import compose
 from mesh.context import Context
 from mesh.door import AgentDoor
@@ -92,6 +93,7 @@ class Mesh:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
+            await spans.begin(stack, "mesh-client", {"mesh.tenant": self.context.tenant})
             if self.context.team is not None:
                 self._reader = await stack.enter_async_context(self._open_team(self.context.team))
             self._stack = stack.pop_all()

@@ -57,13 +57,19 @@ class TenantAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeshFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`mesh.json`; `tls_ca_file` names the roots that NATS has to be known by, and is empty where there is no TLS."""
+    """`mesh.json`; `tls_ca_file` names the roots that NATS has to be known by, and is empty where there is no TLS.
+
+    `operator_cert_file` and `operator_key_file` are what operators' commands show to NATS where others renew it; empty:
+    what lies beside the control plane's own keys.
+    """
 
     nats_url: str
     data: str
     site: str
     tenants: dict[str, TenantAddress]
     tls_ca_file: str = ""
+    operator_cert_file: str = ""
+    operator_key_file: str = ""
 
 
 class TeamConnection(TypedDict):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import anyio
 
+from mesh import spans
 from mesh.errors import ConfigError, Unavailable
 from mesh.event import CONTENT_TYPE
 
@@ -70,6 +71,8 @@ class AgentDoor:
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes, token: str) -> tuple[int, bytes]:
         headers = {"Content-Type": CONTENT_TYPE, "Authorization": f"Bearer {token}"}
+        if spans.tracer is not None:
+            spans.tracer.inject(headers)
         try:
             async with session.post("/v1/events", data=body, headers=headers) as response:
                 return response.status, await response.read()

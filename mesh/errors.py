@@ -223,6 +223,19 @@ class DataMismatch(InputError):
     status = 422
 
 
+class NotInjectable(InputError):
+    """A pod asks for the sidecar and cannot get it; the API server tells whoever creates the pod."""
+
+    code = "not-injectable"
+    status = 403
+
+
+class BadAdmissionReview(InputError):
+    """What came to the injector is no AdmissionReview v1 of a pod."""
+
+    code = "bad-admission-review"
+
+
 class RequestTimeout(InputError):
     """Headers or body did not arrive in time."""
 
@@ -513,6 +526,18 @@ class LeaseExpired(Unavailable):
     """A consumer over HTTP said nothing of an event before its lease ran out: it is tried again."""
 
     code = "lease-expired"
+
+
+class ApiServerRefused(Unavailable):
+    """The Kubernetes API server lets us not do something, or knows no such resource: rights, or definitions, lack."""
+
+    code = "api-server-refused"
+
+
+class VersionExpired(Unavailable):
+    """The Kubernetes API server has forgotten the version that we watched from; the whole list is read again."""
+
+    code = "version-expired"
 
 
 class Overloaded(Unavailable):

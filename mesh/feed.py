@@ -119,6 +119,11 @@ class Feed:
         """Events pulled and not settled."""
         return self._pullers.in_flight + self._beside.in_flight
 
+    @property
+    def silent_s(self) -> float:
+        """The longest that the server has not answered a pull of ours; it beats every few seconds."""
+        return self._pullers.silent_s
+
     async def run(self) -> None:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mesh import logs, spans
 from mesh.delivery import DeadLetter, Reject, Retry, RetryLater
+from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
     from mesh.subscription import Subscription
 
 handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
+
+
+def _trace() -> str | None:
+    """For the log: the trace of the event that is handled."""
+    event = handling.get()
+    return None if event is None else event.fields.get(TRACEPARENT)
+
+
+logs.look_for_trace(_trace)
 
 
 class Delivery(msgspec.Struct, eq=False):
@@ -40,6 +51,11 @@ class Delivery(msgspec.Struct, eq=False):
     def event(self) -> Admitted:
         """The event, in the view the team reads."""
         return self._pulled.event
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The team, and the durable that the subscription is known by."""
+        return self._owner.team, self._owner.address.durable
 
     @property
     def size(self) -> int:
@@ -103,12 +119,16 @@ class Delivery(msgspec.Struct, eq=False):
 
     async def __aenter__(self) -> Admitted:
         self._token = handling.set(self.event)
+        if spans.tracer is not None:
+            spans.tracer.enter(id(self), self.event, *self.place)
         return self.event
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Cancellation is not a verdict: the event is handed back, and delivered again."""
+        if spans.tracer is not None:
+            spans.tracer.leave(id(self), error)
         if self._token is not None:
             handling.reset(self._token)
         if error is None:

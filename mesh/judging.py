@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mesh import logs
 from mesh.delivery import Waits, place
-from mesh.errors import MeshError, PublisherNotAllowed, RevisionNeeded, StaleTrust, UnknownKey, VerificationError
+from mesh.errors import (
+    BadSignature,
+    KeyRevoked,
+    MeshError,
+    PublisherNotAllowed,
+    RevisionNeeded,
+    StaleTrust,
+    UnknownKey,
+    VerificationError,
+)
 from mesh.event import decode
 from mesh.fetching import Fetcher
 from mesh.inbound import Admitted, Reading, Withheld
@@ -46,6 +55,8 @@ REJECTED = counter(
     unit="{event}",
     watch="with code=unknown-key: agents run an old bundle; stale-trust: no trust statements arrive; else: an attack",
 )
+for _error in (BadSignature, UnknownKey, KeyRevoked):
+    REJECTED.at(code=_error.code)  # there before the first: a rate of a series that was not there is none
 WITHHELD = counter("mesh.inbound.withheld", unit="{event}", watch="rising after an apply: a grant was narrowed")
 
 _DELIVER, _PAUSE = Ruling.DELIVER, Ruling.PAUSE

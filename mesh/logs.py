@@ -8,6 +8,8 @@ Event names are snake_case and stable: they are what an operator greps and alert
 stdout stays what a command prints. Other libraries' records appear as `library_log` with their logger, level and the
 place they came from; of their text only the unformatted first line is kept, since arguments and reprs may hold event
 data. For the same reason an exception that is not ours is named by its type and place, without its text.
+
+A line that is written while a request or an event with a trace is worked on has `trace_id` and `span_id`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any, TextIO
@@ -22,6 +27,7 @@ from typing import Any, TextIO
 import msgspec
 
 from mesh.errors import MeshError
+from mesh.tracing import ids, is_traceparent
 
 MAX_TEXT = 300  # characters of one field; an error sentence fits, a payload does not
 _MAX_FOREIGN_TEXT = 120  # characters of another library's line: enough to recognise it
@@ -30,6 +36,28 @@ _FIELDS = "mesh_fields"
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+
+
+_traces: list[Callable[[], str | None]] = []
+_request: ContextVar[str | None] = ContextVar("mesh_log_trace", default=None)
+
+
+def look_for_trace(find: Callable[[], str | None]) -> None:
+    """Ask *find* for the `traceparent` of what is worked on, whenever a line is written; the latest is asked first."""
+    _traces.insert(0, find)
+
+
+@contextmanager
+def of_trace(traceparent: str | None) -> Iterator[None]:
+    """Lines of this block belong to a trace, unless it is no valid one."""
+    token = _request.set(traceparent)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+look_for_trace(_request.get)
 
 
 class Log:
@@ -63,6 +91,7 @@ class Log:
     def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
         if not self._logger.isEnabledFor(level):
             return
+        fields |= _trace()
         # where nobody set up logging, Python's last resort prints the message alone
         message = event if self._logger.hasHandlers() else f"{event} {_text(fields)}".rstrip()
         self._logger.log(level, message, extra={_FIELDS: fields})
@@ -147,6 +176,14 @@ def _parts(record: logging.LogRecord) -> tuple[str, str, dict[str, Any]]:
     if error is not None:
         foreign |= _exception_fields(error)
     return record.name, "library_log", foreign
+
+
+def _trace() -> dict[str, str]:
+    for find in _traces:
+        if (found := find()) and is_traceparent(found):
+            trace_id, span_id = ids(found)
+            return {"trace_id": trace_id, "span_id": span_id}
+    return {}
 
 
 def _text(fields: dict[str, Any]) -> str:

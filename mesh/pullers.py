@@ -43,6 +43,10 @@ class Source(Protocol):
     def in_flight(self) -> int:
         """Events delivered and not settled."""
 
+    @property
+    def silent_s(self) -> float:
+        """The longest that the server has not answered a pull."""
+
     def start(self, tasks: TaskGroup) -> None:
         """Pull, as tasks of this group, from now on."""
 
@@ -80,6 +84,11 @@ class Pullers:
     def in_flight(self) -> int:
         """Events delivered and not settled."""
         return sum(puller.in_flight for puller in self._all())
+
+    @property
+    def silent_s(self) -> float:
+        """The longest that the server has not answered a pull."""
+        return max((puller.silent_s for puller in self._pulling.values()), default=0.0)
 
     def start(self, tasks: TaskGroup) -> None:
         """Pull, as tasks of this group, from now on."""

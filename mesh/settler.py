@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import anyio
 
 from mesh import deadletters, logs
 from mesh.deadletters import Cause, History
-from mesh.delivery import Ack, DeadLetter, Retry, place, settle, worn_out
+from mesh.delivery import ATTEMPTS_EXHAUSTED, REJECTED, Ack, DeadLetter, Retry, place, settle, worn_out
 from mesh.errors import MeshError, StreamUnavailable
 from mesh.redriven import Redriven
 from mesh.telemetry import counter
@@ -38,7 +39,13 @@ DELIVERIES_EXHAUSTED = "deliveries-exhausted"
 ACKED = counter("mesh.inbound.acked", unit="{event}", watch="flat while verified rises: handlers hang")
 _acked = ACKED.at()
 RETRIED = counter("mesh.inbound.retried", unit="{event}", watch="rising: a handler, or what it calls, is failing")
-DEAD_LETTERED = counter("mesh.inbound.dead_lettered", unit="{event}", watch="rising: `mesh dlq list` says why")
+DEAD_LETTERED = counter(
+    "mesh.inbound.dead_lettered",
+    unit="{event}",
+    watch="by reason, team, subscription; rising: `mesh dlq list` says more",
+)
+_HTTP = re.compile("http-([1-5])[0-9]{2}").fullmatch
+_KNOWN = (ATTEMPTS_EXHAUSTED, DELIVERIES_EXHAUSTED)
 
 log = logs.get("settler")
 
@@ -65,6 +72,8 @@ class Settler:
         self._window = window
         self._waits = waits
         self._histories: OrderedDict[_Run, History] = OrderedDict()
+        for reason in (*_KNOWN, REJECTED):  # there before the first: a rate of a series that was not there is none
+            DEAD_LETTERED.at(team=team, subscription=subscription, reason=reason)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -144,7 +153,7 @@ class Settler:
         self._window.add(pulled.key)
         self._forget(pulled.received)
         pulled.puller.ack(pulled.received)
-        DEAD_LETTERED.add(1)
+        self._count(reason)
         log.warning("event_dead_lettered", id=pulled.event.id, attempt=pulled.event.attempt)
 
     async def put_back(self, received: Received, puller: Puller, code: str) -> None:
@@ -152,8 +161,16 @@ class Settler:
         await self._store_surely(received, puller, code, None, verified=True)
         self._forget(received)
         puller.ack(received)
-        DEAD_LETTERED.add(1)
+        self._count(code)
         log.warning("redriven_event_put_back", code=code, stream=received.stream, sequence=received.sequence)
+
+    def _count(self, reason: str) -> None:
+        """A handler's own reason may be any text: a metric shows that there was one."""
+        if (answer := _HTTP(reason)) is not None:
+            reason = f"http-{answer[1]}xx"
+        elif reason not in _KNOWN:
+            reason = REJECTED
+        DEAD_LETTERED.add(1, team=self._team, subscription=self._subscription, reason=reason)
 
     async def quarantine(self, received: Received, puller: Puller, error: VerificationError) -> None:
         """Record an event that failed verification, then end its deliveries.

@@ -134,6 +134,11 @@ class Slots:
         for slot in self._slots.values():
             slot.pace(ack_wait_s)
 
+    @property
+    def silent_s(self) -> float:
+        """The longest that the server has not answered a pull."""
+        return max((slot.silent_s for slot in self._slots.values()), default=0.0)
+
     async def stop(self) -> None:
         """Hand out and pull nothing more; what came can still be settled."""
         self._stopped = True

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.resources import Resource
 
-LATENCY_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LATENCY_BOUNDS_S = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
 MAX_SERIES = 2000  # attribute combinations a metric keeps, the OTel SDK's own limit; beyond it they count as overflow
 
 _OVERFLOW = (("otel.metric.overflow", "true"),)  # OTel metrics SDK specification, "Overflow attribute"
@@ -69,6 +72,10 @@ class _Cells(Metric):
     def total(self) -> float:
         """The sum over all series."""
         return sum(cell.value for cell in list(self._cells.values()))
+
+    def forget(self, **attributes: str) -> None:
+        """There is no such series any more: what it was of is gone, or another process has it."""
+        self._cells.pop(tuple(sorted(attributes.items())), None)
 
     def series(self) -> Iterator[tuple[dict[str, str], float]]:
         """Attributes and value of each series."""
@@ -172,6 +179,39 @@ class Histogram(Metric):
             yield dict(key), buckets
 
 
+class Shown:
+    """Series that are read from elsewhere, round by round: one that a round does not show is forgotten."""
+
+    def __init__(self) -> None:
+        self._before: set[tuple[Counter | Gauge, _Key]] = set()
+        self._now: set[tuple[Counter | Gauge, _Key]] = set()
+
+    def show(self, metric: Counter | Gauge, value: float, **attributes: str) -> None:
+        """The series stands at *value*; a counter's rises by itself, elsewhere."""
+        metric.at(**attributes).value = value
+        self._now.add((metric, tuple(sorted(attributes.items()))))
+
+    def sweep(self) -> None:
+        """The round is over; two without anything shown forget all."""
+        for metric, key in self._before - self._now:
+            metric.forget(**dict(key))
+        self._before, self._now = self._now, set()
+
+
+class Derived(Metric):
+    """Another view of metrics that are counted anyway, worked out at each scrape: hot code counts once.
+
+    `kind` is `counter` or `histogram`; `source` gives attributes and value, or `Buckets`, of each series.
+    """
+
+    def __init__(
+        self, name: str, unit: str, watch: str, kind: str, source: Callable[[], Iterable[tuple[dict[str, str], Any]]]
+    ) -> None:
+        super().__init__(name, unit, watch)
+        self.kind = kind
+        self.series = source
+
+
 class Registry:
     """The metrics of one process. Modules define theirs in `DEFAULT` through the functions below."""
 
@@ -192,6 +232,12 @@ class Registry:
         """See the module's `histogram`."""
         return self._define(Histogram(name, unit, watch, bounds))
 
+    def derived(
+        self, name: str, unit: str, watch: str, kind: str, source: Callable[[], Iterable[tuple[dict[str, str], Any]]]
+    ) -> Derived:
+        """A metric that is worked out of others: see `Derived`."""
+        return self._define(Derived(name, unit, watch, kind, source))
+
     def _define(self, new: _M) -> _M:
         """A name defined twice is one metric; twice as different things is a mistake in our code."""
         old = self.metrics.setdefault(new.name, new)
@@ -199,11 +245,16 @@ class Registry:
             raise ValueError(f"{new.name} is a {old.kind} in {old.unit}, not a {new.kind} in {new.unit}")
         return old
 
-    def snapshot(self) -> MetricsData:
-        """Every series as OpenTelemetry data: what `OTLPMetricExporter.export` takes."""
+    def snapshot(self, resource: Resource | None = None) -> MetricsData:
+        """Every series as OpenTelemetry data: what `OTLPMetricExporter.export` takes.
+
+        Args:
+            resource: Of which process; a scrape knows that itself.
+        """
         from mesh.telemetry_export import metrics_data
 
-        return metrics_data(self.metrics.values(), started_ns=self._started_ns, now_ns=time.time_ns())
+        metrics = tuple(self.metrics.values())
+        return metrics_data(metrics, started_ns=self._started_ns, now_ns=time.time_ns(), resource=resource)
 
     def render_prometheus(self) -> bytes:
         """The text a Prometheus server scrapes (`text/plain; version=0.0.4`)."""

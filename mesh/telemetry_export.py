@@ -14,19 +14,22 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import CollectorRegistry, generate_latest
 
+import mesh.telemetry_messaging  # noqa: F401 - defines metrics, which every export has
 from mesh import __version__
-from mesh.telemetry import Buckets, Counter, Gauge, Histogram, Metric
+from mesh.telemetry import Buckets, Counter, Derived, Gauge, Histogram, Metric
 
 _SCOPE = InstrumentationScope("mesh", __version__)
 _RESOURCE = Resource({"service.version": __version__})
 
 
-def metrics_data(metrics: Iterable[Metric], *, started_ns: int, now_ns: int) -> otel.MetricsData:
+def metrics_data(
+    metrics: Iterable[Metric], *, started_ns: int, now_ns: int, resource: Resource | None = None
+) -> otel.MetricsData:
     """One snapshot. Metrics nothing was counted for yet are left out, as an SDK does."""
     found = [m for m in (_metric(metric, started_ns, now_ns) for metric in list(metrics)) if m is not None]
     scope = otel.ScopeMetrics(scope=_SCOPE, metrics=found, schema_url="")
-    resource = otel.ResourceMetrics(resource=_RESOURCE, scope_metrics=[scope], schema_url="")
-    return otel.MetricsData(resource_metrics=[resource])
+    whole = otel.ResourceMetrics(resource=resource or _RESOURCE, scope_metrics=[scope], schema_url="")
+    return otel.MetricsData(resource_metrics=[whole])
 
 
 def prometheus_renderer(snapshot: Callable[[], otel.MetricsData]) -> Callable[[], bytes]:
@@ -45,23 +48,25 @@ def prometheus_renderer(snapshot: Callable[[], otel.MetricsData]) -> Callable[[]
 def _metric(metric: Metric, started_ns: int, now_ns: int) -> otel.Metric | None:
     data: Any
     cumulative = otel.AggregationTemporality.CUMULATIVE
-    match metric:
-        case Counter():
-            points = [_number(a, v, started_ns, now_ns) for a, v in metric.series()]
+    if not isinstance(metric, Counter | Gauge | Histogram | Derived):
+        raise TypeError(f"{metric.name} is a {type(metric).__name__}, which has no export")
+    series: Iterable[tuple[dict[str, str], Any]] = metric.series()
+    match metric.kind:
+        case "counter":
+            points = [_number(a, v, started_ns, now_ns) for a, v in series]
             data = otel.Sum(data_points=points, aggregation_temporality=cumulative, is_monotonic=True)
-        case Gauge():
-            data = otel.Gauge(data_points=[_number(a, v, started_ns, now_ns) for a, v in metric.series()])
-        case Histogram():
-            spread = [_distribution(a, b, started_ns, now_ns) for a, b in metric.series()]
-            data = otel.Histogram(data_points=spread, aggregation_temporality=cumulative)
+        case "gauge":
+            data = otel.Gauge(data_points=[_number(a, v, started_ns, now_ns) for a, v in series])
         case _:
-            raise TypeError(f"{metric.name} is a {type(metric).__name__}, which has no export")
+            spread = [_distribution(a, b, started_ns, now_ns) for a, b in series]
+            data = otel.Histogram(data_points=spread, aggregation_temporality=cumulative)
     if not data.data_points:
         return None
     return otel.Metric(name=metric.name, description=metric.watch, unit=metric.unit, data=data)
 
 
 def _number(attributes: dict[str, str], value: float, started_ns: int, now_ns: int) -> otel.NumberDataPoint:
+    value = int(value) if isinstance(value, bool) else value  # OTLP's encoder takes no truth for a number
     return otel.NumberDataPoint(
         attributes=attributes, start_time_unix_nano=started_ns, time_unix_nano=now_ns, value=value
     )

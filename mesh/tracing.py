@@ -1,8 +1,8 @@
 """The trace an event belongs to: W3C Trace Context as `traceparent` and `tracestate` attributes, and as HTTP fields.
 
-The mesh takes part in no trace and adds no span. What an event carries it carries unchanged, from its sender's span to
-whoever handles it; what does not parse is left out, and never refuses an event. An event that names no trace is given
-that of the request it came with.
+What an event carries it carries unchanged, from its sender's span to whoever handles it; what does not parse is left
+out, and never refuses an event. An event that names no trace is given that of the request it came with, or of our own
+span, where the mesh takes part in traces (`spans.py`).
 
 Source: W3C Trace Context level 1, 3.2 (traceparent), 3.3 (tracestate), 4.2 and 4.3 (what to do with each); CloudEvents
 distributed tracing extension: over several hops it is the starting trace, and middleware may add it.
@@ -32,9 +32,21 @@ _KEY = r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/
 _MEMBER = rf"(?:{_KEY}=[ -+\--<>-~]{{0,255}}[!-+\--<>-~])?"
 _STATE = rf"(?=[ -~\t]{{1,{MAX_STATE_CHARS}}}\Z){_MEMBER}(?:[ \t]*,[ \t]*{_MEMBER}){{0,{_MAX_MEMBERS - 1}}}"
 
+_SAMPLED = frozenset("13579bdf")  # 3.2.2.5: the lowest bit; the flags stand at the same place in every version
+
 is_traceparent = re.compile(_PARENT).fullmatch
 is_tracestate = re.compile(_STATE).fullmatch
 _is_member = re.compile(_MEMBER).fullmatch
+
+
+def sampled(traceparent: str) -> bool:
+    """Whether whoever wrote a valid *traceparent* records its trace."""
+    return traceparent[54:55] in _SAMPLED
+
+
+def ids(traceparent: str) -> tuple[str, str]:
+    """Trace id and span id of a valid *traceparent*."""
+    return traceparent[3:35], traceparent[36:52]
 
 
 def shortened(tracestate: object) -> str | None:

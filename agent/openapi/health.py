@@ -32,6 +32,7 @@ _STATE: Final = {
         "domains_lacking": _NAMES | {"description": "Pseudonym domains without a key here."},
         "ciphers_lacking": _NAMES | {"description": "Cipher keys that are not here."},
         "draining": {"type": "boolean"},
+        "pulling": {"type": "boolean", "description": "False once stop_pull.py was run: no more events are taken."},
         "consuming": {
             "type": "object",
             "description": "The team's connection; there once something was consumed here.",
@@ -72,6 +73,7 @@ _STATE: Final = {
 
 def document(settings: AgentSettings) -> dict[str, Any]:
     """The document."""
+    started = "Whether every door is open, so that the application may start. It asks for no mesh."
     alive = "Whether the process should be restarted; it stays 200 while the agent drains."
     ready = "Whether the application's door takes events now."
     return frame(
@@ -80,6 +82,7 @@ def document(settings: AgentSettings) -> dict[str, Any]:
         description="A port without data, for the kubelet and for Prometheus. HEAD is taken as well as GET.",
         servers=[loopback(settings.health_port, PORT, host=settings.health_host)],
         paths={
+            "/startupz": {"get": _probe("startupz", "Started?", started)},
             "/livez": {"get": _probe("livez", "Alive?", alive)},
             "/readyz": {"get": _probe("readyz", "Ready?", ready)},
             "/metrics": {"get": _metrics()},

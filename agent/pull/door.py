@@ -112,18 +112,26 @@ class Pull:
 
     async def drain(self, timeout_s: float) -> None:
         """Hand nothing more out; what is leased may be settled for *timeout_s* seconds, then it is handed back."""
+        self.stop()
+        await self.settled(timeout_s)
+        self._give_up()
+
+    def stop(self) -> None:
+        """Hand nothing more out, and end whoever waits; what is leased is settled as before."""
         self.draining = True
         self.end_waits()
+
+    async def settled(self, timeout_s: float) -> list[str]:
+        """Wait until no lease is open, at most so long; the subscriptions that then have one."""
         with anyio.move_on_after(timeout_s):
             for handing in self._handings.values():
                 while len(handing.leases):
                     await handing.changed()
-        self._give_up()
+        return sorted(name for name, open_ in self.state().items() if open_)
 
     async def close(self) -> None:
         """End at once: every lease is given up."""
-        self.draining = True
-        self.end_waits()
+        self.stop()
         self._give_up()
         await self._tasks.cancel()
 

@@ -27,7 +27,7 @@ from agent.push.pause import Pause
 from agent.push.settings import BATCH, BINARY
 from agent.push.signature import message_id
 from agent.push.verdict import Failed, Later, Refused, Taken
-from mesh import logs
+from mesh import logs, spans
 from mesh.delivery import RetryLater
 from mesh.errors import PushFailed
 from mesh.telemetry import gauge
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from agent.push.settings import PushTarget
     from agent.push.verdict import Verdict
     from mesh.inbound import Admitted
+    from mesh.spans import Pushed
     from mesh.subscription import Delivery, Subscription
 
 MAX_BATCH_BYTES = 1024 * 1024  # of events as stored; one more closes the batch
@@ -209,8 +210,7 @@ class Pusher:
         pause = self._pause
         try:
             with self._counted():
-                events = [delivery.event for delivery in deliveries]
-                verdict = await self._sender.send(self._request(events), message_id(*events[0].key))
+                verdict = await (self._send(deliveries) if spans.tracer is None else self._traced(deliveries))
         except BaseException:
             pause.dropped(era)
             self._turn()
@@ -224,6 +224,24 @@ class Pusher:
         elif pause.answered(era):
             log.info("push_resumed", subscription=self._target.name)
             self._turn()
+        return verdict
+
+    async def _send(self, deliveries: list[Delivery], span: Pushed | None = None) -> Verdict:
+        events = [delivery.event for delivery in deliveries]
+        request = self._request(events)
+        if span is not None:
+            request = request._replace(headers=span.headers(request.headers))
+        return await self._sender.send(request, message_id(*events[0].key))
+
+    async def _traced(self, deliveries: list[Delivery]) -> Verdict:
+        """The same, with a span around it where the events are sampled: then the request carries its context."""
+        if spans.tracer is None:
+            return await self._send(deliveries)
+        events = [delivery.event for delivery in deliveries]
+        with spans.tracer.push(events, *deliveries[0].place) as span:
+            verdict = await self._send(deliveries, span)
+            if span is not None and not isinstance(verdict, Taken):
+                span.failed(verdict.reason)
         return verdict
 
     async def _settle(self, deliveries: list[Delivery], verdict: Verdict) -> None:

@@ -88,9 +88,14 @@ class Targets:
                 for ended in self._ended.values():
                     await ended.wait()
         except TimeoutError:
-            log.warning("push_not_drained", targets=[name for name, ended in self._ended.items() if not ended.is_set()])
+            log.warning("push_not_drained", targets=self.pushing)
             return False
         return True
+
+    @property
+    def pushing(self) -> list[str]:
+        """The subscriptions that are pushed and have not ended."""
+        return sorted(name for name, ended in self._ended.items() if not ended.is_set())
 
     async def close(self) -> None:
         """End at once; what is in hand is handed back."""

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
 import socket
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
 import typer
 
-from mesh import logs
+from mesh import logs, spans
 from mesh.cli.events import JsonOption
 from mesh.cli.output import NO, command, console, print_json, print_line
 from mesh.cli.up import DataOption, PoliciesOption
 from mesh.control.datadir import DataDirectory
+from mesh.control.health import Health, serving
 from mesh.control.init import initialise
 from mesh.control.run import ReplicaOptions
 from mesh.control.run import run as run_replica
 from mesh.control.run_status import status as replica_status
+from mesh.control.secrets import agent_objects, control_objects
 from mesh.errors import ConfigError
 from mesh.jetstream.tls import TlsFiles
 
 if TYPE_CHECKING:
     from mesh.control.attest_kubernetes import KubernetesAttestor
+    from mesh.control.injector import Injector
+    from mesh.control.policy_sources import SourceOptions
 
 app = typer.Typer(no_args_is_help=True, help="The control plane by itself, in one to three replicas.")
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where a pod finds its own
 _REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 
 NatsOption = Annotated[str, typer.Option("--nats-url", envvar="MESH_NATS_URL", help="Several: with commas.")]
@@ -78,17 +83,42 @@ async def run(  # noqa: PLR0917 - each an option
     streams: Annotated[
         int, typer.Option("--replicas-of-streams", help="1; 3 with three nats-servers or more.", min=1, max=5)
     ] = 1,
+    event_gib: Annotated[
+        int,
+        typer.Option("--event-stream-gib", help="How much the events of a domain may take; full is refused.", min=1),
+    ] = 1,
     attest: Annotated[str, typer.Option("--attest", help="file, or kubernetes: by TokenReview.")] = "file",
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    health_host: Annotated[str, typer.Option("--health-host", help="Where probes are answered.")] = "127.0.0.1",
+    health_port: Annotated[
+        int | None, typer.Option("--health-port", min=0, max=65535, help="0: a free one; else no probes and metrics.")
+    ] = None,
+    watch_directory: Annotated[
+        Path | None, typer.Option("--watch-directory", help="Apply the policies in it whenever they change.")
+    ] = None,
+    injector_sidecar: Annotated[
+        Path | None, typer.Option("--injector-sidecar", help="Answer admission reviews: the file that pods get.")
+    ] = None,
+    injector_image: Annotated[
+        str, typer.Option("--injector-image", envvar="MESH_SIDECAR_IMAGE", help="The sidecar's; else the file's.")
+    ] = "",
+    injector_cert: Annotated[Path | None, typer.Option("--injector-cert", help="What the injector shows.")] = None,
+    injector_key: Annotated[Path | None, typer.Option("--injector-key", help="Its key.")] = None,
+    injector_host: Annotated[str, typer.Option("--injector-host", help="Where it listens.")] = "0.0.0.0",  # noqa: S104
+    injector_port: Annotated[int, typer.Option("--injector-port", help="0: any.", min=0, max=65_535)] = 9443,
     *,
+    watch_kubernetes: Annotated[
+        bool, typer.Option("--watch-kubernetes", help="Apply the policies that are objects of our cluster.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help='Print {"state": "waits" | "leads"} at each change.')] = False,
 ) -> None:
     """Be a replica of the control plane until SIGTERM. One of all replicas leads; another takes over in 15 s.
 
     It needs the key files of `mesh control init`, as every other replica does. Policies are for the first start of the
-    mesh; later they are changed by `mesh policy apply`, where a replica's directory is: any replica's will do.
+    mesh; later they are changed by `mesh policy apply`, where a replica's directory is: any replica's will do. Or they
+    are kept as objects of the cluster, or as files that others fill: whoever leads follows those.
     """
     logs.setup(service="mesh-control", level="info")
     name = replica or socket.gethostname()
@@ -105,8 +135,13 @@ async def run(  # noqa: PLR0917 - each an option
         site=site,
         trust_domain=trust_domain,
         streams=streams,
+        event_gib=event_gib,
         tls=_tls(tls_ca, tls_cert, tls_key),
         attestor=_attestor(attest, trust_domain),
+        sources=_sources(watch_directory, name, cluster=watch_kubernetes),
+    )
+    injector = _injector(
+        injector_sidecar, injector_cert, injector_key, image=injector_image, host=injector_host, port=injector_port
     )
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with anyio.create_task_group() as group:
@@ -116,7 +151,14 @@ async def run(  # noqa: PLR0917 - each an option
                     group.cancel_scope.cancel()
 
             group.start_soon(wait_for_signal)
-            await run_replica(options, said=_say if json_ else _ignore)
+            if injector is not None:
+                await group.start(injector.run)
+            async with AsyncExitStack() as stack:
+                await spans.begin(stack, "mesh-control", {"mesh.replica": name})
+                health = Health()
+                if health_port is not None:
+                    await stack.enter_async_context(serving(health, health_host, health_port))
+                await run_replica(options, said=partial(_say, health, json_))
 
 
 @command
@@ -142,12 +184,42 @@ async def status(
         raise typer.Exit(NO)
 
 
-def _say(state: str) -> None:
-    print_line({"state": state})
+@command
+async def secrets(
+    agent: Annotated[str, typer.Argument(help="An agent; without it what control plane and nats-servers mount.")] = "",
+    data: DataOption = Path(".mesh"),
+    namespace: Annotated[
+        str, typer.Option("--namespace", "-n", help="Of the pods; an agent's is needed, else mesh-system.")
+    ] = "",
+) -> None:
+    """Print Secrets and ConfigMaps of Kubernetes with the files of an agent, for `kubectl apply --server-side -f -`.
+
+    They hold keys: they are for a pipe, and a terminal gets nothing.
+    """
+    if on_terminal():
+        raise ConfigError(
+            "these are secrets, and a terminal keeps what it shows",
+            expected="a pipe or a file",
+            next="mesh control secrets ... | kubectl apply --server-side -f -",
+        )
+    directory = DataDirectory(data)
+    if not agent:
+        print_json(control_objects(directory, namespace or "mesh-system"))
+        return
+    if not namespace:
+        raise ConfigError("whose pods these are for is not said", expected="their namespace", next="--namespace")
+    print_json(await anyio.to_thread.run_sync(agent_objects, directory, agent, namespace))
 
 
-def _ignore(_state: str) -> None:
-    pass
+def on_terminal() -> bool:
+    """Whether somebody would see what we print."""
+    return sys.stdout.isatty()
+
+
+def _say(health: Health, json: bool, state: str) -> None:
+    health.state = state
+    if json:
+        print_line({"state": state})
 
 
 def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
@@ -158,22 +230,37 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | Non
     return TlsFiles(ca, cert, key)
 
 
+def _sources(directory: Path | None, replica: str, *, cluster: bool) -> SourceOptions | None:
+    if directory is None and not cluster:
+        return None
+    from mesh.control.policy_sources import SourceOptions
+    from mesh.kubernetes.api import Api
+
+    return SourceOptions(api=Api.in_cluster() if cluster else None, directory=directory, replica=replica)
+
+
+def _injector(
+    sidecar: Path | None, cert: Path | None, key: Path | None, *, image: str, host: str, port: int
+) -> Injector | None:
+    if sidecar is None and cert is None and key is None:
+        return None
+    if sidecar is None or cert is None or key is None:
+        expected = "--injector-sidecar, --injector-cert and --injector-key"
+        raise ConfigError("the injector needs three files", expected=expected, next="name them all")
+    from mesh.control.injector import Injector, InjectorOptions
+
+    return Injector(InjectorOptions(sidecar=sidecar, cert=cert, key=key, image=image, host=host, port=port))
+
+
 def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
     match attest:
         case "file":
             return None
         case "kubernetes":
             from mesh.control.attest_kubernetes import KubernetesAttestor
+            from mesh.kubernetes.api import Api
 
-            host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-            if not host:
-                raise ConfigError("there is no API server", expected="KUBERNETES_SERVICE_HOST", next="run in a pod")
-            return KubernetesAttestor(
-                f"https://{f'[{host}]' if ':' in host else host}:{port}",
-                ca_file=SERVICE_ACCOUNT / "ca.crt",
-                token_file=SERVICE_ACCOUNT / "token",
-                trust_domain=trust_domain,
-            )
+            return KubernetesAttestor(Api.in_cluster(), trust_domain=trust_domain)
         case _:
             raise ConfigError("no such attestor", expected="file or kubernetes", got=attest[:32], next="see --attest")
 
@@ -181,3 +268,6 @@ def _attestor(attest: str, trust_domain: str) -> KubernetesAttestor | None:
 app.command("init", epilog="Example:  mesh control init --data /srv/mesh")(init)
 app.command("status", epilog="Example:  mesh control status --data /srv/mesh --nats-url nats://n1:4222")(status)
 app.command("run", epilog="Example:  mesh control run --data /srv/mesh --nats-url nats://n1:4222,nats://n2:4222")(run)
+app.command("secrets", epilog="Example:  mesh control secrets crm-adapter -n acme | kubectl apply --server-side -f -")(
+    secrets
+)

@@ -63,13 +63,15 @@ async def operator_connection(
     context = Context.load(path, tenant=tenant, team=team)
     data = DataDirectory(context.data)
     file = data.admin_creds(context.tenant, sorted(context.mesh.tenants))
+    cert = context.mesh.operator_cert_file or str(data.admin / "tls.crt")
+    key = context.mesh.operator_key_file or str(data.admin / "tls.key")
     with _quiet():
         try:
             connection = await OperatorConnection.open(
                 context.mesh.nats_url,
                 name="operator",
                 creds=partial(_read, file),
-                tls=context.tls(str(data.admin / "tls.crt"), str(data.admin / "tls.key")),
+                tls=context.tls(cert, key),
                 connect_timeout_s=CONNECT_TIMEOUT_S,
             )
         except Disconnected as error:

@@ -18,6 +18,8 @@ Its rooms:
     shared, tenant*, workloads, workload_files, datadir, nkeys, preflight    a tenant that is up, and everybody's files
     up, local, agents, nats_*    a mesh on one machine: server and agents are its child processes
     init, run*, lease*, vault*    a control plane by itself, in replicas: who leads, and the state the next leader takes
+    health, measures    its probes and metrics; what it measures of every subscription, agent and stream
+    secrets    what pods mount, as Secrets
     tls_files, store_key, store_rotation, readiness    its certificates for NATS, its encrypted store, what it lacks
 
 Everything here runs beside the agents, never in them: `agent` imports nothing from this package.

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from typing import TYPE_CHECKING
 
-import aiohttp
 import msgspec
 
 from mesh.control.attest import Attested
-from mesh.errors import ConfigError, NotAttested, Unavailable
+from mesh.errors import NotAttested, Unavailable
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from mesh.kubernetes.api import Api
 
 AUDIENCE = "mesh-ca"
 TIMEOUT_S = 5.0  # of one review; it takes a few milliseconds, and the agent asks again
@@ -58,26 +56,13 @@ class KubernetesAttestor:
     """Asks the API server whose a token is.
 
     Args:
-        url: `https://host:port` of the API server.
-        ca_file: Its CA, PEM; nothing else vouches for it. Read for each review, as it is replaced while we run.
-        token_file: Our own service-account token; also read for each review.
+        api: The API server.
         trust_domain: Of the ids: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
         audience: The audience that tokens have to be for.
-
-    Raises:
-        ConfigError: *url* is not `https://`.
     """
 
-    def __init__(
-        self, url: str, *, ca_file: Path, token_file: Path, trust_domain: str, audience: str = AUDIENCE
-    ) -> None:
-        if not url.startswith("https://"):
-            raise ConfigError(
-                "the API server is asked over TLS alone", expected="https://<host>:<port>", got=url.partition(":")[0]
-            )
-        self._url = url.rstrip("/") + REVIEWS_PATH
-        self._ca_file = ca_file
-        self._token_file = token_file
+    def __init__(self, api: Api, *, trust_domain: str, audience: str = AUDIENCE) -> None:
+        self._api = api
         self._trust_domain = trust_domain
         self._audience = audience
         self._room = asyncio.Semaphore(MAX_REVIEWS)
@@ -108,32 +93,8 @@ class KubernetesAttestor:
             "kind": "TokenReview",
             "spec": {"token": token, "audiences": [self._audience]},
         }
-        try:
-            headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"}
-            context = ssl.create_default_context(cafile=str(self._ca_file))
-        except OSError as error:  # ssl.SSLError is one
-            raise Unavailable(
-                f"the API server cannot be asked: {error.strerror or type(error).__name__}",
-                expected="a readable CA file and token file",
-                next="mount the service account's projected volume in the control plane",
-            ) from error
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        connector = aiohttp.TCPConnector(ssl=context)
-        try:
-            async with (
-                aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session,
-                session.post(self._url, json=body, allow_redirects=False) as response,
-            ):
-                content = await response.content.read(MAX_ANSWER_BYTES + 1)
-                while len(content) <= MAX_ANSWER_BYTES and (more := await response.content.read(MAX_ANSWER_BYTES)):
-                    content += more
-                return _status(response.status, content)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(
-                f"the API server did not answer: {type(error).__name__}",
-                expected=f"a TokenReview within {TIMEOUT_S:.0f} s",
-                next="check its address, its CA file and the network policies; the agent asks again",
-            ) from error
+        answer = await self._api.call("POST", REVIEWS_PATH, body, timeout_s=TIMEOUT_S, most=MAX_ANSWER_BYTES)
+        return _status(answer.status, answer.content)
 
 
 def _status(code: int, content: bytes) -> _Status:

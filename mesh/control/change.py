@@ -171,6 +171,7 @@ def check_durables(grants: Grants) -> None:
                 expected="fewer subscriptions, streams or ordered ones: each of those has one in every slot and stream",
                 got=", ".join(sorted(grant.name for grant in mine if grant.ordered))[:200] or "none that is ordered",
                 next="split the team, let subscriptions name fewer domains, or leave `order_by` out",
+                team=team,
             )
 
 

@@ -47,6 +47,8 @@ _CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the forme
 
 LEADS = gauge("mesh.control.leads", unit="{replica}", watch="0 on every replica for more than 15 s: nobody leads")
 
+LEADS.at()  # a replica that waits says so
+
 log = logs.get("control")
 
 

@@ -38,12 +38,14 @@ from mesh.control.vault_files import CONTROL_ACCOUNT
 from mesh.errors import ConfigError, MeshError, PolicyError, RequestFailed, Unavailable
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
+from mesh.jetstream.tls import watch_dates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from mesh.control.attest import Attestor
+    from mesh.control.policy_sources import SourceOptions
     from mesh.jetstream.tls import TlsFiles
     from mesh.policy.compile import Plans
 
@@ -64,8 +66,10 @@ class ReplicaOptions:
         policies: For the first start of the mesh; None where it has policies.
         site, trust_domain: Of the mesh.
         streams: Replicas of each stream.
+        event_gib: How much each domain's stream of events may hold.
         tls: What we show to NATS; None for servers without TLS.
         attestor: Says whose an enrolment token is; None: tokens are files that we write.
+        sources: Where policies are kept that whoever leads follows; None where people apply them.
     """
 
     data: Path
@@ -76,8 +80,10 @@ class ReplicaOptions:
     site: str = "local"
     trust_domain: str = "mesh.local"
     streams: int = 1
+    event_gib: int = 1
     tls: TlsFiles | None = None
     attestor: Attestor | None = None
+    sources: SourceOptions | None = None
 
 
 async def run(options: ReplicaOptions, *, said: Callable[[str], None] = lambda _: None) -> None:
@@ -93,6 +99,8 @@ async def run(options: ReplicaOptions, *, said: Callable[[str], None] = lambda _
         MeshError: What no replica could put right: see `open_tenant`.
     """
     data = DataDirectory.open(options.data)
+    if options.tls is not None:
+        watch_dates(options.tls.cert)
     with data.only_one():
         if options.keys is not None:
             adopt_keys(data, options.keys)
@@ -201,6 +209,7 @@ class Lead:
             await require_new(system, operator)
         await vault.take(self._term)
         shared = self._shared(operator, system, vault)
+        await self._read_cluster()
         names = self._names()
         accounts = [shared.operator.public(name) for name in (SYSTEM, CONTROL_ACCOUNT, *names)]
         await cut_off(shared.system, accounts, self._term)
@@ -218,6 +227,11 @@ class Lead:
             for tenant in self._tenants:
                 group.start_soon(tenant.run)
                 group.start_soon(readiness.watch, tenant.name, tenant.connection, partial(_plans, tenant))
+            if self._options.sources is not None:
+                from mesh.control.policy_sources import Sources
+
+                policies = {tenant.name: tenant.policies for tenant in self._tenants}
+                group.start_soon(Sources(self._options.sources, policies).run)
 
     async def connect(self, name: str, creds: bytes) -> Connection:
         """A connection that sends nothing after our term, closed at its end.
@@ -243,6 +257,7 @@ class Lead:
             connect=self.connect,
             save=vault.save,
             streams=options.streams,
+            event_gib=options.event_gib,
             attestor=options.attestor,
         )
         return Shared(
@@ -261,6 +276,12 @@ class Lead:
             leading=leading,
         )
 
+    async def _read_cluster(self) -> None:
+        if self._options.sources is not None:
+            from mesh.control.policy_first import with_cluster
+
+            self._given = await with_cluster(self._given, self._options.sources, self._data.bundled)
+
     def _names(self) -> list[str]:
         """The tenants: those that have policies, and those that are given some."""
         names = sorted({*self._data.bundled, *self._given.tenants})
@@ -277,8 +298,7 @@ class Lead:
 
 
 def _write_mesh_file(options: ReplicaOptions, data: DataDirectory) -> None:
-    ca = None if options.tls is None else options.tls.ca
-    write_mesh_file(data, nats_url=options.nats_url, site=options.site, ca=ca)
+    write_mesh_file(data, nats_url=options.nats_url, site=options.site, tls=options.tls)
 
 
 def _plans(tenant: Tenant) -> Plans:

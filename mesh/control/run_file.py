@@ -17,14 +17,13 @@ from mesh.policy.compile import Plans
 from mesh.policy.envelope import open_bundle
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mesh.control.datadir import DataDirectory
+    from mesh.jetstream.tls import TlsFiles
 
 log = logs.get("control")
 
 
-def write_mesh_file(data: DataDirectory, *, nats_url: str, site: str, ca: Path | None) -> None:
+def write_mesh_file(data: DataDirectory, *, nats_url: str, site: str, tls: TlsFiles | None) -> None:
     """Write it from the bundles in force, as this directory has them; not before there are any: it says "ready".
 
     What fails is logged: nothing else needs it.
@@ -33,7 +32,7 @@ def write_mesh_file(data: DataDirectory, *, nats_url: str, site: str, ca: Path |
         data: The data directory.
         nats_url: Of the servers.
         site: Of the mesh.
-        ca: What NATS has to be known by; None for servers without TLS.
+        tls: What we show to NATS, and operators with us; None for servers without TLS.
     """
     if not data.bundled:
         return
@@ -43,7 +42,9 @@ def write_mesh_file(data: DataDirectory, *, nats_url: str, site: str, ca: Path |
             data=str(data.root),
             site=site,
             tenants={tenant: _address(data, site, tenant) for tenant in data.bundled},
-            tls_ca_file="" if ca is None else str(ca),
+            tls_ca_file="" if tls is None else str(tls.ca.absolute()),
+            operator_cert_file="" if tls is None else str(tls.cert.absolute()),
+            operator_key_file="" if tls is None else str(tls.key.absolute()),
         )
         write_if_changed(data.mesh_file, msgspec.json.format(msgspec.json.encode(file), indent=2) + b"\n")
     except (MeshError, OSError) as error:

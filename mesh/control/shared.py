@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mesh.control.truststore import TrustStore
 
 
+GIB = 1 << 30
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What `mesh up` was asked for."""
@@ -44,6 +47,7 @@ class Leading:
         connect: Makes a connection that sends nothing when it leads no more: a name, and the content of a creds file.
         save: Puts what changed in the data directory where the next leader finds it. Raises as `Vault.save`.
         streams: Replicas of each stream.
+        event_gib: How much each domain's stream of events may hold.
         attestor: Says whose an enrolment token is; None: tokens are files that we write.
     """
 
@@ -51,6 +55,7 @@ class Leading:
     connect: Callable[[str, bytes], Awaitable[Connection]]
     save: Callable[[], Awaitable[None]]
     streams: int = 1
+    event_gib: int = 1
     attestor: Attestor | None = None
 
 
@@ -106,7 +111,9 @@ class Shared:
     @property
     def sizes(self) -> Sizes:
         """Of the streams."""
-        return Sizes() if self.leading is None else Sizes(replicas=self.leading.streams)
+        if self.leading is None:
+            return Sizes()
+        return Sizes(event_bytes=self.leading.event_gib * GIB, replicas=self.leading.streams)
 
     async def save(self) -> None:
         """Have what was made below the data directory where the next leader finds it.

@@ -16,6 +16,7 @@ from mesh.control.door import ControlDoor, policy_handlers
 from mesh.control.enforce import Enforcer
 from mesh.control.enrol import Enrolment
 from mesh.control.local import LocalWorkloads
+from mesh.control.measures import Measures
 from mesh.control.policies import Policies
 from mesh.control.proof import Proofs
 from mesh.control.reconcile import now_ms
@@ -102,6 +103,7 @@ def assemble(shared: Shared, name: str, connection: Connection, accounts: Accoun
             accounts.run,
             trail.run,
             policies.run,
+            Measures(connection, policies, authority).run,
             *letters.tasks,
             replays.run,
             *(door.run for door in doors),

@@ -103,6 +103,11 @@ class Puller:
         """Events delivered and not settled."""
         return len(self._open)
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the server last answered a pull of ours, with an event or a beat; 0 while none is out."""
+        return self._now() - self._heard_at if self._credit.asked and self._listener is not None else 0.0
+
     # --- pulling -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:

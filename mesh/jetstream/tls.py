@@ -7,10 +7,18 @@ rotated is in use from the next link on, and nobody has to be told.
 from __future__ import annotations
 
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from cryptography import x509
+
 from mesh.errors import ConfigError
+from mesh.telemetry import gauge
+
+LEFT = gauge("mesh.nats.certificate.left", "s", "of the TLS certificate for NATS; a fifth of it: it is not renewed")
+LIFE = gauge("mesh.nats.certificate.life", "s", "how long that certificate was made for")
 
 READS = 3  # a rotation may fall between the reads of certificate and key: the next read finds the new pair
 
@@ -66,3 +74,42 @@ def _unusable(file: Path, error: OSError, expected: str) -> ConfigError:
         got=str(reason or type(error).__name__).lower().replace("_", " "),
         next="`mesh up --tls` writes these files; otherwise whoever issues certificates has to",
     )
+
+
+def watch_dates(certificate: Path) -> list[Callable[[], None]]:
+    """Show how long *certificate* holds; calling what is returned ends that."""
+    dates = Dates(certificate)
+    return [LEFT.read(dates.left_s), LIFE.read(dates.life_s)]
+
+
+class Dates:
+    """How long a certificate holds, read again when its file changes.
+
+    Args:
+        certificate: PEM; of several the first.
+    """
+
+    def __init__(self, certificate: Path) -> None:
+        self._file = certificate
+        self._written = 0
+        self._from_s = self._until_s = 0.0
+
+    def left_s(self) -> float:
+        """Seconds until it ends; 0 where it cannot be read."""
+        return max(0.0, self._until_s - time.time()) if self._read() else 0.0
+
+    def life_s(self) -> float:
+        """Seconds that it was made for; 0 where it cannot be read."""
+        return self._until_s - self._from_s if self._read() else 0.0
+
+    def _read(self) -> bool:
+        try:
+            written = self._file.stat().st_mtime_ns
+            if written != self._written:
+                found = x509.load_pem_x509_certificate(self._file.read_bytes())
+                self._from_s = found.not_valid_before_utc.timestamp()
+                self._until_s = found.not_valid_after_utc.timestamp()
+                self._written = written
+        except (OSError, ValueError):
+            return False
+        return True

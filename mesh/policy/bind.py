@@ -61,10 +61,9 @@ class Binder:
 
     def _value(self, node: yaml.Node, wanted: inspect.Type, path: Path) -> Any:
         self.lines.setdefault(path, line_of(node))  # a member has the line of its key already
-        if isinstance(wanted, inspect.Metadata):  # pragma: no cover - msgspec folds constraints into the types we use
-            wanted = wanted.type
         if isinstance(wanted, inspect.UnionType):
             wanted = next(t for t in wanted.types if not isinstance(t, inspect.NoneType))
+        wanted = _bare(wanted)
         if isinstance(wanted, inspect.StructType):
             return self._struct(node, wanted, path)
         if isinstance(wanted, inspect.DictType):
@@ -129,8 +128,8 @@ class Binder:
             return _BAD
         data = {}
         for key, key_node, value_node in self.entries(node, path):
-            self._bounds(len(key), wanted.key_type, line_of(key_node), (*path, key), "characters")
-            plain = isinstance(wanted.value_type, inspect.AnyType)  # and then `null` is a value
+            self._bounds(len(key), _bare(wanted.key_type), line_of(key_node), (*path, key), "characters")
+            plain = isinstance(_bare(wanted.value_type), inspect.AnyType)  # and then `null` is a value
             if isinstance(value_node, yaml.ScalarNode) and not plain and _is_null(value_node):
                 self.fault(line_of(key_node), f"`{where((*path, key))}` has no value", "give it one, or remove the key")
                 continue
@@ -221,6 +220,11 @@ class Binder:
     def _unknown(self, key: str, node: yaml.Node, path: Path, known: list[str]) -> None:
         fix = _guess(key, known, "known here: " + ", ".join(known))
         self.fault(line_of(node), f"unknown key `{shown(key)}` in {where(path)}", fix)
+
+
+def _bare(wanted: inspect.Type) -> inspect.Type:
+    """*wanted* without what it says to schemas alone."""
+    return wanted.type if isinstance(wanted, inspect.Metadata) else wanted
 
 
 def _is_null(node: yaml.ScalarNode) -> bool:

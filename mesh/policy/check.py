@@ -6,7 +6,6 @@ Every fault is noted with the line it stands on, and the walk goes on: a person 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,13 +31,12 @@ from mesh.policy.model import (
 )
 from mesh.policy.routes import ROOTS_ROUTE
 from mesh.policy.rules import ROOTS_PUBLISH, ROOTS_ROWS
-from mesh.policy.texts import instant_ms, is_rule_id, seconds
+from mesh.policy.texts import SPIFFE_RE, instant_ms, is_rule_id, seconds
 from mesh.retry import MAX_DELAY_S
 from mesh.staleness import FRESH_S
 from mesh.subjects import Glob, Pattern, check_name, check_type, versioned
 
 RESERVED_SUBSCRIPTIONS = frozenset({"tail", "replay"})  # their durables are ours
-_SPIFFE_RE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(/[A-Za-z0-9._-]+)+")
 
 
 def check(document: Document, findings: Findings) -> None:
@@ -118,7 +116,7 @@ class _Checker:
             at = ("spec", "identities", agent)
             if agent not in owner:
                 self._error(at, f"`{shown(agent)}` is an agent of no team", "add it to a team, or remove this line")
-            if len(spiffe_id) > 2048 or _SPIFFE_RE.fullmatch(spiffe_id) is None:  # noqa: PLR2004 - SPIFFE-ID, section 2.3
+            if len(spiffe_id) > 2048 or SPIFFE_RE.fullmatch(spiffe_id) is None:  # noqa: PLR2004 - SPIFFE-ID, section 2.3
                 self._error(at, "not a SPIFFE id", "write spiffe://<trust domain>/<path>")
             if spiffe_id in ids:
                 self._error(at, f"agent `{shown(ids[spiffe_id])}` has this identity already", "give each its own")

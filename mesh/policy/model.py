@@ -19,6 +19,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, field
 
+from mesh.globs import MAX_SOURCE_CHARS
+from mesh.policy import texts
+from mesh.subjects import MAX_NAME_CHARS, NAME_RE
+
 API_VERSION: Final = "mesh/v1"
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -26,13 +30,52 @@ API_VERSION: Final = "mesh/v1"
 MAX_LIST = 256  # patterns, tags or rules in one list: a page nobody reads is a policy nobody checks
 MAX_FIELDS = 1024  # classified paths in one document
 MAX_TEXT_CHARS = 1000  # a reason, a contact
+MAX_IDENTITIES = 16_384  # of one tenant; one a team at the very least
 MAX_CONDITION_CHARS = 1000  # design section 4: expressions are bounded
 MAX_FAILURES = 1000  # in a row; a handler that fails more often than that has been failing for minutes
 MIN_POISON_OF, MAX_POISON_OF = 10, 10_000  # of fewer a share says nothing; more are gone before anybody notices
 
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
-Names: TypeAlias = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=MAX_LIST)]
 Expression: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CONDITION_CHARS)]
+
+
+# --- small grammars --------------------------------------------------------------------------------------------------
+
+# What schemas say of texts that have a grammar; `check.py` parses them and says more. No look-around: RE2 knows none.
+MOST_CHARS = "x-most-chars"  # becomes `maxLength`, which msgspec would give back the one of `Text`
+
+
+def _grammar(pattern: str, most: int = MAX_TEXT_CHARS) -> Meta:
+    return Meta(extra_json_schema={"pattern": f"^(?:{pattern})$", MOST_CHARS: most})
+
+
+_NAME = NAME_RE.pattern
+_TYPE_CHARS, _TAG_CHARS = 8 * 65 + 64, 8 * 65  # the longest there can be
+
+Name: TypeAlias = Annotated[Text, _grammar(_NAME, MAX_NAME_CHARS)]
+Agent: TypeAlias = Annotated[Text, _grammar(f"(?:{_NAME}/)?{_NAME}", 2 * MAX_NAME_CHARS + 1)]
+TypeName: TypeAlias = Annotated[Text, _grammar(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){1,7}", _TYPE_CHARS)]
+TypePattern: TypeAlias = Annotated[
+    Text, _grammar(r"(?:(?:[a-z0-9_-]{1,64}|\*)\.){0,8}(?:[a-z0-9_-]{1,64}|\*|>)", _TYPE_CHARS)
+]
+Tag: TypeAlias = Annotated[Text, _grammar(texts.TAG_RE.pattern, _TAG_CHARS)]
+TagPattern: TypeAlias = Annotated[
+    Text, _grammar(r"(?:[a-z0-9_-]{1,64}|\*\*?)(?:\.(?:[a-z0-9_-]{1,64}|\*\*?)){0,7}", _TAG_CHARS)
+]
+SourcePattern: TypeAlias = Annotated[Text, Meta(extra_json_schema={MOST_CHARS: MAX_SOURCE_CHARS})]
+RuleId: TypeAlias = Annotated[Text, _grammar(texts.RULE_RE.pattern, texts.MAX_RULE_ID_CHARS)]
+Duration: TypeAlias = Annotated[Text, _grammar(texts.DURATION_RE.pattern, 11)]
+Rate: TypeAlias = Annotated[Text, _grammar(texts.RATE_RE.pattern, 13)]
+Instant: TypeAlias = Annotated[Text, _grammar(texts.RFC3339_RE.pattern, 35)]
+SpiffeId: TypeAlias = Annotated[Text, _grammar(texts.SPIFFE_RE.pattern, 2048)]
+Start: TypeAlias = Annotated[Text, _grammar(f"new|all|{texts.RFC3339_RE.pattern}", 35)]
+
+Teams: TypeAlias = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_LIST)]
+Agents: TypeAlias = Annotated[tuple[Agent, ...], Meta(min_length=1, max_length=MAX_LIST)]
+TypePatterns: TypeAlias = Annotated[tuple[TypePattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
+TagPatterns: TypeAlias = Annotated[tuple[TagPattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
+Tags: TypeAlias = Annotated[tuple[Tag, ...], Meta(min_length=1, max_length=MAX_LIST)]
+SourcePatterns: TypeAlias = Annotated[tuple[SourcePattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
 
 # --- actions ---------------------------------------------------------------------------------------------------------
 
@@ -70,11 +113,11 @@ class With(Spec, frozen=True):
     style: Literal["email", "phone", "iban", "pan"] | None = None
     first: Annotated[int, Meta(ge=0, le=64)] | None = None
     last: Annotated[int, Meta(ge=0, le=64)] | None = None
-    domain: Text | None = None
+    domain: Name | None = None
     algorithm: Literal["blake2b", "hmac-sha256"] = "blake2b"
     bits: Annotated[int, Meta(ge=64, le=256, multiple_of=8)] = 128
     mode: Literal["deterministic", "random"] | None = None
-    readers: Names | None = field(name="for", default=None)
+    readers: Teams | None = field(name="for", default=None)
     date: Literal["year", "month", "day"] | None = None
     number: Annotated[tuple[float, ...], Meta(min_length=1, max_length=64)] | None = None
     geo: Annotated[int, Meta(ge=0, le=6)] | None = None
@@ -85,7 +128,7 @@ class With(Spec, frozen=True):
 class MaskLine(Spec, frozen=True):
     """`{tags: [...], as: action, with: {...}}`: what becomes of a field that carries one of these tags."""
 
-    tags: Names
+    tags: TagPatterns
     action: Action = field(name="as")
     params: With = field(name="with", default=With())
 
@@ -96,24 +139,24 @@ class MaskLine(Spec, frozen=True):
 class TenantMetadata(Spec, frozen=True):
     """A Tenant's own name is the tenant."""
 
-    name: Text
-    owner: str = ""
+    name: Name
+    owner: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)] = ""
 
 
 class Metadata(Spec, frozen=True):
     """Unique by kind, tenant and name; `owner` must agree to a widening."""
 
-    name: Text
-    tenant: Text
-    owner: str = ""
+    name: Name
+    tenant: Name
+    owner: Annotated[str, Meta(max_length=MAX_TEXT_CHARS)] = ""
 
 
 class TeamMetadata(Spec, frozen=True):
     """Of a Subscription: unique by tenant, team and name; the team owns it."""
 
-    name: Text
-    tenant: Text
-    team: Text
+    name: Name
+    tenant: Name
+    team: Name
 
 
 # --- Tenant ----------------------------------------------------------------------------------------------------------
@@ -123,15 +166,15 @@ class Retry(Spec, frozen=True):
     """How often and when an event is delivered again. Durations are text such as `500ms`, `30s`, `5m`, `1h`."""
 
     attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    backoff: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=32)] | None = None
-    ack_wait: Text | None = None
+    backoff: Annotated[tuple[Duration, ...], Meta(min_length=1, max_length=32)] | None = None
+    ack_wait: Duration | None = None
 
 
 class Breaker(Spec, frozen=True):
     """A handler that failed `failures` times in a row (0: never mind) is left alone for `open`, such as `10s`."""
 
     failures: Annotated[int, Meta(ge=0, le=MAX_FAILURES)] | None = None
-    open: Text | None = None
+    open: Duration | None = None
 
 
 class Poison(Spec, frozen=True):
@@ -151,7 +194,7 @@ class Delivery(Spec, frozen=True):
 class Team(Spec, frozen=True):
     """A team and the agents that run for it; another tenant's agent is `tenant/agent`."""
 
-    agents: Annotated[tuple[Text, ...], Meta(max_length=MAX_LIST)] = ()
+    agents: Annotated[tuple[Agent, ...], Meta(max_length=MAX_LIST)] = ()
     contact: Text | None = None
 
 
@@ -163,14 +206,14 @@ class Trust(Spec, frozen=True):
     """
 
     staleness: Literal["grace", "strict"] = "grace"
-    grace: Text | None = None
+    grace: Duration | None = None
 
 
 class TenantSpec(Spec, frozen=True):
     """Who there is, and what holds for all of them."""
 
-    teams: Annotated[dict[Text, Team], Meta(min_length=1, max_length=MAX_FIELDS)]
-    identities: dict[Text, Text] = {}
+    teams: Annotated[dict[Name, Team], Meta(min_length=1, max_length=MAX_FIELDS)]
+    identities: Annotated[dict[Agent, SpiffeId], Meta(max_length=MAX_IDENTITIES)] = {}
     delivery: Delivery = Delivery()
     trust: Trust = Trust()
 
@@ -212,8 +255,8 @@ class Tenant(_Document, tag="Tenant", frozen=True):
 class ClassificationSpec(Spec, frozen=True):
     """Which tags the fields of these types carry; all matching paths of all documents add up."""
 
-    types: Names
-    fields: Annotated[dict[Text, Names], Meta(min_length=1, max_length=MAX_FIELDS)]
+    types: TypePatterns
+    fields: Annotated[dict[Text, Tags], Meta(min_length=1, max_length=MAX_FIELDS)]
 
 
 class Classification(_Owned, tag="Classification", frozen=True):
@@ -229,7 +272,7 @@ class ViewSpec(Spec, frozen=True):
     rows: Expression | None = None
     mask: Annotated[tuple[MaskLine, ...], Meta(max_length=MAX_LIST)] = ()
     otherwise: Otherwise | None = None
-    like: Text | None = None
+    like: Name | None = None
 
 
 class View(_Owned, tag="View", frozen=True):
@@ -242,32 +285,32 @@ class View(_Owned, tag="View", frozen=True):
 class Who(Spec, frozen=True):
     """Whom a rule is about: keys AND, items OR."""
 
-    teams: Names | None = None
-    agents: Names | None = None
+    teams: Teams | None = None
+    agents: Agents | None = None
 
 
 class Allow(Spec, frozen=True):
     """A right: publish (from more sources, under a condition) or subscribe (in one view; `since` opens history)."""
 
-    id: Text
+    id: RuleId
     who: Who
-    publish: Names | None = None
-    subscribe: Names | None = None
-    sources: Names | None = None
+    publish: TypePatterns | None = None
+    subscribe: TypePatterns | None = None
+    sources: SourcePatterns | None = None
     when: Expression | None = None
-    view: Text | None = None
-    expires: Text | None = None
-    since: Text | None = None
+    view: Name | None = None
+    expires: Instant | None = None
+    since: Instant | None = None
     reason: Text | None = None
 
 
 class Deny(Spec, frozen=True):
     """A refusal, stronger than every right."""
 
-    id: Text
+    id: RuleId
     who: Who
-    publish: Names | None = None
-    subscribe: Names | None = None
+    publish: TypePatterns | None = None
+    subscribe: TypePatterns | None = None
     when: Expression | None = None
     reason: Text | None = None
 
@@ -292,17 +335,17 @@ class Access(_Owned, tag="Access", frozen=True):
 class Match(Spec, frozen=True):
     """Which events a route is about: keys AND, items OR."""
 
-    types: Names
-    sources: Names | None = None
+    types: TypePatterns
+    sources: SourcePatterns | None = None
 
 
 class RouteLine(Spec, frozen=True):
     """One copy or move: a new event of the type `to`, for the events that match."""
 
-    id: Text
+    id: RuleId
     match: Match
     effect: Literal["copy", "move"]
-    to: Text
+    to: TypeName
     when: Expression | None = None
     reason: Text | None = None
 
@@ -329,14 +372,14 @@ class SubscriptionSpec(Spec, frozen=True):
     `client` says who pulls: `mesh`, our library or agent, or `nats`, any NATS client. `rate` is text such as `200/s`.
     """
 
-    types: Names
-    view: Text | None = None
-    start: Text = "new"
+    types: TypePatterns
+    view: Name | None = None
+    start: Start = "new"
     retry: Retry = Retry()
     max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
     order_by: Literal["partitionkey"] | None = None
     client: Literal["mesh", "nats"] = "mesh"
-    rate: Text | None = None
+    rate: Rate | None = None
     breaker: Breaker = Breaker()
     poison: Poison = Poison()
 
@@ -360,8 +403,8 @@ class Subscription(_Document, tag="Subscription", frozen=True):
 class Principal(Spec, frozen=True):
     """Who a case is about: a team that reads, or an agent that publishes; exactly one of them."""
 
-    team: Text | None = None
-    agent: Text | None = None
+    team: Name | None = None
+    agent: Agent | None = None
 
 
 class Expect(Spec, frozen=True):
@@ -372,9 +415,9 @@ class Expect(Spec, frozen=True):
     """
 
     decision: Literal["allow", "deny"]
-    rule: Text | None = None
+    rule: RuleId | None = None
     reason: Text | None = None
-    view: Text | None = None
+    view: Name | None = None
     fields: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
 
 
@@ -387,32 +430,32 @@ class Case(Spec, frozen=True):
     principal: Principal = field(name="as")
     expect: Expect
     name: Text | None = None
-    subscribe: Text | None = None
-    publish: Text | None = None
-    view: Text | None = None
+    subscribe: TypeName | None = None
+    publish: TypeName | None = None
+    view: Name | None = None
     event: Text | None = None
     set: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
     unset: Annotated[tuple[Text, ...], Meta(max_length=MAX_LIST)] = ()
-    now: Text | None = None
+    now: Instant | None = None
 
 
 class Never(Spec, frozen=True):
     """Nobody (but `except`) sees fields with these tags under one of these actions, or can test guesses of them."""
 
-    see: Names | None = None
+    see: TagPatterns | None = None
     actions: Annotated[tuple[Action, ...], Meta(min_length=1, max_length=MAX_LIST)] = field(
         name="as", default=("clear",)
     )
-    guess: Names | None = None
-    exceptions: Names | None = field(name="except", default=None)
+    guess: TagPatterns | None = None
+    exceptions: Teams | None = field(name="except", default=None)
 
 
 class Only(Spec, frozen=True):
     """Only these teams may subscribe to, or publish, any of these types."""
 
-    teams: Names
-    subscribe: Names | None = None
-    publish: Names | None = None
+    teams: Teams
+    subscribe: TypePatterns | None = None
+    publish: TypePatterns | None = None
 
 
 class Invariant(Spec, frozen=True):

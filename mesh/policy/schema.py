@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from mesh.errors import NotFound
-from mesh.policy.model import KINDS
+from mesh.policy.model import KINDS, MOST_CHARS
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/"
@@ -63,6 +63,8 @@ def _tidy(value: Any) -> Any:
     tidy = {key: _tidy(item) for key, item in value.items() if not (key == "default" and item is None)}
     if isinstance(tidy.get("description"), str):
         tidy["description"] = cleandoc(tidy["description"])
+    if MOST_CHARS in tidy:
+        tidy["maxLength"] = tidy.pop(MOST_CHARS)
     choices = tidy.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
         rest = [choice for choice in choices if choice != {"type": "null"}]

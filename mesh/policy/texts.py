@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-_DURATION_RE = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+DURATION_RE = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 _DURATION_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_RFC3339_RE = re.compile(
+RFC3339_RE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-_RATE_RE = re.compile(r"([0-9]{1,9})/(s|min)")
-_TAG_RE = re.compile(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){0,7}")
-_RULE_RE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+RATE_RE = re.compile(r"([0-9]{1,9})/(s|min)")
+TAG_RE = re.compile(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){0,7}")
+RULE_RE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+SPIFFE_RE = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/[A-Za-z0-9._-]+)+")
 MAX_RULE_ID_CHARS = 80
 
 
@@ -22,7 +23,7 @@ def seconds(text: str) -> float:
     Raises:
         ValueError: It is none.
     """
-    match = _DURATION_RE.fullmatch(text)
+    match = DURATION_RE.fullmatch(text)
     if match is None:
         raise ValueError("a duration is a whole number and ms, s, m, h or d")
     return int(match[1]) * _DURATION_S[match[2]]
@@ -34,7 +35,7 @@ def per_second(text: str) -> float:
     Raises:
         ValueError: It is none.
     """
-    match = _RATE_RE.fullmatch(text)
+    match = RATE_RE.fullmatch(text)
     if match is None:
         raise ValueError("a rate is a count and /s or /min")
     return int(match[1]) / (1.0 if match[2] == "s" else 60.0)
@@ -46,7 +47,7 @@ def instant_ms(text: str) -> int:
     Raises:
         ValueError: It is none, or names no real day.
     """
-    if _RFC3339_RE.fullmatch(text) is None:
+    if RFC3339_RE.fullmatch(text) is None:
         raise ValueError("a time is RFC 3339, such as 2026-12-01T00:00:00Z")
     at = datetime.fromisoformat(text.upper())
     since = at.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,9 +62,9 @@ def instant_text(at_ms: int) -> str:
 
 def is_tag(text: str) -> bool:
     """Whether *text* is a tag: up to 8 tokens of `[a-z0-9_-]{1,64}` joined by dots."""
-    return _TAG_RE.fullmatch(text) is not None
+    return TAG_RE.fullmatch(text) is not None
 
 
 def is_rule_id(text: str) -> bool:
     """Whether *text* can be a rule's id."""
-    return len(text) <= MAX_RULE_ID_CHARS and _RULE_RE.fullmatch(text) is not None
+    return len(text) <= MAX_RULE_ID_CHARS and RULE_RE.fullmatch(text) is not None

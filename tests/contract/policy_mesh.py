@@ -204,6 +204,7 @@ class Instance:
         self.connection = connection
         self.name = name
         self.revision = 0
+        self.digest = ""
 
     @classmethod
     async def start(cls, mesh: PolicyMesh, name: str) -> Instance:
@@ -215,7 +216,9 @@ class Instance:
     async def runs(self, revision: int) -> None:
         """Say so."""
         self.revision = revision
-        report = Report(name=self.name, instance="00000001", kind="agent", revision=revision, clock_ms=now_ms())
+        report = Report(
+            name=self.name, instance="00000001", kind="agent", revision=revision, digest=self.digest, clock_ms=now_ms()
+        )
         await self.connection.request(f"report.{self.name}.00000001", msgspec.json.encode(report))
 
     async def publish(self, view: str, type_: str) -> bool:

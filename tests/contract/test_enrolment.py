@@ -30,6 +30,7 @@ from mesh.errors import MeshError, NotAttested, Unavailable, WorkloadBarred
 from mesh.identity import Signer
 from mesh.jetstream.connection import Connection
 from mesh.keys import key_id
+from mesh.kubernetes.api import Api
 from tests.contract.policy_mesh import PolicyMesh, reads, until
 from tests.kubernetes_api import UID, serving
 
@@ -429,9 +430,8 @@ async def test_a_pod_enrols_with_the_token_of_its_service_account(world: World, 
     """The same door with another attestor: the pod stands in the record, and another account's pod is refused."""
     (tmp_path / "token").write_text("ours")
     async with serving(tmp_path) as api:
-        attestor = KubernetesAttestor(
-            api.url, ca_file=api.ca_file, token_file=tmp_path / "token", trust_domain="mesh.local"
-        )
+        asked = Api(api.url, ca_file=api.ca_file, token_file=tmp_path / "token")
+        attestor = KubernetesAttestor(asked, trust_domain="mesh.local")
         chain = await door(world, attestor).enrol(AGENT, world.request())
         assert check_chain(chain, world.mesh.authority.roots).spiffe_id == SPIFFE
         kind, facts = world.told[-1]

@@ -31,7 +31,7 @@ from mesh.errors import ConfigError, Disconnected
 from mesh.identity import seed_to_pem
 from mesh.jetstream import wire
 from mesh.jetstream.connection import Connection
-from mesh.jetstream.tls import TlsFiles, client_context
+from mesh.jetstream.tls import Dates, TlsFiles, client_context
 from mesh.keys import SpiffeId
 from tests.contract.streams import until
 
@@ -336,3 +336,15 @@ def test_a_key_with_a_passphrase_asks_nobody(tmp_path: Path) -> None:
 
 async def _nothing() -> None:
     pass
+
+
+async def test_how_long_a_certificate_holds_is_shown(agent: TlsFiles, tmp_path: Path) -> None:
+    """What is left and what it was made for; a file that cannot be read has nothing left."""
+    file = tmp_path / "tls.crt"
+    file.write_bytes(agent.cert.read_bytes())
+    dates = Dates(file)
+    assert 0 < dates.left_s() < dates.life_s()
+    file.write_text("no certificate")
+    assert (dates.left_s(), dates.life_s()) == (0, 0)
+    file.unlink()
+    assert dates.left_s() == 0

@@ -1,7 +1,8 @@
 """`mesh control run` as a process in which time is other: `python -m tests.journey.replica_process SCALE AHEAD_S ...`.
 
-SCALE shortens the lease, so that a test does not wait for what is not tested; AHEAD_S is how far the wall clock of this
-process is ahead of everybody's. What follows is the command line of `mesh`.
+SCALE shortens the lease, and the pause between two rounds of what the leader measures, so that a test does not wait for
+what is not tested; AHEAD_S is how far the wall clock of this process is ahead of everybody's. What follows is the
+command line of `mesh`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def main() -> None:
     if ahead_s:
         set_clock(ahead_s)
     from mesh.cli import main as mesh
-    from mesh.control import lease
+    from mesh.control import lease, measures
 
+    measures.EVERY_S *= scale / 4
     for name in ("TTL_S", "HOLD_S", "RENEW_S", "AGAIN_S", "LOOK_S"):
         setattr(lease, name, getattr(lease, name) * scale)
     mesh()

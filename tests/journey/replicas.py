@@ -45,13 +45,14 @@ class Replica:
         self._keys = directory / "keys"
         self.said = directory / f"{name}.out"
         self.log = directory / f"{name}.err"
+        self.more: list[str] = []  # options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, url: str, policies: Path, *, ahead_s: float = 0.0) -> None:
         """Start it; `ahead_s` is how far its wall clock is ahead."""
         command = [sys.executable, "-m", "tests.journey.replica_process", str(SCALE), str(ahead_s)]
         command += ["control", "run", "--data", str(self.data.root), "--nats-url", url, "--replica", self.name]
-        command += ["--policies", str(policies), "--keys", str(self._keys), "--json"]
+        command += ["--policies", str(policies), "--keys", str(self._keys), "--json", *self.more]
         with self.said.open("wb") as said, self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=log)
 

@@ -1,4 +1,4 @@
-"""`mesh policy lint`, `schema` and `explain`: what a script relies on, and what a person reads. No mesh runs."""
+"""`mesh policy lint`, `objects`, `schema`, `explain`: what a script relies on, and what people read. No mesh runs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from mesh.cli import app
 from mesh.cli.policy.options import offline
 from mesh.errors import Disconnected
+from mesh.kubernetes.names import TEAM, TENANT
+from mesh.kubernetes.objects import place
+from mesh.policy.bundle import ordered
+from mesh.policy.load import load
 from mesh.policy.model import KINDS
+from mesh.policy_files import read_directory
 from tests.conftest import ROOT
 from tests.unit.policy_world import BASE, access, document
 
@@ -364,6 +370,24 @@ def test_lint_of_one_tenant_keeps_to_it(policies: Path) -> None:
     assert {s["tenant"] for s in every["sentences"]} == {"acme", "other"}
     assert {s["tenant"] for s in one["sentences"]} == {"other"}
     assert all(w["file"].startswith("other-") for w in one["warnings"])
+
+
+# --- objects ---------------------------------------------------------------------------------------------------------
+
+
+def test_objects_are_the_same_policies() -> None:
+    """What is printed for a cluster is, read back, what the files say; no object takes the place of another."""
+    policies = ("objects", "--policies", str(ROOT / "policies"), "--namespace", "acme")
+    printed = list(yaml.safe_load_all(call(*policies, "--team-namespaces", "acme-{team}").stdout))
+    labels = {item["metadata"]["namespace"]: {TENANT: "acme"} for item in printed}
+    for name in labels.keys() - {"acme"}:
+        labels[name][TEAM] = name.removeprefix("acme-")
+    placed = [place(item, labels) for item in printed]
+    again = load({one.file: one.text for one in placed})
+    files = load(read_directory(ROOT / "policies"))
+    assert ordered(d.value for d in again.documents) == ordered(d.value for d in files.documents)
+    clash = call(*policies, "--json")  # two teams have a Subscription of one name
+    assert (clash.returncode, error_of(clash)["got"]) == (MISUSE, "acme")
 
 
 # --- schema ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mesh.control.attest import FileAttestor
 from mesh.control.attest_kubernetes import POD_NAME, POD_UID, REVIEWS_PATH, KubernetesAttestor
 from mesh.control.reconcile import now_ms
 from mesh.errors import ConfigError, MeshError, NotAttested, Unavailable
+from mesh.kubernetes.api import Api
 from tests.kubernetes_api import UID, ApiServer, of_user, review, serving
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +93,9 @@ async def api(tmp_path: Path) -> AsyncIterator[ApiServer]:
 def attestor(api: ApiServer, tmp_path: Path) -> KubernetesAttestor:
     """Asks that server."""
     (tmp_path / "token").write_text("ours-1\n")
-    return KubernetesAttestor(api.url, ca_file=api.ca_file, token_file=tmp_path / "token", trust_domain="mesh.local")
+    return KubernetesAttestor(
+        Api(api.url, ca_file=api.ca_file, token_file=tmp_path / "token"), trust_domain="mesh.local"
+    )
 
 
 async def test_a_pod_is_who_the_api_server_says(attestor: KubernetesAttestor, api: ApiServer, tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ async def test_an_api_server_that_does_not_answer_costs_its_time_limit(
     with pytest.raises(Unavailable, match="did not answer"):
         await attestor.attest(TOKEN.encode())
     closed = KubernetesAttestor(
-        "https://127.0.0.1:1", ca_file=api.ca_file, token_file=tmp_path / "token", trust_domain="mesh.local"
+        Api("https://127.0.0.1:1", ca_file=api.ca_file, token_file=tmp_path / "token"), trust_domain="mesh.local"
     )
     with pytest.raises(Unavailable, match="did not answer"):
         await closed.attest(TOKEN.encode())
@@ -180,7 +183,7 @@ async def test_an_api_server_of_another_ca_is_told_nothing(api: ApiServer, tmp_p
     (tmp_path / "token").write_text("ours")
     (tmp_path / "ca.crt").write_bytes(RootCA.create("mesh.local", now_ms=now_ms()).cert_pem)
     stranger = KubernetesAttestor(
-        api.url, ca_file=tmp_path / "ca.crt", token_file=tmp_path / "token", trust_domain="mesh.local"
+        Api(api.url, ca_file=tmp_path / "ca.crt", token_file=tmp_path / "token"), trust_domain="mesh.local"
     )
     with pytest.raises(Unavailable, match="did not answer"):
         await stranger.attest(TOKEN.encode())
@@ -194,7 +197,7 @@ async def test_what_cannot_be_a_token_is_not_sent(attestor: KubernetesAttestor, 
             await attestor.attest(token)
     assert api.asked == []
     with pytest.raises(ConfigError, match="over TLS alone"):
-        KubernetesAttestor("http://127.0.0.1:1", ca_file=Path(), token_file=Path(), trust_domain="mesh.local")
+        Api("http://127.0.0.1:1", ca_file=Path(), token_file=Path())
 
 
 @pytest.mark.parametrize(

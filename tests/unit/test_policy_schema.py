@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ ROWS = json.loads((ROOT / "tests/tables/policy_load_errors.json").read_text())
 KEYWORDS = {
     "$schema", "$ref", "$defs", "title", "description", "type", "enum", "default", "properties", "required",
     "additionalProperties", "propertyNames", "items", "minItems", "maxItems", "minLength", "maxLength", "minProperties",
-    "maxProperties", "minimum", "maximum", "multipleOf", "oneOf",
+    "maxProperties", "minimum", "maximum", "multipleOf", "oneOf", "pattern",
 }  # fmt: skip
 PYTHON: dict[str, Any] = {
     "object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float),
@@ -50,6 +51,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     ):
         return False
     if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "pattern" in schema and re.search(schema["pattern"], value) is None:
         return False
     return _sized(value, schema) and _inside(value, schema, root)
 

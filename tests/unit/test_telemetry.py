@@ -8,10 +8,12 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from mesh import telemetry
-from mesh.telemetry import MAX_SERIES, Registry
+from mesh.telemetry import LATENCY_BOUNDS_S, MAX_SERIES, Buckets, Registry, Shown
+from mesh.telemetry_messaging import BOUNDS_S, coarser
 
 
 @pytest.fixture
@@ -161,3 +163,40 @@ def test_module_functions_share_one_registry() -> None:
     assert telemetry.DEFAULT.metrics[name].name == name
     assert b"mesh_test_module_functions_total" in telemetry.render_prometheus()
     assert name in telemetry.markdown()
+
+
+def test_every_kind_can_be_sent(registry: Registry) -> None:
+    """OTLP's encoder takes counters, levels (truth among them), distributions without a value, and derived ones."""
+    registry.counter("mesh.test.a", unit="{event}", watch="w").add(1)
+    registry.gauge("mesh.test.b", unit="1", watch="w").read(lambda: True)
+    empty = registry.histogram("mesh.test.c", unit="s", watch="w").at(door="intake")
+    registry.derived("mesh.test.d", "s", "w", "histogram", lambda: [({}, empty)])
+    sent = encode_metrics(registry.snapshot()).resource_metrics[0].scope_metrics[0].metrics
+    assert [metric.name for metric in sent] == ["mesh.test.a", "mesh.test.b", "mesh.test.c", "mesh.test.d"]
+    assert sent[1].gauge.data_points[0].as_int == 1
+    assert sent[2].histogram.data_points[0].count == 0
+
+
+def test_a_coarser_distribution_has_the_same_values() -> None:
+    """Every value stands at or below the same bound as if it had been counted there."""
+    fine, expected, coarse = Buckets(LATENCY_BOUNDS_S), Buckets(BOUNDS_S), Buckets(BOUNDS_S)
+    for value in (0.0001, 0.005, 0.0051, 0.074, 0.075, 0.6, 7.5, 9.0, 10.0, 11.0):
+        fine.record(value)
+        expected.record(value)
+    coarser(fine, coarse)
+    assert coarse.counts == expected.counts
+    assert (coarse.total, coarse.low, coarse.high) == (expected.total, expected.low, expected.high)
+
+
+def test_series_that_are_not_shown_any_more_are_forgotten(registry: Registry) -> None:
+    """A subscription that is gone has no lag; a round that shows nothing leaves nothing."""
+    lag = registry.gauge("mesh.test.lag", unit="{event}", watch="w")
+    shown = Shown()
+    shown.show(lag, 3, subscription="a")
+    shown.show(lag, 4, subscription="b")
+    shown.sweep()
+    shown.show(lag, 5, subscription="b")
+    shown.sweep()
+    assert list(lag.series()) == [({"subscription": "b"}, 5)]
+    shown.sweep()
+    assert list(lag.series()) == []

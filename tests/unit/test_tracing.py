@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.intake import _adopt
+from agent.traced import adopt
 from mesh import tracing
 from mesh.event import draft_from_binary, draft_from_fields, encode
 from tests.conftest import ROOT
@@ -36,7 +36,7 @@ def trace(fields: dict[str, Any]) -> dict[str, Any]:
 def test_an_event_keeps_the_trace_it_came_with(row: dict[str, Any]) -> None:
     """What is valid is kept to the letter, what is not is left out, and the event is taken either way."""
     draft = draft_from_fields(EVENT | row.get("event", {}), now_ms=NOW_MS)
-    _adopt([draft], tracing.of_request([(name, value) for name, value in row["headers"]]), LIMIT)
+    adopt([draft], tracing.of_request([(name, value) for name, value in row["headers"]]), LIMIT)
     assert trace(draft.fields) == row["out"]
 
 
@@ -54,9 +54,9 @@ def test_an_event_without_room_goes_without() -> None:
     draft = draft_from_fields(EVENT, now_ms=NOW_MS)
     parent = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
     size = len(encode(draft.fields | parent))
-    _adopt([draft], parent, size - 1)
+    adopt([draft], parent, size - 1)
     assert trace(draft.fields) == {}
-    _adopt([draft], parent, size)
+    adopt([draft], parent, size)
     assert trace(draft.fields) == parent
 
 
