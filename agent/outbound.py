@@ -174,19 +174,22 @@ class Outbound:
         return decided
 
     async def _decide(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
-        plans, revision = self._plans, self._revision  # one bundle for the whole request
-        if plans is None:
-            raise no_bundle()
         decided: list[journey.Outbound] = []
         if len(drafts) <= _DECIDED_AT_ONCE:
-            self._decide_some(drafts, plans, revision, decided)
+            self._decide_some(drafts, *self._in_force(), decided)
             return decided
         async with self._turn:
+            plans, revision = self._in_force()  # one bundle for the whole request
             for start in range(0, len(drafts), _DECIDED_AT_ONCE):
                 if start:
                     await asyncio.sleep(0)
                 self._decide_some(drafts[start : start + _DECIDED_AT_ONCE], plans, revision, decided)
         return decided
+
+    def _in_force(self) -> tuple[PublisherPlans, int]:
+        if self._plans is None:
+            raise no_bundle()
+        return self._plans, self._revision
 
     def _decide_some(
         self, drafts: Sequence[Draft], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]

@@ -129,7 +129,7 @@ class AckRun:
         sid: Of the subscription to it.
     """
 
-    __slots__ = ("_each", "_start", "_whole")
+    __slots__ = ("_each", "_one", "_start", "_whole")
 
     def __init__(self, inbox: str, sid: int) -> None:
         self._start = b"MSG %b" % inbox.encode()
@@ -137,6 +137,7 @@ class AckRun:
             rb"%b([0-9]{1,18}) %d ([0-9]{1,5})\r\n"
             rb'\{"stream":"([A-Za-z0-9_-]{1,255})","seq":([0-9]{1,18})\}\r\n'
         ) % (re.escape(self._start), sid)
+        self._one = re.compile(one)
         self._each = re.compile(one.decode())
         self._whole = re.compile(b"(?:%b)++" % one.replace(b"(", b"(?:"))
 
@@ -145,12 +146,19 @@ class AckRun:
         found = self._whole.match(data, position) if data.startswith(self._start, position) else None
         if found is None:
             return position, []
-        rows = []
+        rows: list[tuple[str, str, int]] = []
         for token, size, stream, digits in self._each.findall(found[0].decode()):
-            if int(size) != _AROUND + len(stream) + len(digits):
-                return position, []  # a size that is not what follows: no plain ack, whatever it is
+            if int(size) != _AROUND + len(stream) + len(digits):  # not what follows: no plain ack, whatever it is
+                return self._end(data, position, len(rows)), rows
             rows.append((token, stream, int(digits)))
         return found.end(), rows
+
+    def _end(self, data: bytes, position: int, count: int) -> int:
+        """Where *count* acks end that stand at *position*."""
+        for _ in range(count):
+            one = self._one.match(data, position)
+            position = one.end() if one is not None else position
+        return position
 
 
 def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:

@@ -196,7 +196,15 @@ class Link(nats_client.Client):
             frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out = []
             self._out_bytes = 0
-            self._transport.write(frames)
+            self._put(frames)
+
+    def _put(self, data: bytes) -> None:
+        """Hand *data* to the kernel. What is written to a link that dies is lost, and the answers will not come.
+
+        uvloop's transport raises once it is closed, a turn or two before the read loop hears of the end.
+        """
+        with contextlib.suppress(RuntimeError, OSError):
+            self._transport.write(data)
 
     @property
     def unsent_bytes(self) -> int:
@@ -216,7 +224,7 @@ class Link(nats_client.Client):
             return future
         self._write_out()
         self._pongs.append(future)
-        self._transport.write(nats_client.PING_PROTO)
+        self._put(nats_client.PING_PROTO)
         return future
 
     # --- in ----------------------------------------------------------------------------------------------------------
@@ -238,7 +246,7 @@ class Link(nats_client.Client):
 
     async def _control(self, line: bytes) -> None:
         if line.startswith(b"PING"):
-            self._transport.write(nats_client.PONG_PROTO)
+            self._put(nats_client.PONG_PROTO)
         elif line.startswith(b"PONG"):
             await self._process_pong()
         elif line.startswith(b"INFO "):

@@ -295,7 +295,7 @@ class Publisher:
         """
         sealer, now, oldest_ms = self._sealer, self._now(), self._clock_ms() - ACK_COUNTS_MS
         item_of, believed = sealer.by_token.get, not sealer.distrusts
-        runs: dict[str, list[tuple[Outgoing, int]]] = {}
+        runs: dict[str, list[tuple[str, Outgoing, int]]] = {}
         for token, stream, sequence in found:
             item = item_of(token)
             if item is None:
@@ -304,12 +304,14 @@ class Publisher:
                 _foreign(item)
                 continue
             believed = believed and item.first_signed_ms >= oldest_ms
-            runs.setdefault(stream, []).append((item, sequence))
+            runs.setdefault(stream, []).append((token, item, sequence))
         for stream, run in runs.items():
-            taken = self._lanes[stream].acked_in_order(run, now) if believed else 0
-            self._stored_in_order(run[:taken])
-            for item, sequence in run[taken:]:
-                if item_of(item.token) is item:
+            if believed:  # what the acks of another stream set off may have ended some of these, or sent them anew
+                acked = [(item, sequence) for token, item, sequence in run if item_of(token) is item]
+                taken = self._lanes[stream].acked_in_order(acked, now) if acked else 0
+                self._stored_in_order(acked[:taken])
+            for token, item, sequence in run:
+                if item_of(token) is item:  # neither done nor, by an ack before it, under way under a new id
                     self._stored(item, PubAck(stream, sequence))
 
     def _stored_in_order(self, run: Sequence[tuple[Outgoing, int]]) -> None:

@@ -477,6 +477,33 @@ async def test_at_a_cut_what_is_in_flight_goes_out_anew(nats_server: NatsServer,
     assert {type(ack) for ack in acks} == {PubAck}
 
 
+async def test_acks_that_come_together_mean_what_they_mean_one_by_one(
+    nats_server: NatsServer, control: Connection
+) -> None:
+    """The first ends a recovery, by which the second event goes out under a new id: its late ack ends nothing."""
+    async with desk_at(nats_server.url, ack_deadline_s=60.0, give_up_s=120.0) as desk:
+        with vanishing(desk):
+            first, second = desk.submit(2)
+            late, desk.kid = second.token, "k2"
+            desk.publisher.distrust("k1")
+            desk.publisher._step()  # the first goes out anew, and shows whether the stream is there
+            read = desk.publisher._listener.run
+            assert read is not None
+            found = b"".join(_plain_ack(desk, token, n) for n, token in enumerate((first.token, late), 1))
+            assert read(found, 0) == len(found)
+        assert desk.order == [first]
+        assert second.generation == 1
+        pass_time(desk, 61)
+        await desk.finished(second)
+    assert [each.headers["Nats-Msg-Id"] for each in await stored(control)] == ["2.1"]
+
+
+def _plain_ack(desk: Desk, token: str, sequence: int) -> bytes:
+    body = ack_prefix(STREAM) + b"%d}" % sequence
+    subject = f"{desk.publisher._inbox}{token}".encode()
+    return b"MSG %b %d %d\r\n%b\r\n" % (subject, desk.publisher._listener.sid, len(body), body)
+
+
 # --- 503: no leader, no such stream, no right ------------------------------------------------------------------------
 
 

@@ -22,7 +22,8 @@ OMITTED = "..."
 ASK_STATUS = "echo exit $?"  # after a command that does not end with 0
 COMMAND_S = 60
 SETTLE_S = 20  # for reports and records that were sent and are not stored yet
-REPORTS = ("mesh policy shadow report", "mesh policy status", "mesh audit", "mesh dlq list")  # of what is on its way
+# Of what is on its way.
+REPORTS = ("mesh policy shadow report", "mesh policy status", "mesh audit", "mesh dlq list", "mesh trust audit")
 WIDTH = 110  # the README's
 AUTHOR = "ines"
 
@@ -100,6 +101,10 @@ def same(shown: list[str], printed: list[str]) -> bool:
     return re.fullmatch("".join(parts), "".join(f"{line}\n" for line in printed)) is not None
 
 
+class Failed(AssertionError):
+    """A command that was to succeed did not."""
+
+
 def run(command: str, environment: dict[str, str]) -> list[str]:
     """What *command* prints. `mesh` runs in this process: the same code, without the second that Python takes to start.
 
@@ -122,16 +127,22 @@ def run(command: str, environment: dict[str, str]) -> list[str]:
         result = thread.submit(CliRunner().invoke, app, arguments, env=environment).result()
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert after in {"", ASK_STATUS}, command
-    assert after or result.exit_code == 0, f"{command}: {result.exit_code}"
+    if not after and result.exit_code:
+        raise Failed(f"{command}: {result.exit_code}\n{result.output}")
     return [*result.output.splitlines(), *([f"exit {result.exit_code}"] if after else [])]
 
 
 def settled(command: str, shown: list[str], environment: dict[str, str]) -> list[str]:
     """What *command* prints; one that asks about agents is asked again while their answer is on its way."""
     until = time.monotonic() + SETTLE_S
+    asks = command.startswith(REPORTS)
     while True:
-        printed = run(command, environment)
-        asks = command.startswith(REPORTS)
+        try:
+            printed = run(command, environment)
+        except Failed:
+            if not asks or time.monotonic() > until:
+                raise
+            continue
         if not asks or same(plain(shown), plain(printed)) or time.monotonic() > until:
             return printed
 

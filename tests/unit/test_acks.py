@@ -132,3 +132,10 @@ def test_a_run_of_acks_is_read_whole() -> None:
 def test_whatever_is_no_plain_ack_is_left(frame: bytes) -> None:
     """Duplicates, errors, other subscriptions and frames that are not what they say go the way every message goes."""
     assert AckRun(INBOX, 3).read(frame, 0) == (0, [])
+
+
+def test_a_run_ends_before_what_does_not_fit() -> None:
+    """Those before it are read, once: else a reader that takes one message at a time would read the rest each time."""
+    sound, odd = _ack("9"), _ack("10", size=29)
+    end, found = AckRun(INBOX, 3).read(sound + sound + odd + sound, 0)
+    assert (end, [token for token, _, _ in found]) == (2 * len(sound), ["9", "9"])

@@ -38,6 +38,10 @@ HEADERS |= {"INVOCATION", "EVENT_KEY"}  # what the providers' modules call the f
 
 # Errors that tell a caller something, and that no door answers; each with who raises it.
 ELSEWHERE = {
+    "api-server-refused": "the control plane, of Kubernetes",
+    "bad-admission-review": "the injector's door",
+    "not-injectable": "the injector's door",
+    "version-expired": "the control plane, of Kubernetes",
     "bad-input": "the base of others; the pull door has it for a wrong parameter",
     "bad-name": "policies, settings and commands",
     "bad-pattern": "policies and commands",
