@@ -32,7 +32,12 @@ AGENT = "shop"
 STREAM = "EV_local_shop"
 READ_S = 60.0  # without a new event from a stream that has more
 _MB = 1024  # kB, as /proc counts
-_CLEAR = (b"Ada Lindqvist", b"ada.lindqvist@example.com", b"123456", b"neighbour")  # of the four fields that are masked
+_CLEAR = (
+    b"Ada Lindqvist",
+    b"ada.lindqvist@example.com",
+    b"40 1234567",
+    b"neighbour",
+)  # of the four fields that are masked
 
 
 class Ports(msgspec.Struct):

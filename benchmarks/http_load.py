@@ -199,6 +199,9 @@ async def opened(job: Job) -> Outcome:
 
     class Open(_Load):
         def answered(self, connection: _Connection, answer: bytes) -> None:
+            if connection in free:  # 408: it was not needed for so long that the door gave it up
+                free.remove(connection)
+                return
             super().answered(connection, answer)
             if late:
                 self.send(connection, late.popleft())
