@@ -201,10 +201,13 @@ class Link(nats_client.Client):
     def _put(self, data: bytes) -> None:
         """Hand *data* to the kernel. What is written to a link that dies is lost, and the answers will not come.
 
-        uvloop's transport raises once it is closed, a turn or two before the read loop hears of the end.
+        uvloop's transport raises once it is closed, a turn or two before the read loop hears of the end and tells it
+        everybody, with this reason where there is no better.
         """
-        with contextlib.suppress(RuntimeError, OSError):
+        try:
             self._transport.write(data)
+        except (RuntimeError, OSError) as error:
+            self.reason = self.reason or _sentence(error)
 
     @property
     def unsent_bytes(self) -> int:

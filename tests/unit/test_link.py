@@ -41,5 +41,6 @@ def test_writing_to_a_connection_that_is_gone_raises_nothing() -> None:
             link._transport.write(b"x")
         link.send(bytes(WRITE_BYTES))
         link.ping().cancel()
+        assert "closed" in link.reason
 
     uvloop.run(run())
