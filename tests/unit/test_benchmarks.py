@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+import yaml
 
-from benchmarks import bench_apply, bench_policy
+from benchmarks import bench_agent_start, bench_apply, bench_policy
 from benchmarks.fleet_members import Adoption, Findings, Seen, Sent
 from benchmarks.fleet_policies import LAST, agent_names, field_of, type_of
 from benchmarks.fleet_policies import files as fleet_files
+from benchmarks.machine import ROOT
 from benchmarks.policy_sets import files
 from benchmarks.report import nested
 from benchmarks.runner import TABLE, Key, Spread, discover, interleave, measure, of_table, ratio
@@ -82,6 +84,17 @@ def test_questions_are_found_by_file() -> None:
     assert all(q.KEYS for q in questions)
     with pytest.raises(SystemExit, match="no benchmark is called 'nothing'"):
         discover("nothing")
+
+
+def test_agent_fits_its_pod() -> None:
+    """What the benchmark allows an agent at rest is what its pod asks for, and at full load what it is held to."""
+    pod = yaml.safe_load((ROOT / "deploy/k8s/components/native-sidecar/fragment/sidecar.yaml").read_text())["spec"]
+    asked = pod["template"]["spec"]["initContainers"][0]["resources"]
+    for key, mebibytes in (("idle", asked["requests"]["memory"]), ("load", asked["limits"]["memory"])):
+        figure = bench_agent_start.KEYS[f"agent_rss_mb.{key}"]
+        assert figure.must is not None
+        assert figure.must <= int(mebibytes.removesuffix("Mi"))
+        assert mebibytes in figure.what
 
 
 def test_table_has_the_design_s_questions_in_its_order() -> None:
