@@ -38,6 +38,7 @@ KEYS = {
         for name, *_ in _ADDED
     },
     "http_socket_per_s": Key("1/s", what="HTTP: single events over a Unix socket"),
+    "http_repeated": Key("", better="less", what="HTTP: requests sent again, since the door gave their connection up"),
     "http_single_cpu_us": Key("us", better="less", what="the agent's processor time for a single event"),
     "http_batch_cpu_us": Key("us", better="less", what="the agent's processor time for an event of a batch"),
 }
@@ -55,23 +56,21 @@ class Door:
         self._names = (f"{uuid4().hex[:8]}.{n}" for n in count())
         self.runs: dict[str, int] = {}
         self.bare = 0
+        self.repeated = 0
         self.cpu_us: dict[str, list[float]] = {}
 
     async def per_s(self, name: str, events: int, ports: Ports, *, connections: int, size: int = 0) -> float:
         """Events a second that the door takes; and the processor time of its agent, under *name*."""
         job = self._job("closed", events, ports.url, connections=connections, size=size)
         before = cpu_s(ports.pid)
-        outcome = await self._load.run(job)
+        outcome = await self._run(job)
         self.cpu_us.setdefault(name, []).append((cpu_s(ports.pid) - before) / events * 1e6)
-        self.runs[job.run] = events
         return events / outcome.took_s
 
     async def posts(self, events: int) -> Outcome:
         """Single events, `PER_S` a second."""
         job = self._job("open", events, self.mesh.ports.url, connections=OPEN_CONNECTIONS)
-        outcome = await self._load.run(job)
-        self.runs[job.run] = events
-        return outcome
+        return await self._run(job)
 
     async def publishes(self, events: int, body: bytes) -> Outcome:
         """The same without the agent."""
@@ -88,6 +87,12 @@ class Door:
             )
         )
         self.bare += events
+        return outcome
+
+    async def _run(self, job: Job) -> Outcome:
+        outcome = await self._load.run(job)
+        self.runs[job.run] = job.events
+        self.repeated += outcome.repeated
         return outcome
 
     def _job(self, how: Literal["closed", "open"], events: int, url: str, *, connections: int, size: int = 0) -> Job:
@@ -113,7 +118,7 @@ async def run(quick: bool) -> Mapping[str, Figure]:
             figures = await _throughput(door, other, scale, rounds)
         figures |= await _latency(door, round(SECONDS * PER_S / scale), rounds)
         await check_stored(mesh, door.runs, unsigned=door.bare)
-    return figures
+    return {**figures, "http_repeated": float(door.repeated)}
 
 
 async def _throughput(door: Door, other: Ports, scale: int, rounds: int) -> dict[str, Figure]:

@@ -1,18 +1,17 @@
 """The load on a door, in its own process (`python -m benchmarks.http_load`): a job a line in, its outcome a line out.
 
 It is lean, because it shares the machine with what it measures: requests are bytes made beforehand, a connection is one
-protocol, and of an answer it reads no more than status, length, and how many events are durable in the stream.
+protocol (`http_pool`), and of an answer it reads no more than status, length, and how many events are durable in the
+stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import selectors
-import socket
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from random import Random
 from subprocess import PIPE
@@ -22,12 +21,12 @@ import msgspec
 import nats
 import uvloop
 
+from benchmarks.http_pool import Exchange, Pool
 from benchmarks.machine import ROOT
 from benchmarks.meshes import event
 from benchmarks.validity import InvalidRun
 
 _ACCEPTED = b"HTTP/1.1 202 "
-_LENGTH = b"content-length: "
 _DURABLE = b'"durable":"stream"'
 _LATE_S = 60.0  # for the last answer, once all is sent
 
@@ -43,7 +42,7 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
         events: How many, over all.
         url: Of the door; `unix:` and a path for a socket. For `publish` that of NATS.
         secret: The door's token; for `publish` the file of the agent's credentials.
-        connections: How many are kept open.
+        connections: How many are open at most; `closed` has that many requests under way.
         size: Events in a request; 0 for one event by itself, not in a batch.
         per_s: Requests a second, for `open` and `publish`.
         subject: For `publish`.
@@ -65,41 +64,17 @@ class Job(msgspec.Struct, kw_only=True, frozen=True):
 class Outcome(msgspec.Struct, frozen=True):
     """What came of it: everything was accepted and is durable in the stream, or there is no outcome.
 
-    `latencies_s` is by request, from the moment it was meant to begin.
+    `latencies_s` is by request, from the moment it was meant to begin. `repeated` are requests that went out again on
+    another connection (see `http_pool`): the time until then counts too.
     """
 
     took_s: float
     latencies_s: list[float]
-
-
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection, one request at a time."""
-
-    def __init__(self, answered: Callable[[_Connection, bytes], None]) -> None:
-        self._answered = answered
-        self._buffer = b""
-        self._end = 0
-        self.intended_s = 0.0
-        self.transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # uvloop's own class is no subclass of it
-
-    def data_received(self, data: bytes) -> None:
-        buffer = self._buffer = self._buffer + data
-        if not self._end:
-            head = buffer.find(b"\r\n\r\n")
-            if head < 0:
-                return
-            start = buffer.lower().index(_LENGTH) + len(_LENGTH)
-            self._end = head + 4 + int(buffer[start : buffer.index(b"\r", start)])
-        if len(buffer) >= self._end:
-            self._buffer, self._end = b"", 0
-            self._answered(self, buffer)
+    repeated: int
 
 
 class _Load:
-    """Requests that are ready, the connections they go over, and what is still to come."""
+    """Requests that are ready, the pool they go through, and what is still to come of them."""
 
     def __init__(self, job: Job) -> None:
         self._durable = job.size or 1
@@ -107,10 +82,11 @@ class _Load:
         self._left = -(-job.events // self._durable)
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.latencies_s: list[float] = []
+        self.pool = Pool(job.url, limit=job.connections, answered=self.answered, failed=self._fail)
 
-    def answered(self, connection: _Connection, answer: bytes) -> None:
+    def answered(self, exchange: Exchange, answer: bytes) -> None:
         """Count one answer. Anything but 202 and all of it durable ends the job."""
-        self.latencies_s.append(time.perf_counter() - connection.intended_s)
+        self.latencies_s.append(time.perf_counter() - exchange.intended_s)
         if not answer.startswith(_ACCEPTED) or answer.count(_DURABLE) != self._durable:
             self._fail(InvalidRun(f"not accepted, or not in the stream: {answer[:2000].decode(errors='replace')}"))
             return
@@ -118,26 +94,23 @@ class _Load:
         if not self._left and not self._done.done():
             self._done.set_result(None)
 
-    def _fail(self, error: Exception) -> None:
-        if not self._done.done():
-            self._done.set_exception(error)
+    def send(self, intended_s: float) -> None:
+        """Send the next request, if there is one."""
+        if request := next(self._requests, None):
+            self.pool.send(Exchange(request, intended_s))
 
-    def send(self, connection: _Connection, intended_s: float) -> bool:
-        """Send the next request over a connection that is free; False where there is none."""
-        request = next(self._requests, None)
-        if request is None:
-            return False
-        connection.intended_s = intended_s
-        connection.transport.write(request)
-        return True
-
-    async def wait(self) -> None:
-        """Until every request has its answer.
+    async def outcome(self, began_s: float) -> Outcome:
+        """What came of it, once every request has its answer.
 
         Raises:
             InvalidRun: An event was not accepted.
         """
         await self._done
+        return Outcome(time.perf_counter() - began_s, self.latencies_s, self.pool.repeated)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._done.done():
+            self._done.set_exception(error)
 
 
 def _requests(job: Job) -> Iterator[bytes]:
@@ -156,70 +129,32 @@ def _requests(job: Job) -> Iterator[bytes]:
     return iter(made)
 
 
-@asynccontextmanager
-async def _connected(job: Job, load: _Load) -> AsyncIterator[list[_Connection]]:
-    loop = asyncio.get_running_loop()
-    connections = []
-    for _ in range(job.connections):
-        if job.url.startswith("unix:"):
-            made = await loop.create_unix_connection(lambda: _Connection(load.answered), job.url.removeprefix("unix:"))
-        else:
-            host, _, port = job.url.removeprefix("http://").rpartition(":")
-            made = await loop.create_connection(lambda: _Connection(load.answered), host, int(port))
-            made[0].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connections.append(made[1])
-    try:
-        yield connections
-    finally:
-        for connection in connections:
-            connection.transport.close()
-
-
 async def closed(job: Job) -> Outcome:
     """As fast as the door answers."""
 
     class Closed(_Load):
-        def answered(self, connection: _Connection, answer: bytes) -> None:
-            super().answered(connection, answer)
-            self.send(connection, time.perf_counter())
+        def answered(self, exchange: Exchange, answer: bytes) -> None:
+            super().answered(exchange, answer)
+            self.send(time.perf_counter())
 
     load = Closed(job)
-    async with _connected(job, load) as connections:
-        began = time.perf_counter()
-        for connection in connections:
-            load.send(connection, began)
-        await load.wait()
-        return Outcome(time.perf_counter() - began, load.latencies_s)
+    async with load.pool as pool:
+        await pool.fill()
+        began_s = time.perf_counter()
+        for _ in range(job.connections):
+            load.send(began_s)
+        return await load.outcome(began_s)
 
 
 async def opened(job: Job) -> Outcome:
-    """As fast as *job* says, over whichever connection is free; a request that finds none waits, and that counts."""
-    free: deque[_Connection] = deque()
-    late: deque[float] = deque()
-
-    class Open(_Load):
-        def answered(self, connection: _Connection, answer: bytes) -> None:
-            if connection in free:  # 408: it was not needed for so long that the door gave it up
-                free.remove(connection)
-                return
-            super().answered(connection, answer)
-            if late:
-                self.send(connection, late.popleft())
-            else:
-                free.append(connection)
-
-    load = Open(job)
-    async with _connected(job, load) as connections:
-        free.extend(connections)
-        began = time.perf_counter()
+    """As fast as *job* says; a request that finds no free connection waits for one, and that counts."""
+    load = _Load(job)
+    async with load.pool:
+        began_s = time.perf_counter()
         async for intended_s in _moments(job):
-            if free:
-                load.send(free.pop(), intended_s)  # the one used last, as pools of connections do
-            else:
-                late.append(intended_s)
+            load.send(intended_s)
         async with asyncio.timeout(_LATE_S):
-            await load.wait()
-        return Outcome(time.perf_counter() - began, load.latencies_s)
+            return await load.outcome(began_s)
 
 
 async def publish(job: Job) -> Outcome:
@@ -237,7 +172,7 @@ async def publish(job: Job) -> Outcome:
         async with asyncio.TaskGroup() as group:
             async for intended_s in _moments(job):
                 group.create_task(one(intended_s))
-        return Outcome(time.perf_counter() - began, latencies_s)
+        return Outcome(time.perf_counter() - began, latencies_s, 0)
     finally:
         await client.close()
 
