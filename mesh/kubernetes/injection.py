@@ -5,8 +5,7 @@
     the agent is named by the pod's service account, and the tenant by its namespace: no annotation can be forged
 
 What is there already is left alone, so a second pass over the result, or over what another webhook made of it, adds
-what is lacking and nothing else. The API server fills in defaults between two passes: a container is ours if it says
-all that our file says, whatever else it says.
+what is lacking and nothing else. A pod may bring its sidecar, also one of another version: see `brought`.
 
 Source: JSON Patch, RFC 6902.
 """
@@ -17,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 from mesh.errors import BadName, NotInjectable
+from mesh.kubernetes import brought
 from mesh.kubernetes.fragment import Fragment
-from mesh.kubernetes.names import DOOR_VOLUME, INJECTED, SHARED_VOLUMES, SIDECAR, STATE_VOLUME
+from mesh.kubernetes.names import DOOR_VOLUME, INJECTED, SHARED_VOLUMES, SIDECAR
 from mesh.subjects import check_name
 
 Operation: TypeAlias = dict[str, Any]
@@ -26,7 +26,6 @@ Operation: TypeAlias = dict[str, Any]
 MIN_GRACE_S: Final = 30  # what Kubernetes gives by default, and enough for the agent to end in
 
 GRACE: Final = "/spec/terminationGracePeriodSeconds"
-_KEYS: Final = ("name", "mountPath", "containerPort")  # what tells the items of a pod's lists apart
 _SHARED: Final = {  # how a container would reach into the agent, or the whole node to its door
     "hostNetwork": "with the host's network the agent's door on loopback is open to the whole node",
     "hostPID": "with the host's processes in sight the agent's files are open to others",
@@ -49,7 +48,10 @@ def patch(pod: Mapping[str, Any], namespace: str, fragment: Fragment) -> list[Op
     agent = _agent(spec, namespace)
     _check_shared(spec)
     _check_containers(spec, fragment)
-    made = [*_sidecar(spec, fragment), *_volumes(spec, fragment.volumes_of(agent)), *_doors(spec, fragment)]
+    _, sidecar = next(iter(brought.of(spec)), (0, fragment.container))
+    mounted = {mount.get("name") for mount in sidecar.get("volumeMounts") or ()}  # an older sidecar may have fewer
+    volumes = [volume for volume in fragment.volumes_of(agent) if volume["name"] in mounted]
+    made = [*_sidecar(spec, fragment), *_volumes(spec, volumes), *_doors(spec, fragment)]
     if spec.get("terminationGracePeriodSeconds", MIN_GRACE_S) < MIN_GRACE_S:
         made.append({"op": "replace", "path": GRACE, "value": MIN_GRACE_S})
     annotations = pod.get("metadata", {}).get("annotations")
@@ -131,20 +133,18 @@ def _others(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _sidecar(spec: Mapping[str, Any], fragment: Fragment) -> list[Operation]:
-    containers = spec.get("initContainers")
-    for index, container in enumerate(containers or ()):
-        if container.get("name") != SIDECAR:
-            continue
-        if not covers(container, fragment.container):
+    at, theirs = "/spec/initContainers", brought.of(spec)
+    for index, container in theirs:
+        other = brought.foreign(container, fragment.container) or ("that there are two" if len(theirs) > 1 else "")
+        if other:
             raise NotInjectable(
-                f"the pod brings a container {SIDECAR} that is another one than the injector's",
-                expected="none, or the same",
+                f"the pod brings a container {SIDECAR} that is another one than the injector's, by {other}",
+                expected="none, or that of the component native-sidecar",
                 got=f"initContainers[{index}]",
-                next="remove it, or remove the label where the pod brings its own agent",
+                next="remove it: the injector adds it",
             )
-        at = "/spec/initContainers"
         return [{"op": "move", "from": f"{at}/{index}", "path": f"{at}/0"}] if index else []
-    return _insert("/spec/initContainers", containers, dict(fragment.container), first=True)
+    return _insert(at, spec.get("initContainers"), dict(fragment.container), first=True)
 
 
 def _volumes(spec: Mapping[str, Any], wanted: list[dict[str, Any]]) -> list[Operation]:
@@ -154,7 +154,7 @@ def _volumes(spec: Mapping[str, Any], wanted: list[dict[str, Any]]) -> list[Oper
         name = volume["name"]
         if name not in there:
             lacking.append(volume)
-        elif name != STATE_VOLUME and not covers(there[name], volume):
+        elif not brought.fits(there[name], volume):
             raise NotInjectable(
                 f"the pod has a volume {name} that is another one than the agent's",
                 expected="none of that name, or the same",
@@ -194,20 +194,3 @@ def _member(path: str, members: Mapping[str, str] | None, key: str, value: str) 
     if members is None:
         return [{"op": "add", "path": path, "value": {key: value}}]
     return [{"op": "add", "path": f"{path}/{key.replace('~', '~0').replace('/', '~1')}", "value": value}]
-
-
-def covers(there: Any, wanted: Any) -> bool:
-    """Whether *there* says all that *wanted* says: the API server adds defaults, and leaves empty values out."""
-    if isinstance(wanted, Mapping):
-        return isinstance(there, Mapping) and all(
-            covers(there[key], item) if key in there else item in ("", None, [], {}) for key, item in wanted.items()
-        )
-    if isinstance(wanted, list):
-        key = next((k for k in _KEYS if wanted and all(isinstance(item, Mapping) and k in item for item in wanted)), "")
-        if not isinstance(there, list):
-            return False
-        if not key:
-            return len(there) == len(wanted) and all(covers(a, b) for a, b in zip(there, wanted, strict=True))
-        found = {item.get(key): item for item in there if isinstance(item, Mapping)}
-        return all(item[key] in found and covers(found[item[key]], item) for item in wanted)
-    return bool(there == wanted)

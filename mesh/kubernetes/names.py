@@ -30,6 +30,8 @@ INJECTED: Final = f"{DOMAIN}/injected"  # annotation that the injector sets: whi
 
 SIDECAR: Final = "mesh-agent"  # the container
 DOOR_VOLUME: Final = "mesh-door"  # the token of the door
-SHARED_VOLUMES: Final = frozenset((DOOR_VOLUME, "mesh-trust", "mesh-config"))  # all that an application may mount
+CONFIG_VOLUME: Final = "mesh-config"  # the agent's settings, its team's own
+TLS_VOLUME: Final = "mesh-tls"  # the certificate that is shown to NATS: a Secret, or an SVID
+SHARED_VOLUMES: Final = frozenset((DOOR_VOLUME, "mesh-trust", CONFIG_VOLUME))  # all that an application may mount
 STATE_VOLUME: Final = "mesh-state"  # the spool; a pod may bring a disk of its own
 PLACEHOLDER: Final = "AGENT"  # in the sidecar's volumes: the pod's service account

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.objects import pods_of
+from mesh.kubernetes.fragment import read_fragment
+from mesh.kubernetes.injection import patch
+from tests.k8s.objects import of_kind, pods_of
 from tests.k8s.pod_checks import pod_faults
-from tests.k8s.rendering import schema_faults, versions
+from tests.k8s.rendering import rendered, schema_faults, versions
 from tests.k8s.test_admission_policy import refusals
-from tests.unit.test_injection import BARE, injected, pod_of
+from tests.unit.test_injection import BARE, FRAGMENT_FILE, injected, pod_of
 
 RESTRICTED = "request_create_pss_restricted"  # whose application keeps to Pod Security `restricted` by itself
 NOT_SECURITY = {"its root can be written", "it mounts a token of the API server into every container"}
@@ -55,3 +57,18 @@ def test_the_admission_policy_lets_it_in(name: str) -> None:
     """It refuses the same pod without its agent: injector and policy agree."""
     assert refusals(pod_of(name))
     assert refusals(injected(pod_of(name))) == []
+
+
+@pytest.mark.parametrize("tag", ["0.1.0", "0.0.9"])
+@pytest.mark.parametrize("example", ["examples/adapter", "examples/consumer"])
+def test_production_lets_pods_of_the_component_in(example: str, tag: str) -> None:
+    """With the image that the injector has, and with the one before: agents are upgraded after the control plane."""
+    (control,) = [
+        d for d in of_kind(rendered("overlays/prod"), "StatefulSet") if d["metadata"]["name"] == "mesh-control"
+    ]
+    variables = control["spec"]["template"]["spec"]["containers"][0]["env"]
+    image = next(v["value"] for v in variables if v["name"] == "MESH_SIDECAR_IMAGE")
+    (pod,) = pods_of(rendered(example))
+    pod.spec["initContainers"][0]["image"] = f"{image.rpartition(':')[0]}:{tag}"
+    made = patch({"spec": pod.spec}, "acme", read_fragment(FRAGMENT_FILE.read_text(), image))
+    assert [operation["path"] for operation in made] == ["/metadata/annotations"]

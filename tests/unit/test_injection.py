@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -160,6 +161,105 @@ def test_one_pass_is_always_enough(apps: list[str], inits: list[str], annotated:
     once = injected(pod)
     assert patch(once, "store", FRAGMENT) == []
     assert once["spec"]["initContainers"][0]["name"] == "mesh-agent"
+
+
+# --- a sidecar that the pod brings -----------------------------------------------------------------------------------
+
+
+def bringing(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> dict[str, Any]:
+    """A pod with its sidecar, as *change* left sidecar and spec."""
+    pod = injected(pod_of())
+    change(pod["spec"]["initContainers"][0], pod["spec"])
+    return pod
+
+
+def volume(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    """One of the pod's volumes."""
+    return next(v for v in spec["volumes"] if v["name"] == name)
+
+
+def _svid(_: dict[str, Any], spec: dict[str, Any]) -> None:
+    found = volume(spec, "mesh-tls")
+    del found["secret"]
+    found["csi"] = {"driver": "spiffe.csi.cert-manager.io", "readOnly": True}
+
+
+def _older(sidecar: dict[str, Any], spec: dict[str, Any]) -> None:
+    """Of a version that had another image, one variable less, and no webhooks."""
+    sidecar["image"] = "nats-event-mesh:0.0.9"
+    sidecar["env"].pop()
+    sidecar["volumeMounts"] = [m for m in sidecar["volumeMounts"] if m["name"] != "mesh-webhooks"]
+    spec["volumes"].remove(volume(spec, "mesh-webhooks"))
+
+
+def _tokens(sidecar: dict[str, Any], spec: dict[str, Any]) -> None:
+    """What a cloud adds to each container."""
+    spec["volumes"].append({"name": "cloud", "projected": {"sources": []}})
+    sidecar["volumeMounts"].append({"name": "cloud", "mountPath": "/var/run/secrets/cloud/token", "readOnly": True})
+    sidecar["env"].append({"name": "CLOUD_ROLE", "value": "x"})
+
+
+THEIRS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "by digest": lambda c, _: c.update(image=f"nats-event-mesh@sha256:{'a' * 64}"),
+    "an older version": _older,
+    "settings in a ConfigMap with a hash": lambda _, s: volume(s, "mesh-config")["configMap"].update(name="mesh-o-x1"),
+    "an SVID": _svid,
+    "another name": lambda c, _: c["env"].append({"name": "MESH_AGENT_NAME", "value": "lake"}),
+    "traces": lambda c, _: c["env"].append({"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://x:4318"}),
+    "limits of the namespace": lambda c, _: c["resources"]["limits"].update(cpu="1"),
+    "a cloud's tokens": _tokens,
+    "users of a range": lambda c, _: c["securityContext"].update(runAsUser=1000700000, runAsGroup=1000700000),
+}
+
+
+@pytest.mark.parametrize("why", THEIRS)
+def test_a_pod_may_bring_its_sidecar(why: str) -> None:
+    """What its team, another version, or another webhook says of it stays as it is."""
+    assert patch(bringing(THEIRS[why]), "store", FRAGMENT) == []
+
+
+def _code(c: dict[str, Any], s: dict[str, Any], path: str = "/opt/mesh/lib") -> None:
+    s["volumes"].append({"name": "code", "emptyDir": {}})
+    c["volumeMounts"].append({"name": "code", "mountPath": path})
+
+
+NOT_OURS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = {
+    "another image": (lambda c, _: c.update(image="elsewhere/nats-event-mesh:0.1.0"), "image"),
+    "a command": (lambda c, _: c.update(command=["sh", "-c", "cat /etc/mesh/credentials/*"]), "command"),
+    "other arguments": (lambda c, _: c.update(args=["python", "-c", "1"]), "args"),
+    "no sidecar": (lambda c, _: c.pop("restartPolicy"), "restartPolicy"),
+    "a start of its own": (lambda c, _: c["lifecycle"].update(postStart={"exec": {"command": ["x"]}}), "lifecycle"),
+    "another end": (lambda c, _: c["lifecycle"].update(preStop={"exec": {"command": ["x"]}}), "lifecycle"),
+    "a probe that runs something": (lambda c, _: c.update(startupProbe={"exec": {"command": ["x"]}}), "startupProbe"),
+    "a path for Python": (lambda c, _: c["env"].append({"name": "PYTHONPATH", "value": "/x"}), "variable PYTHONPATH"),
+    "a library before ours": (lambda c, _: c["env"].append({"name": "LD_PRELOAD", "value": "/x"}), "LD_PRELOAD"),
+    "variables from elsewhere": (lambda c, _: c.update(envFrom=[{"configMapRef": {"name": "x"}}]), "envFrom"),
+    "code over ours": (_code, "mount code"),
+    "code by a way round": (lambda c, s: _code(c, s, "/etc/mesh/../../opt/mesh"), "mount code"),
+    "a capability": (lambda c, _: c["securityContext"]["capabilities"].update(add=["SYS_PTRACE"]), "securityContext"),
+    "a root that can be written": (
+        lambda c, _: c["securityContext"].update(readOnlyRootFilesystem=False),
+        "securityContext",
+    ),
+    "root": (lambda c, _: c["securityContext"].update(runAsUser=0), "securityContext"),
+    "two": (lambda c, s: s["initContainers"].append(c), "there are two"),
+    "another's credentials": (
+        lambda _, s: volume(s, "mesh-credentials")["secret"].update(secretName="mesh-lake"),
+        "volume mesh-credentials",
+    ),
+    "settings from a Secret": (
+        lambda _, s: volume(s, "mesh-config").update(configMap=None, secret={"secretName": "x"}),
+        "volume mesh-config",
+    ),
+}
+
+
+@pytest.mark.parametrize("why", NOT_OURS)
+def test_a_sidecar_that_could_run_something_else_is_refused(why: str) -> None:
+    """It has the agent's credentials, so what runs in it is the mesh's alone; the refusal names what is in the way."""
+    change, match = NOT_OURS[why]
+    with pytest.raises(NotInjectable, match=match):
+        patch(bringing(change), "store", FRAGMENT)
 
 
 # --- who is asked about ----------------------------------------------------------------------------------------------
