@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from agent import metrics
+from agent import metrics, traced
 from agent.keys import clock_ms, read
 from agent.outbound import no_bundle
 from agent.parts import Files
@@ -22,7 +22,7 @@ from agent.refusals import is_ours, reason, refused
 from agent.room import Held, Room
 from agent.settings import load
 from agent.tasks import Tasks
-from mesh import logs
+from mesh import logs, spans
 from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, SpoolFull, TooLarge
 from mesh.event import Draft, Limits, draft_from_fields
 
@@ -84,6 +84,7 @@ class Agent:
         self._opened = asyncio.Event()
         self._gauges: list[Callable[[], None]] = []
         self._draining = False
+        self._telemetry = AsyncExitStack()  # of an agent that is embedded; the process has its own
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -189,9 +190,11 @@ class Agent:
     async def __aenter__(self) -> Self:
         await self.start()
         try:
+            await traced.begin(self._telemetry, self.settings)
             await self.wait_ready(self.settings.connect_timeout_s)
         except BaseException:
             await self.close()
+            await self._telemetry.aclose()
             raise
         return self
 
@@ -202,6 +205,7 @@ class Agent:
             await self.drain(self.settings.drain_s)
         finally:
             await self.close()
+            await self._telemetry.aclose()
 
     # --- publishing ---
 
@@ -217,7 +221,10 @@ class Agent:
             Unavailable: It is not durable now; publishing it again, with the same id, is safe.
         """
         self.check_open()
-        return (await self.publish_drafts([self._draft(event)]))[0]
+        draft = self._draft(event)
+        if spans.tracer is not None:
+            return (await traced.publish(self, [draft], spans.tracer.ambient(), spans.tracer))[0]
+        return (await self.publish_drafts([draft]))[0]
 
     async def publish_many(self, events: Sequence[Mapping[str, Any] | Draft]) -> list[Receipt]:
         """Publish events together: all are checked and decided before any goes out.
@@ -238,6 +245,8 @@ class Agent:
             except MeshError as error:
                 error.details.setdefault("index", index)
                 raise
+        if spans.tracer is not None:
+            return await traced.publish(self, drafts, spans.tracer.ambient(), spans.tracer)
         return await self.publish_drafts(drafts)
 
     async def publish_drafts(self, drafts: Sequence[Draft]) -> list[Receipt]:

@@ -7,7 +7,6 @@ import gc
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from agent.lean import without_http_client
 from agent.settings import AgentSettings, Loaded, load
@@ -73,15 +72,12 @@ def run(settings: AgentSettings, base: Path) -> int:
 async def _run(settings: AgentSettings, base: Path) -> int:
     from contextlib import AsyncExitStack
 
+    from agent import traced
     from agent.lifecycle import Sidecar
-    from mesh import spans
 
-    who = {"mesh.tenant": settings.tenant, "mesh.team": settings.team, "mesh.agent": settings.name}
-    server = urlsplit(settings.nats_url.partition(",")[0])
-    common = {"server.address": server.hostname or "", "messaging.client.id": settings.name}
     gc.collect()
     gc.freeze()  # what is imported stays: no collection walks it again, which took 12 ms of a request's time each
     gc.set_threshold(GC_YOUNG)
     async with AsyncExitStack() as stack:
-        await spans.begin(stack, "mesh-agent", who, {**common, "server.port": server.port or 4222})
+        await traced.begin(stack, settings)
         return await Sidecar(settings, base).run()

@@ -1,19 +1,31 @@
-"""The trace of events at a door: that of their request, or a `publish` span's where the mesh takes part in traces."""
+"""Traces of the events that an agent takes: that of their request, or of whoever calls, or a `publish` span's."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from mesh import spans
 from mesh.event import encode
 from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AsyncExitStack
 
     from agent.core import Agent
     from agent.receipts import Receipt
+    from agent.settings import AgentSettings
     from mesh.event import Draft
     from mesh.spans import Tracer
+
+
+async def begin(stack: AsyncExitStack, settings: AgentSettings) -> None:
+    """Take part in traces until *stack* closes, where the environment or the application asks for it."""
+    who = {"mesh.tenant": settings.tenant, "mesh.team": settings.team, "mesh.agent": settings.name}
+    server = urlsplit(settings.nats_url.partition(",")[0])
+    common = {"server.address": server.hostname or "", "messaging.client.id": settings.name}
+    await spans.begin(stack, "mesh-agent", who, {**common, "server.port": server.port or 4222})
 
 
 def adopt(drafts: Sequence[Draft], trace: Mapping[str, str], limit: int) -> None:
@@ -48,6 +60,8 @@ async def publish(agent: Agent, drafts: Sequence[Draft], request: Mapping[str, s
     if not drafts or not tracer.samples(request.get(TRACEPARENT) or own):
         adopt(drafts, request, limit)
         return await agent.publish_drafts(drafts)
-    with tracer.publish([draft.fields for draft in drafts], request) as context:
-        adopt(drafts, context, limit)
-        return await agent.publish_drafts(drafts)
+    with tracer.publish([draft.fields for draft in drafts], request) as span:
+        adopt(drafts, span.context, limit)
+        receipts = await agent.publish_drafts(drafts)
+        span.stored({copy.stream for receipt in receipts for copy in receipt.copies})
+    return receipts

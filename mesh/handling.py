@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from mesh import logs, spans
-from mesh.delivery import DeadLetter, Reject, Retry, RetryLater
+from mesh.delivery import Ack, DeadLetter, Reject, Retry, RetryLater
 from mesh.tracing import TRACEPARENT
 
 if TYPE_CHECKING:
@@ -16,11 +17,15 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
+    from opentelemetry.context import Context
+
     from mesh.delivery import Outcome
     from mesh.feed import Pulled
     from mesh.inbound import Admitted
     from mesh.protection import Pass
     from mesh.subscription import Subscription
+
+_VERBS: Final = {Ack: "ack", Retry: "nak", DeadLetter: "dead_letter"}  # of the spans
 
 handling: ContextVar[Admitted | None] = ContextVar("mesh_handling", default=None)
 
@@ -46,6 +51,7 @@ class Delivery(msgspec.Struct, eq=False):
     _leave: Pass
     _settled: bool = False
     _token: Token[Admitted | None] | None = None
+    _below: Context | None = None
 
     @property
     def event(self) -> Admitted:
@@ -67,6 +73,8 @@ class Delivery(msgspec.Struct, eq=False):
         if not self._settled:
             self._settled = True
             self._owner.acked(self, self._pulled, self._leave)
+            if spans.tracer is not None:
+                spans.tracer.settled("ack", self.event, self.place, self._below)
 
     def retry(self, delay_s: float = 0.0) -> None:
         """Not now: deliver it again after *delay_s* seconds."""
@@ -74,6 +82,7 @@ class Delivery(msgspec.Struct, eq=False):
             self._owner.settler.retry(self._pulled, delay_s)
             self._owner.protection.answered(self._leave, RetryLater(delay_s))
             self._owner.protection.settled(self._leave, Retry(delay_s))
+            self._handed_back()
 
     async def reject(self, reason: str) -> None:
         """Never again: store it as a dead letter with *reason*, then ack it."""
@@ -90,25 +99,38 @@ class Delivery(msgspec.Struct, eq=False):
         if self._first():
             self._owner.feed.hand_back(self._pulled)
             self._owner.protection.dropped(self._leave)
+            self._handed_back()
 
     def progress(self) -> None:
         """Still working: start the redelivery clock again."""
         if not self._settled:
             self._pulled.puller.progress(self._pulled.received)
 
+    def settle_below(self, span: Context | None) -> None:
+        """Have the span of its settlement below that one; None: below whatever is current then."""
+        self._below = span
+
     async def _bury(self, reason: str) -> Outcome:
         await self._owner.settler.bury(self._pulled, reason)
         return DeadLetter(reason, "")
 
     async def _settle(self, error: Exception, settling: Awaitable[Outcome]) -> None:
-        protection = self._owner.protection
+        protection, began_ns = self._owner.protection, time.time_ns()
         protection.answered(self._leave, error)
         try:
             outcome = await settling
-        except BaseException:
+        except BaseException as failure:
             protection.dropped(self._leave)
+            if spans.tracer is not None:
+                spans.tracer.settled("nak", self.event, self.place, self._below, began_ns, failure)
             raise
         protection.settled(self._leave, outcome)
+        if spans.tracer is not None:
+            spans.tracer.settled(_VERBS[type(outcome)], self.event, self.place, self._below, began_ns)
+
+    def _handed_back(self) -> None:
+        if spans.tracer is not None:
+            spans.tracer.settled("nak", self.event, self.place, self._below)
 
     def _first(self) -> bool:
         if self._settled:
@@ -120,7 +142,7 @@ class Delivery(msgspec.Struct, eq=False):
     async def __aenter__(self) -> Admitted:
         self._token = handling.set(self.event)
         if spans.tracer is not None:
-            spans.tracer.enter(id(self), self.event, *self.place)
+            self._below = spans.tracer.enter(id(self), self.event, *self.place)
         return self.event
 
     async def __aexit__(

@@ -30,7 +30,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from mesh import __version__, logs, spans, telemetry
-from mesh.spans import Sampling, Tracer
+from mesh.sampling import Sampling
+from mesh.spans import Tracer
 from mesh.telemetry import counter, gauge
 
 if TYPE_CHECKING:

@@ -1,42 +1,44 @@
 """Spans of what the mesh does with an event, where somebody wants them. OpenTelemetry's messaging conventions.
 
-    publish <type>    PRODUCER   the agent's door: from an accepted event to its last copy; the event's creation context
-    process <type>    CONSUMER   a handler of the library, or a push; linked to the creation context
-    ack <type>        CLIENT     its settlement, where the handler succeeded
+    publish <type>      PRODUCER  an event from when a door or an embedded agent took it to its last copy; its creation
+    process <type>      CONSUMER  a handler of the library, or a push; linked to the creation context
+    fetch <type>        CLIENT    what an application pulled over HTTP; linked to the creation context of each
+    ack <type>          CLIENT    how one was settled, below its `process` or `fetch`; or `nak`, or `dead_letter`
 
-`<type>` is the event's: policies list types, and after `MAX_NAMES` different ones names end in `_OTHER`. An event's own
-`traceparent` is never overwritten: it says where the event was created. Where it has none, it is given that of its
-`publish` span. `process` is a trace of its own, linked, unless `MESH_TRACES_PROCESS=parent` puts it below the creation
-context. Only events that are sampled cost anything: the door decides, and whoever handles an event follows.
+An event's own `traceparent` is never overwritten: it says where the event was created. Where it has none, it is given
+that of its `publish` span. `process` is a trace of its own, linked, unless `MESH_TRACES_PROCESS=parent` puts it below
+the creation context. What the library pulls ahead has no span: the conventions forbid one until the application has it.
+Nor has an event that failed verification: nobody believes its trace. Only events that are sampled cost anything: the
+door decides, and whoever handles an event follows.
 
 Nothing of OpenTelemetry is imported until tracing is on. Then `tracer` is set, and that is all that hot code looks at.
 
-Source: semantic conventions 1.44.0, messaging (development); the names of `messaging.nats.*` are ours.
+Source: semantic conventions 1.44.0, messaging spans (development); `conventions.py` has names and attributes.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mesh import logs
-from mesh.errors import MeshError
+from mesh.conventions import Conventions
+from mesh.sampling import Sampling
+from mesh.span_ends import Published, Pushed, error_type, mark
 from mesh.tracing import TRACEPARENT, TRACESTATE, sampled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
     from contextlib import AsyncExitStack
 
+    from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, SpanContext, SpanKind
     from opentelemetry.trace import Tracer as OtelTracer
 
     from mesh.inbound import Admitted
 
-MAX_NAMES: Final = 512  # event types in span names; a mesh has tens
-OTHER: Final = "_OTHER"  # the conventions' word for what would be too many
 ENDPOINTS: Final = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -44,6 +46,7 @@ ENDPOINTS: Final = (
 )
 
 tracer: Tracer | None = None  # None: tracing is off
+_sending = False  # whether this process sends telemetry: metrics alone have no tracer
 
 
 def wanted(environ: Mapping[str, str] = os.environ) -> bool:
@@ -71,7 +74,7 @@ async def begin(
         attributes: More of its resource.
         common: Attributes of each span.
     """
-    if tracer is not None:
+    if tracer is not None or _sending:
         return
     if "opentelemetry.sdk.trace" in sys.modules:
         from opentelemetry import trace
@@ -84,25 +87,13 @@ async def begin(
         from mesh.otlp import exporting
 
         await stack.enter_async_context(exporting(service, attributes, common))
+        _send(sending=True)
+        stack.callback(_send, sending=False)
 
 
-class Sampling:
-    """Which events are recorded: as whoever began the trace says, else one in so many.
-
-    Args:
-        ratio: Of the traces that begin here, 0 to 1.
-        follow: Whether the decision of whoever began a trace counts.
-    """
-
-    def __init__(self, ratio: float = 1.0, *, follow: bool = True) -> None:
-        self._ratio = ratio
-        self._follow = follow
-
-    def __call__(self, parent: str | None) -> bool:
-        """Whether to record an event whose trace is *parent*, a valid `traceparent`, or begins here."""
-        if parent is not None and self._follow:
-            return sampled(parent)
-        return self._ratio >= 1.0 or random.random() < self._ratio  # noqa: S311 - no secret
+def _send(*, sending: bool) -> None:
+    global _sending  # noqa: PLW0603 - as above
+    _sending = sending
 
 
 class Tracer:
@@ -130,8 +121,7 @@ class Tracer:
         self._trace, self._context = trace, context
         self._propagator = TraceContextTextMapPropagator()  # the mesh carries no other context, whatever is configured
         self._below = below
-        self._common = {"messaging.system": "nats", **(common or {})}
-        self._names: set[str] = set()
+        self._says = Conventions(common)
         self._open: dict[int, tuple[Span, Any]] = {}
         self.samples = samples or Sampling()
         logs.look_for_trace(self._current)
@@ -139,29 +129,39 @@ class Tracer:
     # --- publishing --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def publish(self, events: Sequence[Mapping[str, Any]], request: Mapping[str, str]) -> Iterator[dict[str, str]]:
-        """The `publish` span around this block, current in it; gives its own context, for events that have none.
+    def publish(self, events: Sequence[Mapping[str, Any]], request: Mapping[str, str]) -> Iterator[Published]:
+        """The `publish` span around this block, current in it.
 
         Args:
             events: The attributes of each.
             request: The trace of the request that they came with, as attributes; empty where it had none.
         """
         own = [event for event in events if TRACEPARENT in event]
-        parent = request or ({} if not own else own[0])
-        links = [link for event in own if event is not parent and (link := self._link(event)) is not None]
-        attributes = self._of(events, "publish", "send")
-        span = self._start("publish", events, self._trace.SpanKind.PRODUCER, self._extract(parent), links, attributes)
+        parent = self._extract(request or ({} if not own else own[0]))
+        links = [link for event in own if (link := self._link(event)) is not None]
+        attributes = self._says.of(events, "publish", "send")
+        span = self._start("publish", events, self._trace.SpanKind.PRODUCER, parent, links, attributes)
         with self._current_span(span):
-            yield self._carried(span)
+            yield Published(self._carried(span), span)
+
+    def ambient(self) -> dict[str, str]:
+        """The trace of whoever calls, as attributes; empty for none."""
+        span = self._trace.get_current_span()
+        return self._carried(span) if span.get_span_context().is_valid else {}
 
     # --- processing --------------------------------------------------------------------------------------------------
 
-    def enter(self, key: int, event: Admitted, team: str, durable: str) -> None:
-        """A handler begins with *event*: its `process` span begins and is current, if the event is sampled."""
+    def enter(self, key: int, event: Admitted, team: str, durable: str) -> Context | None:
+        """A handler begins with *event*: its `process` span begins and is current, if the event is sampled.
+
+        Returns:
+            Below what the event is to be settled; None where it is not sampled.
+        """
         if not self.follows(event):
-            return
+            return None
         span = self._process([event], team, durable)
-        self._open[key] = span, self._context.attach(self._trace.set_span_in_context(span))
+        self._open[key] = span, self._context.attach(within := self._trace.set_span_in_context(span))
+        return within
 
     def leave(self, key: int, error: BaseException | None) -> None:
         """The handler ended."""
@@ -169,9 +169,7 @@ class Tracer:
         if found is None:
             return
         span, token = found
-        _failed(span, None if error is None else error_type(error), self._trace)
-        if error is None:
-            self._settled(span)
+        mark(span, None if error is None else error_type(error), self._trace)
         span.end()
         self._context.detach(token)
 
@@ -185,6 +183,57 @@ class Tracer:
         span = self._process(events, team, durable)
         with self._current_span(span):
             yield Pushed(self._carried(span), span, self._trace)
+
+    def fetched(
+        self, events: Sequence[Admitted], team: str, durable: str, request: Mapping[str, str], began_ns: int
+    ) -> Context | None:
+        """An application got *events* that it had asked for at *began_ns*, Unix time, in a request of that trace.
+
+        Returns:
+            As `enter`. None where none of them is sampled.
+        """
+        followed = [event for event in events if self.follows(event)]
+        if not followed:
+            return None
+        links = [
+            self._trace.Link(link.context, {"messaging.message.id": event.id})
+            for event in followed
+            if (link := self._link(event.fields)) is not None
+        ]
+        attributes = self._says.consumed(events, team, durable, operation="fetch", kind="receive", batch=True)
+        fields = [event.fields for event in events]
+        kind = self._trace.SpanKind.CLIENT
+        span = self._start("fetch", fields, kind, self._extract(request), links, attributes, began_ns)
+        span.end()
+        return self._trace.set_span_in_context(span)
+
+    def settled(  # noqa: PLR0917 - two callers, both in handling
+        self,
+        verb: str,
+        event: Admitted,
+        place: tuple[str, str],
+        below: Context | None,
+        began_ns: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """An event was settled as *verb*; one that takes no time is written beside others, and its span has no length.
+
+        Args:
+            verb: `ack`, `nak` or `dead_letter`.
+            event: Which.
+            place: Its team and durable.
+            below: Its `process` or `fetch`; without one the span is below whatever is current.
+            began_ns: When it began, Unix time; None for now.
+            error: Why it was not settled after all.
+        """
+        if not self.follows(event):
+            return
+        attributes = self._says.consumed([event], *place, operation=verb, kind="settle")
+        link = None if below is not None else self._link(event.fields)
+        links = [] if link is None else [link]
+        span = self._start(verb, [event.fields], self._trace.SpanKind.CLIENT, below, links, attributes, began_ns)
+        mark(span, None if error is None else error_type(error), self._trace)
+        span.end()
 
     @staticmethod
     def follows(event: Admitted) -> bool:
@@ -200,25 +249,15 @@ class Tracer:
 
     def _process(self, events: Sequence[Admitted], team: str, durable: str) -> Span:
         fields = [event.fields for event in events]
-        attributes = self._of(fields, "process", "process")
-        attributes |= {"messaging.consumer.group.name": team, "messaging.destination.subscription.name": durable}
-        if len(events) == 1:
-            attributes["messaging.nats.stream"] = events[0].stream
-            attributes["messaging.nats.sequence"] = events[0].sequence
-            attributes["messaging.nats.delivery_count"] = events[0].attempt
+        attributes = self._says.consumed(events, team, durable, operation="process", kind="process")
         links = [link for one in fields if (link := self._link(one)) is not None]
         parent = self._extract(fields[0]) if self._below and len(events) == 1 else None
+        around = self._trace.get_current_span().get_span_context()
+        if parent is not None and around.is_valid:
+            links.append(self._trace.Link(around))  # of whoever called, which would have been the parent
         return self._start("process", fields, self._trace.SpanKind.CONSUMER, parent, links, attributes)
 
-    def _settled(self, span: Span) -> None:
-        """The `ack`: written beside others, so it has no length."""
-        attributes: dict[str, Any] = dict(getattr(span, "attributes", None) or {})
-        attributes |= {"messaging.operation.name": "ack", "messaging.operation.type": "settle"}
-        name = getattr(span, "name", "process").replace("process", "ack", 1)
-        context = self._trace.set_span_in_context(span)
-        self._otel.start_span(name, context, self._trace.SpanKind.CLIENT, attributes).end()
-
-    def _start(  # noqa: PLR0917 - three callers, all here
+    def _start(  # noqa: PLR0917 - four callers, all here
         self,
         verb: str,
         events: Sequence[Mapping[str, Any]],
@@ -226,35 +265,10 @@ class Tracer:
         parent: Any,
         links: list[Link],
         attributes: dict[str, Any],
+        began_ns: int | None = None,
     ) -> Span:
-        names = {self._name(event["type"]) for event in events}
-        if len(names) == 1:
-            attributes["messaging.destination.template"] = name = names.pop()
-            verb = f"{verb} {name}"
-        return self._otel.start_span(verb, parent, kind, attributes, links)
-
-    def _name(self, type_: str) -> str:
-        if type_ in self._names or len(self._names) < MAX_NAMES:
-            self._names.add(type_)
-            return type_
-        return OTHER
-
-    def _of(self, events: Sequence[Mapping[str, Any]], name: str, kind: str) -> dict[str, Any]:
-        """What the conventions say of one message, or of so many."""
-        found: dict[str, Any] = {
-            **self._common,
-            "messaging.operation.name": name,
-            "messaging.operation.type": kind,
-        }
-        if len(events) != 1:
-            return found | {"messaging.batch.message_count": len(events)}
-        event = events[0]
-        found |= {f"cloudevents.event_{key}": event[key] for key in ("id", "source", "type")}
-        found["cloudevents.event_spec_version"] = event.get("specversion", "1.0")
-        found["messaging.message.id"] = event["id"]
-        if correlation := event.get("correlationid"):
-            found["messaging.message.conversation_id"] = correlation
-        return found
+        name = self._says.named(verb, events, attributes)
+        return self._otel.start_span(name, parent, kind, attributes, links, began_ns)
 
     def _extract(self, fields: Mapping[str, Any]) -> Any:
         """The context that *fields* name; of whoever calls, where they name none."""
@@ -277,7 +291,7 @@ class Tracer:
         try:
             yield
         except BaseException as error:
-            _failed(span, error_type(error), self._trace)
+            mark(span, error_type(error), self._trace)
             raise
         finally:
             self._context.detach(token)
@@ -288,32 +302,3 @@ class Tracer:
         if tracer is not self or not context.is_valid:
             return None
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-
-
-class Pushed:
-    """The span of one push: `context` goes with the request."""
-
-    def __init__(self, context: dict[str, str], span: Span, trace: Any) -> None:
-        self.context = context
-        self._span = span
-        self._trace = trace
-
-    def headers(self, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """*fields* of a request with our context instead of the one that the event was created in."""
-        kept = [(name, value) for name, value in fields if name not in {TRACEPARENT, TRACESTATE}]
-        return kept + list(self.context.items())
-
-    def failed(self, reason: str) -> None:
-        """The application did not take it: a code says why."""
-        _failed(self._span, reason, self._trace)
-
-
-def error_type(error: BaseException) -> str:
-    """A word of a closed set for *error*: our code, or a class."""
-    return error.code if isinstance(error, MeshError) else type(error).__name__
-
-
-def _failed(span: Span, kind: str | None, trace: Any) -> None:
-    if kind is not None:
-        span.set_attribute("error.type", kind)
-        span.set_status(trace.StatusCode.ERROR)

@@ -34,6 +34,7 @@ from agent.tasks import Tasks
 from mesh.errors import Disconnected, Draining, NoBundle, Overloaded, SubscriptionPushed, UnsupportedMediaType
 from mesh.event import encode
 from mesh.telemetry import counter
+from mesh.tracing import of_request
 
 if TYPE_CHECKING:
     import asyncio
@@ -180,9 +181,10 @@ class Pull:
                     POLLS.add(1, end="stream")
                     return await stream.Stream(self, handing, subscription, asked).answer(request)
                 leases: list[Lease[Delivery]] = []
+                trace = of_request(request.headers.items())
                 left_s = max(0.0, began_s + asked.wait_s - time.monotonic())
                 with self.waiting(left_s) as scope, presence.watched(request, scope.cancel):
-                    leases = await handing.take(subscription, asked.most, lease_s)
+                    leases = await handing.take(subscription, asked.most, lease_s, trace)
                 if not leases and not self._consuming.connected and not self.draining:
                     raise Disconnected("NATS is away", expected="a connection", next="ask again after Retry-After")
                 return await self._hand_over(request, handing, leases, asked)

@@ -17,13 +17,13 @@ import anyio
 
 from agent.pull.asking import Result
 from agent.pull.leases import Leases
-from mesh import logs
+from mesh import logs, spans
 from mesh.delivery import Reject, RetryLater
 from mesh.errors import ConsumerFailed, LeaseExpired, LeaseGone, MeshError, StreamUnavailable
 from mesh.telemetry import counter, gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 
     from agent.pull.asking import Settle
     from agent.pull.leases import Lease
@@ -91,8 +91,14 @@ class Handing:
 
     # --- handing out -------------------------------------------------------------------------------------------------
 
-    async def take(self, subscription: Subscription, most: int, lease_s: float) -> list[Lease[Delivery]]:
-        """Wait for an event; it, and what is there at once beside it, up to *most*, leased. Cancelled: none is."""
+    async def take(
+        self, subscription: Subscription, most: int, lease_s: float, trace: Mapping[str, str] | None = None
+    ) -> list[Lease[Delivery]]:
+        """Wait for an event; it, and what is there at once beside it, up to *most*, leased. Cancelled: none is.
+
+        *trace* is that of the request, as attributes, for the span of what it got.
+        """
+        began_ns = time.time_ns()
         async with self._turn:
             while not self.leases.room:
                 await self.changed()
@@ -107,6 +113,11 @@ class Handing:
                     break
                 size += taken[-1].held.size
         self._turn_all()
+        if spans.tracer is not None:
+            events, place = [lease.held.event for lease in taken], taken[0].held.place
+            below = spans.tracer.fetched(events, *place, trace or {}, began_ns)
+            for lease in taken:
+                lease.held.settle_below(below)
         return taken
 
     async def changed(self) -> None:

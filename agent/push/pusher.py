@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from agent.push.settings import PushTarget
     from agent.push.verdict import Verdict
     from mesh.inbound import Admitted
-    from mesh.spans import Pushed
+    from mesh.span_ends import Pushed
     from mesh.subscription import Delivery, Subscription
 
 MAX_BATCH_BYTES = 1024 * 1024  # of events as stored; one more closes the batch
@@ -239,6 +239,8 @@ class Pusher:
             return await self._send(deliveries)
         events = [delivery.event for delivery in deliveries]
         with spans.tracer.push(events, *deliveries[0].place) as span:
+            for delivery in deliveries:
+                delivery.settle_below(None if span is None else span.below)
             verdict = await self._send(deliveries, span)
             if span is not None and not isinstance(verdict, Taken):
                 span.failed(verdict.reason)

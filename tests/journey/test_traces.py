@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -31,16 +32,22 @@ apiVersion: mesh/v1
 kind: Subscription
 metadata: {name: pushed, tenant: acme, team: crm}
 spec: {types: ["crm.contact.>"], start: all}
+---
+apiVersion: mesh/v1
+kind: Subscription
+metadata: {name: joined, tenant: acme, team: crm}
+spec: {types: ["crm.contact.>"], start: all}
 """
 HANDLER = """\
 import sys, anyio, mesh
 from mesh import logs
 async def main():
-    async with mesh.connect(sys.argv[1], team="crm", agent="crm-adapter") as m, m.subscription("contacts") as contacts:
-        logs.setup("consumer", json=True)
-        async for delivery in contacts:
+    name = sys.argv[2]
+    async with mesh.connect(sys.argv[1], team="crm", agent="crm-adapter") as m, m.subscription(name) as subscription:
+        logs.setup(name, json=True)
+        async for delivery in subscription:
             async with delivery as event:
-                if event.type == "crm.contact.updated.v1":
+                if (name, event.type) == ("contacts", "crm.contact.updated.v1"):
                     logs.get("consumer").info("handling")
                     await m.publish("crm.contact.checked.v1", {"id": 2}, source="/crm")
 anyio.run(main)
@@ -64,7 +71,7 @@ def mesh(sink: Sink, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
-        patch.setenv("MESH_TRACES_PROCESS", "parent")
+        patch.delenv("MESH_TRACES_PROCESS", raising=False)
         with mesh_up(directory, directory / "policies") as running:
             yield running
 
@@ -89,40 +96,68 @@ def span_of(sink: Sink, name: str, service: str) -> Span:
     return found
 
 
+def leads_to(sink: Sink, span: Span) -> set[str]:
+    """The spans that one comes from: its parent and what it is linked to, and theirs in turn, across traces."""
+    spans = {found.span_id: found for _, found in sink.spans}
+    come: set[bytes] = set()
+    follow = [span]
+    while follow:
+        one = follow.pop()
+        before = {one.parent_span_id, *(link.span_id for link in one.links)} - {b""} - come
+        come |= before
+        follow += [spans[key] for key in before if key in spans]
+    return {key.hex() for key in come}
+
+
+@contextmanager
+def consuming(mesh: RunningMesh, name: str, log: Path, **environ: str) -> Iterator[None]:
+    """A process that handles a subscription for the length of the block, and sends its spans under its name."""
+    command = [sys.executable, "-c", HANDLER, str(mesh.data), name]
+    with log.open("wb") as out:
+        consumer = subprocess.Popen(command, stderr=out, env={**os.environ, "OTEL_SERVICE_NAME": name, **environ})
+        try:
+            yield
+        finally:
+            consumer.send_signal(signal.SIGKILL)
+            consumer.wait()
+
+
 async def test_one_trace_from_a_request_to_its_handlers(mesh: RunningMesh, sink: Sink, tmp_path: Path) -> None:
-    """Across processes: the caller's span, the agent's publish, the library's and the push's process, what follows."""
+    """Across processes: by the link from handler to creation, the conventions' default; and by one trace id, if asked.
+
+    The caller's span, the agent's publish, the process of the library and of the push, and what follows from these.
+    """
     file = mesh.data / "agents" / AGENT / "agent.toml"
-    log = tmp_path / "consumer.log"
+    log = tmp_path / "contacts.log"
     async with App.running() as app:
         file.write_text(file.read_text() + f'\n[push.pushed]\nurl = "{app.url}"\n')
         await restart_agent(mesh, AGENT)
-        with log.open("wb") as out:
-            environ = {**os.environ, "OTEL_SERVICE_NAME": "consumer"}
-            consumer = subprocess.Popen([sys.executable, "-c", HANDLER, str(mesh.data)], stderr=out, env=environ)
-            try:
-                await anyio.to_thread.run_sync(post, mesh)
-                names = (f"publish {TYPE}", "publish crm.contact.checked.v1", "process crm.contact.checked.v1")
-                await until(lambda: all(sink.named(name) for name in names), timeout_s=60)
-                await until(lambda: len(sink.named("process")) == 4, timeout_s=60)  # two events, two subscriptions
-            finally:
-                consumer.send_signal(signal.SIGKILL)
-                consumer.wait()
+        with consuming(mesh, "contacts", log), consuming(mesh, "joined", tmp_path / "j", MESH_TRACES_PROCESS="parent"):
+            await anyio.to_thread.run_sync(post, mesh)
+            for name in ("process", "ack"):  # two events, three subscriptions
+                await until(lambda name=name: len(sink.named(name)) == 6, timeout_s=60)
+            for name in (f"publish {TYPE}", "publish crm.contact.checked.v1"):
+                await until(lambda name=name: sink.named(name), timeout_s=60)
         published = span_of(sink, f"publish {TYPE}", "mesh-agent")
-        handled = span_of(sink, f"process {TYPE}", "consumer")
+        linked = span_of(sink, f"process {TYPE}", "contacts")
+        joined = span_of(sink, f"process {TYPE}", "joined")
         pushed = span_of(sink, f"process {TYPE}", "mesh-agent")
         follows = span_of(sink, "publish crm.contact.checked.v1", "mesh-agent")
-        assert {span.trace_id.hex() for _, span in sink.spans} == {TRACE}
-        assert published.parent_span_id.hex() == CALLER
-        assert handled.parent_span_id == pushed.parent_span_id == published.span_id
-        assert follows.parent_span_id == handled.span_id
-        assert [link.span_id for link in handled.links] == [published.span_id]
-        assert (published.kind, handled.kind) == (Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_CONSUMER)
+        settled = span_of(sink, f"ack {TYPE}", "contacts")
+        again = span_of(sink, "process crm.contact.checked.v1", "joined")
+        assert (published.trace_id.hex(), published.parent_span_id.hex()) == (TRACE, CALLER)
+        assert (joined.trace_id, joined.parent_span_id) == (published.trace_id, published.span_id)
+        assert all([link.span_id for link in span.links] == [published.span_id] for span in (linked, joined, pushed))
+        assert linked.parent_span_id == pushed.parent_span_id == b""
+        assert follows.parent_span_id == settled.parent_span_id == linked.span_id
+        assert {linked.span_id.hex(), published.span_id.hex(), CALLER} <= leads_to(sink, again)
+        assert (published.kind, linked.kind) == (Span.SPAN_KIND_PRODUCER, Span.SPAN_KIND_CONSUMER)
         (request,) = [posted for posted in app.posted if posted.id == "c-1"]
-    assert request.headers["traceparent"][:52] == f"00-{TRACE}-{pushed.span_id.hex()}"
+    assert request.headers["traceparent"][:52] == f"00-{pushed.trace_id.hex()}-{pushed.span_id.hex()}"
     assert request.event["traceparent"][:52] == f"00-{TRACE}-{published.span_id.hex()}"
     assert attributes(published.attributes)["server.address"] == "127.0.0.1"
     (line,) = [json.loads(line) for line in log.read_text().splitlines() if '"handling"' in line]
-    assert (line["trace_id"], line["span_id"]) == (TRACE, handled.span_id.hex())
+    assert (line["trace_id"], line["span_id"]) == (linked.trace_id.hex(), linked.span_id.hex())
 
 
 async def test_metrics_go_to_the_collector(mesh: RunningMesh, sink: Sink) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +17,21 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, Sp
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
+from agent import core
+from agent.receipts import CopyReceipt, Receipt
+from agent.settings import AgentSettings
 from agent.traced import publish
 from mesh import logs, spans
-from mesh.errors import Denied
+from mesh.conventions import MAX_NAMES, OTHER
+from mesh.delivery import Ack, DeadLetter, Outcome, Retry
+from mesh.errors import Denied, StreamUnavailable
 from mesh.event import Draft, Limits
-from mesh.handling import handling
+from mesh.feed import Pulled
+from mesh.handling import Delivery, handling
 from mesh.inbound import Admitted
 from mesh.otlp import DROPPED, Batches, sampling
-from mesh.spans import MAX_NAMES, OTHER, Sampling, Tracer
+from mesh.sampling import Sampling
+from mesh.spans import Tracer
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +47,8 @@ class Made:
         self.exporter = InMemorySpanExporter()
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.tracer = Tracer(provider.get_tracer("mesh"), samples, below=below, common={"server.port": 4222})
+        self.otel = provider.get_tracer("mesh")
+        self.tracer = Tracer(self.otel, samples, below=below, common={"server.port": 4222})
 
     @property
     def spans(self) -> dict[str, ReadableSpan]:
@@ -65,6 +74,7 @@ class Agent:
     """Takes what it is given."""
 
     limits = Limits()
+    settings = AgentSettings(name="crm-adapter", tenant="acme", team="crm")
 
     def __init__(self, error: Exception | None = None) -> None:
         self.drafts: list[Draft] = []
@@ -75,7 +85,14 @@ class Agent:
         self.drafts += drafts
         if self._error is not None:
             raise self._error
-        return []
+        copies = [CopyReceipt("clear", "EV_local_crm", 1), CopyReceipt("minimal", "EV_local_crm", 2)]
+        return [Receipt(draft.fields["id"], "stream", duplicate=False, copies=copies) for draft in drafts]
+
+    def check_open(self) -> None:
+        """It is."""
+
+    def _draft(self, event: Draft) -> Draft:
+        return event
 
 
 def draft(**more: str) -> Draft:
@@ -93,6 +110,12 @@ def traceparent(span: ReadableSpan) -> str:
     context = span.get_span_context()
     assert context is not None
     return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"
+
+
+def below(span: ReadableSpan, parent: ReadableSpan) -> bool:
+    """Whether *parent* is that of *span*."""
+    context = parent.get_span_context()
+    return span.parent is not None and context is not None and span.parent.span_id == context.span_id
 
 
 async def published(made: Made, request: dict[str, str], *drafts: Draft, error: Exception | None = None) -> list[Draft]:
@@ -119,6 +142,7 @@ async def test_a_publish_span_is_what_the_conventions_say(made: Made) -> None:
         "messaging.operation.name": "publish",
         "messaging.operation.type": "send",
         "messaging.destination.template": TYPE,
+        "messaging.destination.name": "EV_local_crm",
         "messaging.message.id": "1",
         "messaging.message.conversation_id": "c",
         "cloudevents.event_id": "1",
@@ -136,6 +160,26 @@ async def test_an_events_own_context_stays(made: Made) -> None:
     span = made.only(f"publish {TYPE}")
     assert sent.fields["traceparent"] == own
     assert [format_span_id(link.context.span_id) for link in span.links] == ["c" * 16]
+
+
+async def test_an_event_s_own_context_is_linked_where_it_is_the_parent_too(made: Made) -> None:
+    """A request without a trace: the span is below whoever created the event, and says so by a link as well."""
+    await published(made, {}, draft(traceparent=SAMPLED))
+    span = made.only(f"publish {TYPE}")
+    assert span.parent is not None
+    assert [link.context.span_id for link in span.links] == [span.parent.span_id] == [int(SPAN, 16)]
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_what_an_application_publishes_through_its_own_agent_has_a_span(made: Made, many: bool) -> None:
+    """Without any door: below whatever the application is doing, and the event's creation context."""
+    agent: Any = Agent()
+    with made.otel.start_as_current_span("working") as working:
+        await (core.Agent.publish_many(agent, [draft()]) if many else core.Agent.publish(agent, draft()))
+    span = made.spans[f"publish {TYPE}"]
+    assert span.parent is not None
+    assert span.parent.span_id == working.get_span_context().span_id
+    assert agent.drafts[0].fields["traceparent"] == traceparent(span)
 
 
 async def test_what_nobody_records_is_not_touched(made: Made) -> None:
@@ -185,15 +229,37 @@ async def test_names_end_at_a_bound(made: Made) -> None:
 # --- process ---------------------------------------------------------------------------------------------------------
 
 
-def handled(made: Made, event: Admitted, error: BaseException | None = None) -> None:
-    """A handler had it."""
-    made.tracer.enter(1, event, "support", "support--contacts")
-    made.tracer.leave(1, error)
+class Handler:
+    """A subscription that has delivered one event, and settles it as it is told."""
+
+    def __init__(self, event: Admitted, outcome: Outcome | BaseException | None = None) -> None:
+        self.team, self.address = "support", SimpleNamespace(durable="support--contacts")
+        self.settler = self.protection = self.feed = self.settler_of = self
+        self._outcome = outcome
+        pulled = Pulled(event, event.key, None, None)  # type: ignore[arg-type]  # neither is looked at
+        self.delivery = Delivery(pulled, self, None)  # type: ignore[arg-type]  # a stand-in
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_: None
+
+    async def fail(self, *_: Any) -> Any:
+        """As the settler would."""
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+    bury = fail
+
+    async def handle(self, error: Exception | None = None) -> None:
+        """The handler returns, or raises."""
+        async with self.delivery:
+            if error is not None:
+                raise error
 
 
-def test_a_process_span_is_linked_to_the_creation_context(made: Made) -> None:
+async def test_a_process_span_is_linked_to_the_creation_context(made: Made) -> None:
     """A trace of its own by default, with what is known of the delivery; its ack is below it."""
-    handled(made, admitted(traceparent=SAMPLED))
+    await Handler(admitted(traceparent=SAMPLED)).handle()
     span, ack = made.spans[f"process {TYPE}"], made.spans[f"ack {TYPE}"]
     assert (span.kind, span.parent) == (SpanKind.CONSUMER, None)
     (link,) = span.links
@@ -201,6 +267,7 @@ def test_a_process_span_is_linked_to_the_creation_context(made: Made) -> None:
     expected = {
         "messaging.operation.name": "process",
         "messaging.operation.type": "process",
+        "messaging.destination.name": "EV_local_crm",
         "messaging.destination.subscription.name": "support--contacts",
         "messaging.consumer.group.name": "support",
         "messaging.nats.stream": "EV_local_crm",
@@ -208,36 +275,98 @@ def test_a_process_span_is_linked_to_the_creation_context(made: Made) -> None:
         "messaging.nats.delivery_count": 2,
     }
     assert expected.items() <= dict(span.attributes or {}).items()
-    assert (ack.kind, (ack.attributes or {})["messaging.operation.type"]) == (SpanKind.CLIENT, "settle")
-    assert ack.parent is not None
-    assert span.get_span_context() is not None
-    assert ack.parent.span_id == span.get_span_context().span_id  # type: ignore[union-attr]  # there is one
+    assert dict(ack.attributes or {}) == dict(span.attributes or {}) | {
+        "messaging.operation.name": "ack",
+        "messaging.operation.type": "settle",
+    }
+    assert ack.kind is SpanKind.CLIENT
+    assert below(ack, span)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verb"), [(Retry(30.0), "nak"), (DeadLetter("attempts-exhausted", "x"), "dead_letter"), (Ack(), "ack")]
+)
+async def test_a_failed_handler_s_event_is_settled_in_a_span(made: Made, outcome: Outcome, verb: str) -> None:
+    """By what became of it, below its `process`; the error is that span's, for settling it went well."""
+    await Handler(admitted(traceparent=SAMPLED), outcome).handle(ValueError("a secret"))
+    span, settled = made.spans[f"process {TYPE}"], made.spans[f"{verb} {TYPE}"]
+    assert len(made.spans) == 2
+    assert (span.attributes or {})["error.type"] == "ValueError"
+    assert "error.type" not in (settled.attributes or {})
+    assert (settled.attributes or {})["messaging.operation.type"] == "settle"
+    assert below(settled, span)
+    assert "a secret" not in span.to_json() + settled.to_json()
+
+
+async def test_what_cannot_be_settled_says_why(made: Made) -> None:
+    """It is handed back instead, and its span has the code."""
+    unsettled = Handler(admitted(traceparent=SAMPLED), StreamUnavailable("no"))
+    with pytest.raises(StreamUnavailable):
+        await unsettled.handle(ValueError())
+    assert (made.spans[f"nak {TYPE}"].attributes or {})["error.type"] == StreamUnavailable.code
+
+
+async def test_an_event_is_settled_as_the_handler_said(made: Made) -> None:
+    """`retry` in its hands is the settlement; its clean end is no ack beside it."""
+    handler = Handler(admitted(traceparent=SAMPLED))
+    async with handler.delivery:
+        handler.delivery.retry(5.0)
+    assert set(made.spans) == {f"process {TYPE}", f"nak {TYPE}"}
+
+
+async def test_an_event_that_no_block_handles_is_settled_beside_its_creation(made: Made) -> None:
+    """Taken from the iterator and acked: linked to the creation context, for there is no `process` to be below."""
+    Handler(admitted(traceparent=SAMPLED)).delivery.ack()
+    (link,) = made.only(f"ack {TYPE}").links
+    assert format_span_id(link.context.span_id) == SPAN
+
+
+def test_what_is_fetched_is_linked_event_by_event(made: Made) -> None:
+    """One span for the request, from its begin; links name the events that are recorded, the count is of all."""
+    request = {"traceparent": SAMPLED.replace(SPAN, "d" * 16)}
+    events = [admitted(traceparent=SAMPLED), admitted(id="2")]
+    within = made.tracer.fetched(events, "support", "support--contacts", request, 1_000)
+    span = made.only(f"fetch {TYPE}")
+    assert (span.kind, span.start_time) == (SpanKind.CLIENT, 1_000)
+    assert span.parent is not None
+    assert format_span_id(span.parent.span_id) == "d" * 16
+    assert [(format_span_id(link.context.span_id), dict(link.attributes or {})) for link in span.links] == [
+        (SPAN, {"messaging.message.id": "1"})
+    ]
+    attributes = dict(span.attributes or {})
+    assert (attributes["messaging.operation.type"], attributes["messaging.batch.message_count"]) == ("receive", 2)
+    assert "messaging.message.id" not in attributes
+    delivery = Handler(events[0]).delivery
+    delivery.settle_below(within)
+    delivery.ack()
+    assert below(made.spans[f"ack {TYPE}"], span)
+
+
+def test_a_fetch_that_nobody_records_has_no_span(made: Made) -> None:
+    """Whatever the request says: the events decide."""
+    assert made.tracer.fetched([admitted()], "support", "d", {"traceparent": SAMPLED}, 1_000) is None
+    assert not made.spans
 
 
 def test_a_process_span_is_a_child_where_that_is_asked_for() -> None:
-    """`MESH_TRACES_PROCESS=parent`: one trace from door to handler."""
+    """`MESH_TRACES_PROCESS=parent`: one trace from door to handler, and what it was called from is linked."""
     made = Made(below=True)
-    handled(made, admitted(traceparent=SAMPLED))
+    with made.otel.start_as_current_span("caller") as caller:
+        made.tracer.enter(1, admitted(traceparent=SAMPLED), "support", "support--contacts")
+        made.tracer.leave(1, None)
     span = made.spans[f"process {TYPE}"]
     assert span.parent is not None
-    assert format_trace_id(span.parent.trace_id) == TRACE
-    assert len(span.links) == 1
+    assert (format_trace_id(span.parent.trace_id), format_span_id(span.parent.span_id)) == (TRACE, SPAN)
+    linked = [link.context.span_id for link in span.links]
+    assert linked == [int(SPAN, 16), caller.get_span_context().span_id]
 
 
 @pytest.mark.parametrize("event", [admitted(), admitted(traceparent=UNSAMPLED), admitted(traceparent="")])
-def test_an_event_that_is_not_sampled_has_no_span(made: Made, event: Admitted) -> None:
+async def test_an_event_that_is_not_sampled_has_no_span(made: Made, event: Admitted) -> None:
     """Whoever created it decided; nothing is kept for it."""
-    handled(made, event)
+    await Handler(event, Retry(1.0)).handle(ValueError())
     assert not made.spans
     assert not made.tracer._open
-
-
-def test_a_failed_handler_has_its_error(made: Made) -> None:
-    """The class of the error, never its text; and no ack."""
-    handled(made, admitted(traceparent=SAMPLED), ValueError("a secret"))
-    span = made.only(f"process {TYPE}")
-    assert (span.attributes or {})["error.type"] == "ValueError"
-    assert "a secret" not in span.to_json()
 
 
 def test_a_push_carries_the_context_of_its_span(made: Made) -> None:
