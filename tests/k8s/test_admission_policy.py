@@ -20,16 +20,13 @@ def _evaluated(text: str, **given: Any) -> Any:
     return env.compile(text).eval(data=given).plain_value()
 
 
-def refusals(pod: Object) -> list[str]:
-    """The messages of the validations that do not hold for *pod*."""
-    variables: dict[str, Any] = {}
+def refusals(pod: Object, before: Object | None = None, part: str = "") -> list[str]:
+    """The messages of the validations that do not hold for *pod*: created, or changed from *before* by *part* of it."""
+    request = {"operation": "UPDATE" if before else "CREATE"} | ({"subResource": part} if part else {})
+    given: dict[str, Any] = {"object": pod, "oldObject": before, "request": request, "variables": {}}
     for variable in POLICY["spec"]["variables"]:
-        variables[variable["name"]] = _evaluated(variable["expression"], object=pod, variables=variables)
-    return [
-        v["message"]
-        for v in POLICY["spec"]["validations"]
-        if _evaluated(v["expression"], object=pod, variables=variables) is not True
-    ]
+        given["variables"][variable["name"]] = _evaluated(variable["expression"], **given)
+    return [v["message"] for v in POLICY["spec"]["validations"] if _evaluated(v["expression"], **given) is not True]
 
 
 def _pod(name: str = "examples/consumer") -> Object:
@@ -55,6 +52,10 @@ def _mount(container: Object, volume: str) -> None:
 
 def _volume(spec: Object, source: Object) -> None:
     spec["volumes"].append({"name": "mine", **source})
+
+
+def _from(secret: str) -> Object:
+    return {"valueFrom": {"secretKeyRef": {"name": secret, "key": "nats.creds"}}}
 
 
 TOKEN = {"projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "mesh-ca"}}]}}
@@ -88,6 +89,34 @@ REFUSED: dict[str, tuple[Callable[[Object], Any], str]] = {
         lambda s: _volume(s, {"secret": {"secretName": "mesh-desk"}}),
         "in the agent's volumes alone",
     ),
+    "another agent's Secret": (
+        lambda s: _volume(s, {"secret": {"secretName": "mesh-crm-adapter"}}),
+        "in the agent's volumes alone",
+    ),
+    "the Secret as a variable": (
+        lambda s: s["containers"][0]["env"].append({"name": "X", **_from("mesh-desk")}),
+        "no variables of another",
+    ),
+    "the Secret as variables": (
+        lambda s: s["containers"][0].update(envFrom=[{"secretRef": {"name": "mesh-desk"}}]),
+        "no variables of another",
+    ),
+    "the Secret as a variable of somebody who looks": (
+        lambda s: s.update(ephemeralContainers=[{"name": "debug", "env": [{"name": "X", **_from("mesh-desk-tls")}]}]),
+        "no variables of another",
+    ),
+    "the Secret as variables of somebody who looks": (
+        lambda s: s.update(ephemeralContainers=[{"name": "debug", "envFrom": [{"secretRef": {"name": "mesh-desk"}}]}]),
+        "no variables of another",
+    ),
+    "somebody who looks into the agent": (
+        lambda s: s.update(ephemeralContainers=[{"name": "debug", "targetContainerName": "mesh-agent"}]),
+        "nobody looks into",
+    ),
+    "an agent that runs something else": (
+        lambda s: s["initContainers"][0].update(command=["sh"]),
+        "no command of its own",
+    ),
     "the Secret among others": (
         lambda s: _volume(s, {"projected": {"sources": [{"secret": {"name": "mesh-desk-tls"}}]}}),
         "in the agent's volumes alone",
@@ -107,6 +136,39 @@ def test_pod_is_refused(why: str) -> None:
     plant(pod["spec"])
     (message,) = refusals(pod)
     assert said in message
+
+
+def test_application_may_have_secrets_of_its_own() -> None:
+    """As volumes and variables, beside the token of the door; and somebody may look at it."""
+    pod = _pod()
+    _volume(pod["spec"], {"secret": {"secretName": "crm-api"}})
+    _volume(pod["spec"], {"projected": {"sources": [{"secret": {"name": "mesh-desk-door"}}]}})
+    pod["spec"]["containers"][0] |= {"env": [{"name": "X", **_from("crm-api")}], "envFrom": [{"configMapRef": {}}]}
+    pod["spec"]["ephemeralContainers"] = [{"name": "debug", "targetContainerName": "consumer"}]
+    assert refusals(pod) == []
+
+
+def test_pod_that_runs_is_not_kept_from_ending() -> None:
+    """One from before the policy loses its finalizers, and a label that is no question; who asks anew is judged."""
+    old = {
+        "metadata": {"labels": {"mesh.dev/inject": "true"}},
+        "spec": {"containers": [{"name": "app", "image": "a:1"}]},
+    }
+    assert refusals(old)
+    assert refusals(old, before=old) == []
+    assert refusals(old, before=old, part="ephemeralcontainers")
+    assert refusals(old, before={**old, "metadata": {"labels": {"app": "x"}}})
+    assert refusals(old, before={**old, "metadata": {}})
+
+
+def test_running_agent_keeps_its_image() -> None:
+    """Whoever may patch pods puts nothing else where the credentials are; the application's image is its own."""
+    before, after = _pod(), _pod()
+    after["spec"]["containers"][0]["image"] = "app:2"
+    assert refusals(after, before=before) == []
+    after["spec"]["initContainers"][0]["image"] = "elsewhere/app:2"
+    (message,) = refusals(after, before=before)
+    assert "image of a running agent" in message
 
 
 def test_bare_pod_is_refused_and_no_expression_fails() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,9 +10,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from agent.settings import AgentSettings
 from mesh import __version__
+from mesh.cli import app
+from mesh.control.change import checked
+from mesh.kubernetes.objects import place
 from tests.conftest import ROOT
 from tests.k8s.objects import of_kind
 from tests.k8s.rendering import DEPLOY, WHOLE, rendered
@@ -78,6 +83,34 @@ def test_paths_exist() -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
     linked = re.findall(r"`((?:components|overlays|examples|observability|nats|base)/[\w.,-]+[\w/])`", PAGE)
     assert [path for path in linked if not (DEPLOY / path).exists()] == []
+
+
+def test_the_worked_example_holds_as_objects() -> None:
+    """By the page's own command, in the namespaces of the example, with the events of the ConfigMap that is mounted."""
+    (command,) = [line for line in COMMANDS if line.startswith("policy objects") and "--policies" in line]
+    made = CliRunner().invoke(app, [*shlex.split(command.replace(" policies ", f" {ROOT}/policies ")), "--json"])
+    assert made.exit_code == 0, made.output
+    labels = {n["metadata"]["name"]: n["metadata"]["labels"] for n in of_kind(rendered("examples/tenant"), "Namespace")}
+    placed = [place(item, labels) for item in json.loads(made.stdout)["items"]]
+    assert [(one.name, one.refusal) for one in placed if one.refusal] == []
+    (events,) = re.findall(r"create configmap mesh-fixtures --from-file=(\S+)", PAGE)
+    fixtures = {path.name: path.read_bytes() for path in (ROOT / events).iterdir()}
+    assert checked({one.file: one.text for one in placed}, fixtures, "acme").tenants == ("acme",)
+    (control,) = [d for d in of_kind(rendered("base"), "StatefulSet") if d["metadata"]["name"] == "mesh-control"]
+    spec = control["spec"]["template"]["spec"]
+    (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "fixtures"]
+    assert f"--watch-directory={mount['mountPath']}" in spec["containers"][0]["args"]
+    assert {"name": "fixtures", "configMap": {"name": "mesh-fixtures", "optional": True}} in spec["volumes"]
+
+
+def test_restore_takes_back_what_it_patches() -> None:
+    """A field that the overlay does not name stays as `kubectl patch` left it, also through a forced apply."""
+    patched = [json.loads(text)["spec"] for text in re.findall(r"patch statefulset mesh-control .*-p '([^']+)'", PAGE)]
+    (control,) = [
+        d for d in of_kind(rendered("overlays/prod"), "StatefulSet") if d["metadata"]["name"] == "mesh-control"
+    ]
+    left = {key: value for spec in patched for key, value in spec.items() if key not in control["spec"]}
+    assert set(left.values()) == {None}
 
 
 def test_names_are_those_of_the_manifests() -> None:

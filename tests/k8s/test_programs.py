@@ -263,7 +263,7 @@ def test_names_are_those_of_the_package() -> None:
     assert f"name: {names.SIDECAR}\n" in text
     docs = [doc for name in WHOLE for doc in rendered(name)]
     used = {label for doc in docs for label in doc["metadata"].get("labels") or {} if label.startswith("mesh.dev/")}
-    assert used == {names.INJECT, names.TENANT}
+    assert used == {names.INJECT, names.TENANT, names.TEAM}
 
 
 def test_control_plane_may_do_what_it_does() -> None:
