@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 
 from benchmarks.machine import surroundings
@@ -68,8 +69,10 @@ def _questions(only: str | None, *, everything: bool) -> list[Question]:
 def _run(questions: Sequence[Question], *, quick: bool) -> list[Row]:
     rows = []
     for question in questions:
-        print(f"running {question.NAME} ...", file=sys.stderr, flush=True)
+        print(f"running {question.NAME} ...", file=sys.stderr, end="", flush=True)
+        began_s = time.monotonic()
         rows += measure(question, quick=quick)
+        print(f" {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
     return rows
 
 

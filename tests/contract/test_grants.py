@@ -403,6 +403,25 @@ async def test_every_server_has_to_confirm(mesh: OperatorMode, monkeypatch: pyte
     assert await accounts_push.push(mesh.system, [token]) == []
 
 
+async def test_a_server_that_confirms_late_is_waited_for(mesh: OperatorMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is busy is asked again, and each time waited for twice as long."""
+    key = nkey("account")
+    waits: list[float] = []
+
+    async def ask(
+        connection: Connection, subject: str, payload: bytes, *, enough: Callable[[list[bytes]], bool], timeout_s: float
+    ) -> list[bytes]:
+        if subject.endswith("CLAIMS.UPDATE"):
+            waits.append(timeout_s)
+            if len(waits) < 3:
+                return []
+        return await cluster.ask_all(connection, subject, payload, enough=enough, timeout_s=timeout_s)
+
+    monkeypatch.setattr(accounts_push, "ask_all", ask)
+    assert await mesh.push([accounts.account_jwt(mesh.operator, key.public, "desk", iat=mesh.iat)]) == [key.public]
+    assert waits == [cluster.SILENT_S * times for times in (1, 2, 4)]
+
+
 async def test_an_older_token_is_not_pushed_over_a_newer_one(mesh: OperatorMode) -> None:
     """The server would take it: rights that were withdrawn would be back."""
     key = nkey("account")
