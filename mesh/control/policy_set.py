@@ -1,20 +1,24 @@
 """One tenant's policies out of its objects: applied as `mesh policy apply` does, and what that says of each object.
 
-A set that does not hold changes nothing. One exception, so that no team can block another: where all that is wrong is
-in Subscriptions, each of those stays as it is in force (or out, where it never was), and the rest is applied.
+A set that does not hold changes nothing. One exception, so that no team can block another, or security: where all that
+is wrong is in Subscriptions, each of those stays as it is in force, or out where it never was or would not hold as it
+was, and the rest is applied. Where the set is too large, new Subscriptions of the team that has most are what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from mesh.errors import MeshError, NoBundle, PolicyError, Unavailable
+from mesh.errors import BadBundle, MeshError, NoBundle, PolicyError, Unavailable
 from mesh.kubernetes.conditions import Condition, State, in_force, observed
 from mesh.kubernetes.objects import Faults, Placed, faults
+from mesh.policy.bundle import MAX_BUNDLE_BYTES
+from mesh.policy.load import MAX_FILES, MAX_TOTAL_CHARS
 from mesh.policy.model import Subscription
 
 if TYPE_CHECKING:
@@ -99,23 +103,47 @@ async def take(policies: Policies, placed: Sequence[Placed], fixtures: Mapping[s
     files = {one.file: one.text for one in mine}
     subscriptions = {one.file: one for one in mine if one.kind == "Subscription"}
     told: dict[str, list[str]] = {}
+    kept: set[str] = set()  # stand in `files` as they are in force
     reason = "Invalid"
     while True:
         try:
             applied = await policies.apply(files, fixtures, author=author, reason="objects of the cluster")
         except MeshError as error:
-            found = faults(error, mine)
-            alone = found.by_file and not found.of_all and set(found.by_file) <= set(subscriptions) - set(told)
-            if not alone:
+            found = _too_large(error, files, subscriptions.values()) or faults(error, mine)
+            blamed = {file: errors for file, errors in found.by_file.items() if file in files}
+            if not blamed or found.of_all or not blamed.keys() <= subscriptions.keys():
                 return Outcome(0, error, Faults({**told, **found.by_file}, found.of_all, found.reason))
-            for file, errors in found.by_file.items():
-                told[file] = errors
-                kept = _in_force(policies, subscriptions[file])
-                files.pop(file) if kept is None else files.update({file: kept})
+            for file, errors in blamed.items():
+                told.setdefault(file, errors)
+                before = None if file in kept else _in_force(policies, subscriptions[file])
+                kept.add(file)
+                files.pop(file) if before is None else files.update({file: before})
         except OSError as error:  # a full disk
             return Outcome(error=unwritten(error))
         else:
             return Outcome(applied.revision, None, Faults(told, [], reason))
+
+
+def _too_large(error: MeshError, files: Mapping[str, str], subscriptions: Iterable[Placed]) -> Faults | None:
+    """Whom to blame where a set has no room: the team whose new Subscriptions take most; None where it is another."""
+    if (
+        not isinstance(error, BadBundle)
+        and len(files) <= MAX_FILES
+        and sum(map(len, files.values())) <= MAX_TOTAL_CHARS
+    ):
+        return None
+    new = [one for one in subscriptions if files.get(one.file) == one.text and not in_force(one.object)]
+    sizes: Counter[str] = Counter()
+    for one in new:
+        sizes[one.team] += len(one.text)
+    if not sizes:
+        return None
+    ((team, size),) = sizes.most_common(1)
+    message = (
+        f"the tenant has no room for the new Subscriptions of team {team}, {size} characters: all its policies may have"
+        f" {MAX_FILES} documents and {MAX_BUNDLE_BYTES} bytes. Fix: fewer, with fewer types each"
+    )
+    return Faults({one.file: [message] for one in new if one.team == team}, [], "Invalid")
 
 
 HELD: Final = Outcome()
