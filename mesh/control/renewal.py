@@ -1,4 +1,7 @@
-"""New credentials in the place of old ones: a NATS user, an enrolment token. What they replace works no more."""
+"""New credentials in the place of old ones: a NATS user, an enrolment token. What they replace works no more.
+
+Where others carry the files to whoever uses them, the user before may work for a while beside the new one.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,44 @@ class Renewal:
         self._files = files
         self._standing = standing
 
-    def user(self, workload: str) -> None:
+    def user(self, workload: str, overlap_s: float = 0.0) -> None:
         """Give *workload* (an agent, or `team-<team>`) a new NATS user.
 
         The one before is remembered as revoked first, so that no crash leaves it good; it is cut off as soon as the
-        account is refreshed. What a crash leaves undone `WorkloadFiles.write` does at the next start.
+        account is refreshed. What a crash leaves undone `WorkloadFiles.write` does at the next start. With *overlap_s*
+        it is good for so long: `end` revokes it. Without, so are those that such a rotation before left good.
 
         Raises:
             ConfigError, IdentityError, OSError: A file of ours cannot be read or written.
         """
-        name = f"{self._files.tenant}/{workload}"
+        name, now_s = f"{self._files.tenant}/{workload}", now_ms() // 1000
         with self._files.renewing:
             held = self._keys.find("user", name)
-            if held is not None:
-                self._standing.revoke_user(workload, held.public, now_ms() // 1000)
+            if held is not None and overlap_s:
+                self._standing.end_user(workload, held.public, now_s + round(overlap_s))
+            elif held is not None:
+                for public in (held.public, *self._standing.ending.get(workload, ())):
+                    self._standing.revoke_user(workload, public, now_s)
             self._keys.renew("user", name)
             self._files.write_credentials(workload)
+
+    def end(self, at_s: float) -> list[str]:
+        """Revoke users whose overlap is over by *at_s*, Unix seconds; whose accounts are to be refreshed for it.
+
+        Raises:
+            ConfigError, IdentityError: As for `user`.
+        """
+        ended = []
+        with self._files.renewing:
+            for workload, users in dict(self._standing.ending).items():
+                held = self._keys.find("user", f"{self._files.tenant}/{workload}")
+                for public in [public for public, from_s in users.items() if from_s <= at_s]:
+                    if held is not None and held.public == public:  # a crash came between `end_user` and its new one
+                        self._standing.keep_user(workload, public)
+                        continue
+                    self._standing.revoke_user(workload, public, int(at_s))
+                    ended.append(workload)
+        return ended
 
     def token(self, agent: str, spiffe_id: str) -> None:
         """Give *agent* a new enrolment token.

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 LEAD_MS = 15_000  # from a rotation to its cut: two reads of the trust statement, should its notice be lost
 WAIT_S = LEAD_MS / 1000
+# How long the NATS user before is good where others carry the files: whoever rotates has to apply a Secret, the kubelet
+# brings it into pods within two minutes (sync period and cache), agents look every 5 s; and people are interrupted.
+OVERLAP_S = 900.0
+MAX_OVERLAP_S = 86_400.0
 LOOK_S = 0.05  # between two looks at who has enrolled
 
 

@@ -26,6 +26,7 @@ NOBODY = '{"barred": [], "users": {}}'  # the file of a tenant in which nobody w
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     barred: tuple[str, ...] = ()
     users: dict[str, dict[str, int]] = {}
+    ending: dict[str, dict[str, int]] | msgspec.UnsetType = msgspec.UNSET  # left out where empty: older ones know none
 
 
 class Standing:
@@ -46,6 +47,7 @@ class Standing:
         state = _read(file)
         self._barred = frozenset(state.barred)
         self._users = {workload: dict(users) for workload, users in state.users.items()}
+        self._ending = state.ending or {}
 
     def begin(self, *, is_new: bool) -> None:
         """Have the file from a tenant's first start on: one that is gone later was lost, and with it who is barred.
@@ -66,7 +68,7 @@ class Standing:
                 " name, or team-<team>), start, and revoke again whom `mesh audit list --kind trust-revoked` shows",
             )
         with self._changing:
-            self._save(self._barred, self._users)
+            self._save()
 
     @property
     def barred(self) -> frozenset[str]:
@@ -85,7 +87,7 @@ class Standing:
             ConfigError: It cannot be saved; then nothing changed.
         """
         with self._changing:
-            self._save(self._barred | {workload}, self._users)
+            self._save(barred=self._barred | {workload})
 
     def admit(self, workload: str) -> None:
         """Take *workload* back; its revoked users stay revoked.
@@ -94,7 +96,23 @@ class Standing:
             ConfigError: As for `bar`.
         """
         with self._changing:
-            self._save(self._barred - {workload}, self._users)
+            self._save(barred=self._barred - {workload})
+
+    @property
+    def ending(self) -> Mapping[str, Mapping[str, int]]:
+        """By workload: users that were replaced, each with the Unix second from which it is to be revoked."""
+        return MappingProxyType(self._ending)
+
+    def end_user(self, workload: str, public: str, from_s: int) -> None:
+        """Have a NATS user of *workload*, which is being replaced, revoked at *from_s* (Unix seconds): see `Renewal`.
+
+        Raises:
+            ConfigError: As for `bar`.
+        """
+        with self._changing:
+            ending = {name: dict(held) for name, held in self._ending.items()}
+            ending.setdefault(workload, {})[public] = from_s
+            self._save(ending=ending)
 
     def revoke_user(self, workload: str, public: str, at_s: int) -> None:
         """Refuse a NATS user of *workload* with credentials made at *at_s* (Unix seconds) or before.
@@ -106,10 +124,33 @@ class Standing:
             users = {name: dict(held) for name, held in self._users.items()}
             of_workload = users.setdefault(workload, {})
             of_workload[public] = max(at_s, of_workload.get(public, 0))
-            self._save(self._barred, users)
+            self._save(users=users, ending=self._without(workload, public))
 
-    def _save(self, barred: frozenset[str], users: dict[str, dict[str, int]]) -> None:
-        state = _State(tuple(sorted(barred)), users)
+    def keep_user(self, workload: str, public: str) -> None:
+        """Do not revoke it after all: it was never replaced.
+
+        Raises:
+            ConfigError: As for `bar`.
+        """
+        with self._changing:
+            self._save(ending=self._without(workload, public))
+
+    def _without(self, workload: str, public: str) -> dict[str, dict[str, int]]:
+        left = {name: dict(held) for name, held in self._ending.items()}
+        left.get(workload, {}).pop(public, None)
+        return {name: held for name, held in left.items() if held}
+
+    def _save(
+        self,
+        *,
+        barred: frozenset[str] | None = None,
+        users: dict[str, dict[str, int]] | None = None,
+        ending: dict[str, dict[str, int]] | None = None,
+    ) -> None:
+        barred = self._barred if barred is None else barred
+        users = self._users if users is None else users
+        ending = self._ending if ending is None else ending
+        state = _State(tuple(sorted(barred)), users, ending or msgspec.UNSET)
         try:
             write_private(self._file, msgspec.json.format(msgspec.json.encode(state, order="sorted"), indent=2) + b"\n")
         except OSError as error:
@@ -118,7 +159,7 @@ class Standing:
                 expected="room and the right to write it",
                 next="make room, then ask again; nothing was changed",
             ) from error
-        self._barred, self._users = barred, users
+        self._barred, self._users, self._ending = barred, users, ending
 
 
 def _read(file: Path) -> _State:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from mesh import audit
 from mesh.audit_log import AuditLog
-from mesh.control import replay_requests, shadow, trust_audit, trust_service
+from mesh.control import replay_requests, shadow, trust_audit, trust_service, trust_upkeep
 from mesh.control.attest import FileAttestor
 from mesh.control.bundles import BundleStore
 from mesh.control.deadletters_parts import dead_letters
@@ -23,6 +23,7 @@ from mesh.control.reconcile import now_ms
 from mesh.control.renewal import Renewal
 from mesh.control.replay import Replays
 from mesh.control.rollout import forget
+from mesh.control.rotation import OVERLAP_S
 from mesh.control.trust_audit import TrustAudit
 from mesh.control.truststore import TrustStore
 from mesh.control.workload_files import WorkloadFiles
@@ -82,13 +83,14 @@ def assemble(shared: Shared, name: str, connection: Connection, accounts: Accoun
         agents=lambda: policies.grants.agents,
         told=trail.write,
     )
+    renewal = Renewal(shared.operator.keys, workloads.files, standing)
     letters = dead_letters(connection, name, shared.data.trust, grants=lambda: policies.grants, told=trail.write)
     replays = Replays(policies, trail.write)
     answers = {
         "dlq": letters.handlers,
         "policy": {**policy_handlers(policies), **shadow.handlers(policies, authority)},
         "replay": replay_requests.handlers(replays),
-        "trust": _about_trust(shared, policies, store, standing, accounts, workloads.files),
+        "trust": _about_trust(shared, policies, store, standing, accounts, renewal),
     }
     proofs = Proofs(authority.operator_key, name, since_ms=now_ms())
     doors = [ControlDoor(connection, _kept(shared, trail, said), proofs, noun=noun) for noun, said in answers.items()]
@@ -106,6 +108,7 @@ def assemble(shared: Shared, name: str, connection: Connection, accounts: Accoun
             Measures(connection, policies, authority).run,
             *letters.tasks,
             replays.run,
+            partial(trust_upkeep.end_users, renewal, accounts),
             *(door.run for door in doors),
         ),
     )
@@ -155,7 +158,7 @@ def _about_trust(  # noqa: PLR0917 - each of another type
     store: TrustStore,
     standing: Standing,
     accounts: Accounts,
-    files: WorkloadFiles,
+    renewal: Renewal,
 ) -> dict[str, Handler]:
     """What the door answers about trust."""
     service = trust_service.handlers(
@@ -164,9 +167,10 @@ def _about_trust(  # noqa: PLR0917 - each of another type
         standing=standing,
         accounts=accounts,
         authority=shared.authority,
-        renewal=Renewal(shared.operator.keys, files, standing),
+        renewal=renewal,
         stores=shared.stores.values,
         renew_store=shared.renew_store,
+        overlap_s=0.0 if shared.leading is None else OVERLAP_S,  # our own processes read the new file at once
     )
     return {
         **service,

@@ -47,6 +47,7 @@ class Asked(msgspec.Struct, frozen=True):
         now: It lies where the request is read.
         unknown: Revoke *kid* even where no certificate of ours is of it, or comes from it.
         credentials, ca, revoke_old, store: What is rotated beside event keys.
+        overlap_s: How long a NATS user that is replaced is good beside the new one; None for as long as is usual here.
         ended: List certificates that have ended, and revoked keys without one, too.
         skip: So many keys of the list were told before: an answer has no more than fits a message.
         csr, hours: For which key a certificate is issued, and for how long.
@@ -66,6 +67,7 @@ class Asked(msgspec.Struct, frozen=True):
     ca: bool = False
     revoke_old: bool = False
     store: bool = False
+    overlap_s: float | None = None
     ended: bool = False
     skip: int = 0
     csr: bytes = b""

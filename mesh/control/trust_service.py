@@ -48,6 +48,7 @@ def handlers(
     renewal: Renewal,
     stores: Callable[[], Iterable[TrustStore]] | None = None,
     renew_store: Callable[[], Awaitable[None]] | None = None,
+    overlap_s: float = 0.0,
 ) -> dict[str, Handler]:
     """What the door answers, by verb. Make them once: they know what is under way.
 
@@ -60,10 +61,19 @@ def handlers(
         renewal: Makes the tenant's credentials anew.
         stores: The trust stores of every tenant: they share the mesh CA. This tenant's alone unless given.
         renew_store: Gives the server's store another encryption key; None where it is not encrypted.
+        overlap_s: How long a NATS user that is replaced is good beside the new one, unless a request says.
     """
     every = stores or (lambda: (store,))
     service = TrustService(
-        policies, store, standing, accounts, authority, renewal=renewal, stores=every, renew_store=renew_store
+        policies,
+        store,
+        standing,
+        accounts,
+        authority,
+        renewal=renewal,
+        stores=every,
+        renew_store=renew_store,
+        overlap_s=overlap_s,
     )
     verbs = {
         "list": service.listed,
@@ -91,6 +101,7 @@ class TrustService:
         renewal: Renewal,
         stores: Callable[[], Iterable[TrustStore]],
         renew_store: Callable[[], Awaitable[None]] | None,
+        overlap_s: float,
     ) -> None:
         self._policies = policies
         self._store = store
@@ -99,6 +110,7 @@ class TrustService:
         self._authority = authority
         self._renewal = renewal
         self._stores = stores
+        self._overlap_s = overlap_s
         self._listed: list[dict[str, Any]] = []  # what was listed last: its later pages are not read again
         self._store_key = StoreRotation(policies.connection, renew_store)
 
@@ -175,10 +187,13 @@ class TrustService:
         began_ms = now_ms()
         told = Told(self._policies.connection, asked.progress)
         wanted = rotation.Wanted.of(asked, self._policies.grants, self._standing.barred)
+        overlap_s = self._overlap_s if asked.overlap_s is None else asked.overlap_s
+        if not 0.0 <= overlap_s <= rotation.MAX_OVERLAP_S:
+            raise BadAttribute("that is no overlap", expected=f"0 to {rotation.MAX_OVERLAP_S:.0f} seconds")
         if wanted.store:
             self._store_key.check()
         done: dict[str, Any] = {"agents": [], "cut_ms": None, "ca": None, "credentials": [], "store": False}
-        done["revoked_cas"] = []
+        done["revoked_cas"], done["overlap_s"] = [], overlap_s if wanted.workloads else 0.0
         done["skipped"] = list(wanted.skipped)
         try:
             await self._rotate_keys(wanted, told, done)
@@ -223,7 +238,7 @@ class TrustService:
         if wanted.workloads:
             told("credentials")
         for workload in wanted.workloads:
-            await anyio.to_thread.run_sync(self._renewal.user, workload)
+            await anyio.to_thread.run_sync(self._renewal.user, workload, done["overlap_s"])
             done["credentials"].append(workload)
             await self._accounts.refresh(workload)
         if wanted.store:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
+import anyio.to_thread
 
 from mesh import logs
 from mesh.control.reconcile import notice, now_ms
 from mesh.errors import MeshError
 
 if TYPE_CHECKING:
+    from mesh.control.accounts import Accounts
+    from mesh.control.renewal import Renewal
     from mesh.jetstream.connection import Connection
 
 STATEMENT_EVERY_S = 10.0  # design section 6; a statement older than 60 s is stale
 NOTICE_AGAIN_S = (0.1, 0.3)  # after a change, one after the other: the cut lies 1 s ahead, and a notice may be lost
 PRUNE_EVERY_S = 3600.0  # certificates live for a day, and are kept for a month
+
+USERS_EVERY_S = 10.0  # between two looks for users whose overlap is over: of a quarter of an hour
 
 log = logs.get("control")
 
@@ -91,3 +96,21 @@ async def _prune(store: Kept) -> None:
         except MeshError as error:
             log.warning("trust_not_pruned", tenant=store.tenant, code=error.code, error=error.message)
         await anyio.sleep(PRUNE_EVERY_S)
+
+
+async def end_users(renewal: Renewal, accounts: Accounts) -> None:
+    """Revoke NATS users that were replaced, each when its time is over, until cancelled.
+
+    What fails is logged, and tried again at the next turn.
+    """
+    left: set[str] = set()
+    while True:
+        try:
+            left.update(await anyio.to_thread.run_sync(renewal.end, now_ms() / 1000))
+            for workload in sorted(left):
+                await accounts.refresh(workload)
+                left.discard(workload)
+                log.info("replaced_user_ended", workload=workload)
+        except MeshError as error:
+            log.error("replaced_user_not_ended", code=error.code, error=error.message)
+        await anyio.sleep(USERS_EVERY_S)

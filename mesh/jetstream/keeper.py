@@ -1,4 +1,4 @@
-"""Makes links to the server, one after another, and ends those that fall silent."""
+"""Makes links to the server, one after another, and ends those that fall silent or have newer credentials to use."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ class Account(NamedTuple):
         Raises:
             ConfigError: A file is missing, or is not what it should be.
         """
+        return self.credentials(), None if self.tls is None else client_context(self.tls)
+
+    def credentials(self) -> Credentials | None:
+        """The same without TLS.
+
+        Raises:
+            ConfigError: As above.
+        """
         try:
             content = self.creds() if callable(self.creds) else self.creds
         except OSError as error:
@@ -51,8 +59,7 @@ class Account(NamedTuple):
                 got=error.strerror or type(error).__name__,
                 next="have the control plane write it again",
             ) from None
-        credentials = None if content is None else Credentials.parse(content)
-        return credentials, None if self.tls is None else client_context(self.tls)
+        return None if content is None else Credentials.parse(content)
 
 
 class Keeper:
@@ -74,6 +81,8 @@ class Keeper:
         self._on_down = on_down
         self._lost = asyncio.Event()
         self._links = 0
+        self._used: Credentials | None = None  # by the link
+        self._refused = 0  # how often others, which the file holds now, were
         self.link: Link | None = None
         self.last_error = ""
         self.failure: MeshError | None = None  # of the last dial; None once there was a link
@@ -93,6 +102,7 @@ class Keeper:
                 if attempt & (attempt - 1) == 0:  # the 1st, 2nd, 3rd, 5th, 9th, ...
                     _say(error, attempt + 1)
             else:
+                self._used, self._refused = credentials, 0
                 self._up(link)
                 await self._watch(link)
             if time.monotonic() - started > STABLE_S:
@@ -120,7 +130,7 @@ class Keeper:
         self._on_down()
 
     async def _watch(self, link: Link) -> None:
-        """Return once *link* has ended; end it when it is silent."""
+        """Return once *link* has ended; end it when it is silent, or when others are to be used."""
         while link is self.link:
             try:
                 async with asyncio.timeout(WATCH_INTERVAL_S):
@@ -129,6 +139,28 @@ class Keeper:
                 if not await self._alive(link):
                     log.warning("nats_silent", limit_s=RTT_LIMIT_S)
                     await link.end()
+                elif await self._replaced():
+                    log.info("nats_credentials_replaced", name=self._account.name)
+                    await link.end()  # a ping ago the server had all that was written
+
+    async def _replaced(self) -> bool:
+        """Whether our file holds other credentials than the link's, and the server takes these.
+
+        So they are in use before the old ones are refused, and a file that is wrong costs nobody a link that works.
+        """
+        probe = Link(Listeners(lambda _: None), lambda _: None)
+        try:
+            if self._account.credentials() == self._used:
+                return False
+            credentials, tls = self._account.read()
+            await probe.dial(self._account.servers, name=self._account.name, credentials=credentials, tls=tls)
+        except MeshError as error:
+            if self._refused & (self._refused - 1) == 0:
+                _say(error, self._refused + 1)
+            self._refused += 1
+            return False
+        await probe.end()
+        return True
 
     async def _alive(self, link: Link) -> bool:
         before, started = link.bytes_in, time.monotonic()

@@ -454,6 +454,35 @@ async def test_a_revoked_user_says_why_and_comes_back_with_new_credentials(
         await mode.stop()
 
 
+async def test_other_credentials_in_the_file_are_used_before_the_old_ones_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One new link, and none lost when the old user is cut off; a file that no server takes costs nothing."""
+    monkeypatch.setattr(keeper, "WATCH_INTERVAL_S", 0.05)
+    mode = await OperatorMode.start(tmp_path)
+    file = tmp_path / "nats.creds"
+    try:
+        await mode.grant("desk", [])
+        account, user = mode.accounts["desk"], nkey("user")
+        file.write_bytes(creds_of(account, user))
+        states: list[bool] = []
+        connection = await Connection.open(mode.server.url, name="desk", creds=file.read_bytes, on_state=states.append)
+        other = await Connection.open(mode.server.url, name="desk", creds=file.read_bytes())
+        mode.connections += [connection, other]
+        file.write_bytes(creds_of(nkey("account"), user))
+        await logged(caplog, "credentials-refused")
+        assert states == [True]
+        file.write_bytes(creds_of(account, nkey("user")))
+        await until(lambda: states == [True, False, True])
+        revoked = {user.public: 1_800_000_000}
+        await mode.push([account_jwt(mode.operator, account.public, "desk", revocations=revoked, iat=1_800_000_000)])
+        await until(lambda: not other.connected)
+        await connection.flush(5)
+        assert states == [True, False, True]
+    finally:
+        await mode.stop()
+
+
 def creds_of(account: Nkey, user: Nkey) -> bytes:
     """The creds file of a user of *account*."""
     return creds_file(user_jwt(account, user.public, "desk", iat=1_700_000_000), user.seed)

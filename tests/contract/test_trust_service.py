@@ -57,6 +57,7 @@ class World:
             "acme", self.data, mesh.operator, self.attestor,
             nats_url=mesh.server.url, site=SITE, trust_domain="mesh.local", ports=None, tls=None,
         )  # fmt: skip
+        self.renewal = Renewal(mesh.operator.keys, self.files, self.standing)
         self.policies = Policies(
             "acme",
             connection=mesh.control,
@@ -93,7 +94,7 @@ class World:
             standing=self.standing,
             accounts=self.accounts,
             authority=self.mesh.authority,
-            renewal=Renewal(self.mesh.operator.keys, self.files, self.standing),
+            renewal=self.renewal,
             stores=lambda: (self.other, self.store),
             renew_store=self._renew_store if self.encrypted else None,
         )
@@ -394,6 +395,52 @@ async def test_rotated_credentials_replace_a_user(world: World) -> None:
         with pytest.raises(MeshError):
             await world.dial(creds, workload, REFUSED_S)
         assert (await world.connect(workload)).connected
+
+
+async def test_replaced_credentials_may_work_beside_the_new_ones_for_a_while(world: World) -> None:
+    """Whoever is connected stays, and comes back; once the time is over the old ones are refused, the new ones not."""
+    creds = world.files.credentials("lake").read_bytes()
+    connection = await world.dial(creds, "lake")
+    said = await world.ask("rotate", agents=["lake"], credentials=True, overlap_s=600.0)
+    assert (said["credentials"], said["overlap_s"]) == (["lake"], 600.0)
+    assert world.renewal.end(now_ms() / 1000 + 590) == []
+    new = await world.connect("lake")
+    assert (await world.dial(creds, "lake")).connected
+    await connection.flush(DEADLINE_S)  # it was not cut off
+    assert world.renewal.end(now_ms() / 1000 + 610) == ["lake"]
+    await world.accounts.refresh("lake")
+    await cut_off(connection)
+    with pytest.raises(MeshError):
+        await world.dial(creds, "lake", REFUSED_S)
+    await new.flush(DEADLINE_S)
+    assert (await world.connect("lake")).connected
+
+
+async def test_an_overlap_ends_where_somebody_else_may_have_the_credentials(world: World) -> None:
+    """A rotation at once refuses what one before left good, too."""
+    creds = world.files.credentials("lake").read_bytes()
+    await world.ask("rotate", agents=["lake"], credentials=True, overlap_s=600.0)
+    await world.ask("rotate", agents=["lake"], credentials=True, overlap_s=0.0)
+    with pytest.raises(MeshError):
+        await world.dial(creds, "lake", REFUSED_S)
+    assert dict(world.standing.ending) == {}
+
+
+async def test_a_rotation_that_was_cut_short_costs_nobody_the_credentials_he_has(world: World) -> None:
+    """Marked as replaced and never replaced: they stay good when the time is over."""
+    held = world.mesh.operator.keys.find("user", "acme/lake")
+    assert held is not None
+    world.standing.end_user("lake", held.public, now_ms() // 1000)
+    assert world.renewal.end(now_ms() / 1000 + 1) == []
+    assert dict(world.standing.ending) == {}
+    assert held.public not in world.standing.users.get("lake", {})
+
+
+@pytest.mark.parametrize("overlap_s", [-1.0, 90_000.0])
+async def test_an_overlap_has_its_bounds(world: World, overlap_s: float) -> None:
+    """A user that is replaced ends."""
+    with pytest.raises(BadAttribute):
+        await world.ask("rotate", agents=["lake"], credentials=True, overlap_s=overlap_s)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from mesh.control import standing as module
+from mesh.control import trust_upkeep
 from mesh.control.datadir import write_private
 from mesh.control.standing import NOBODY, Standing
-from mesh.errors import ConfigError
+from mesh.errors import ConfigError, Unavailable
 
 USER, OTHER = "U" + "A" * 55, "U" + "B" * 55
 
@@ -55,6 +58,61 @@ def test_a_revoked_user_stays_revoked(file: Path) -> None:
     again = Standing(file)
     assert {name: dict(users) for name, users in again.users.items()} == {"crm-adapter": {USER: 2000, OTHER: 3000}}
     assert again.barred == frozenset()
+
+
+def test_a_replaced_user_is_good_until_it_is_revoked(file: Path) -> None:
+    """When that is to be stays known across restarts; revoked, it is as any other, and nothing is due any more."""
+    standing = Standing(file)
+    standing.end_user("crm-adapter", USER, 2000)
+    standing.end_user("crm-adapter", OTHER, 3000)
+    again = Standing(file)
+    assert {name: dict(users) for name, users in again.ending.items()} == {"crm-adapter": {USER: 2000, OTHER: 3000}}
+    assert dict(again.users) == {}
+    again.revoke_user("crm-adapter", USER, 2100)
+    again.keep_user("crm-adapter", OTHER)
+    again = Standing(file)
+    assert dict(again.ending) == {}
+    assert dict(again.users["crm-adapter"]) == {USER: 2100}
+
+
+class Upkeep:
+    """A renewal of which one user ends, once, and accounts that take no refresh at first."""
+
+    def __init__(self) -> None:
+        self.due, self.tries, self.refreshed = ["crm-adapter"], 0, anyio.Event()
+
+    def end(self, _: float) -> list[str]:
+        """Revoked, and told once."""
+        due, self.due = self.due, []
+        return due
+
+    async def refresh(self, workload: str) -> None:
+        """NATS is away at first."""
+        assert workload == "crm-adapter"
+        self.tries += 1
+        if self.tries == 1:
+            raise Unavailable("away")
+        self.refreshed.set()
+
+
+@pytest.mark.anyio
+async def test_a_user_whose_time_is_over_is_cut_off_however_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What NATS did not take at once is tried again, though the user is no longer among those that are due."""
+    monkeypatch.setattr(trust_upkeep, "USERS_EVERY_S", 0.01)
+    upkeep: Any = Upkeep()
+    async with anyio.create_task_group() as group:
+        group.start_soon(trust_upkeep.end_users, upkeep, upkeep)
+        with anyio.fail_after(30):
+            await upkeep.refreshed.wait()
+        group.cancel_scope.cancel()
+    assert upkeep.tries == 2
+
+
+def test_the_file_of_whom_no_overlap_concerns_is_as_it_was(file: Path) -> None:
+    """A version before reads it: one can go back."""
+    Standing(file).end_user("crm-adapter", USER, 2000)
+    Standing(file).revoke_user("crm-adapter", USER, 2000)
+    assert json.loads(file.read_bytes()).keys() == {"barred", "users"}
 
 
 def test_a_new_tenant_has_the_file_from_its_first_start_on(file: Path) -> None:

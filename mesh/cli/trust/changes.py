@@ -125,6 +125,10 @@ async def rotate(
     *,
     everybody: Annotated[bool, typer.Option("--all", help="The event keys of every agent.")] = False,
     credentials: Annotated[bool, typer.Option("--credentials", help="The agents' NATS credentials, too.")] = False,
+    at_once: Annotated[
+        bool,
+        typer.Option("--at-once", help="NATS credentials before are refused now, wherever the new ones have to go."),
+    ] = False,
     ca: Annotated[bool, typer.Option("--ca", help="A new mesh CA; needs the root's key.")] = False,
     revoke_old: Annotated[
         bool, typer.Option("--revoke-old", help="With --ca: the old one certifies nobody any more, in any tenant.")
@@ -137,8 +141,9 @@ async def rotate(
 ) -> None:
     """Replace keys and credentials of a mesh that runs, without losing an event.
 
-    The event keys of today are revoked 15 s from now; agents enrol others at once. Exit 0 when they have, 1 where an
-    agent that runs has none yet.
+    The event keys of today are revoked 15 s from now; agents enrol others at once. NATS credentials of before are good
+    for 15 min more where you have to hand out the new ones, as on Kubernetes. Exit 0 when the agents have other keys, 1
+    where one that runs has none yet.
     """
     body = {
         "agents": agents or [],
@@ -150,6 +155,7 @@ async def rotate(
         "store": store,
         "author": author(),
         "reason": reason,
+        **({"overlap_s": 0.0} if at_once else {}),
     }
     if revoke_old and not ca:
         raise ConfigError(
@@ -276,6 +282,7 @@ def _rotated(said: dict[str, Any]) -> None:
     for name in said["skipped"]:
         console.print(f"{escape(name)} is barred, and was left out: {lets_back(escape(name))}")
     for workload in said["credentials"]:
-        console.print(f"{escape(workload)} has new NATS credentials; those before are refused")
+        before = f"are good for {length(round(1000 * said['overlap_s']))} more" if said["overlap_s"] else "are refused"
+        console.print(f"{escape(workload)} has new NATS credentials; those before {before}")
     if said["store"]:
         console.print("the server's store has another encryption key")
