@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Callable, Mapping
 from typing import Self
 
+import anyio
+
 from mesh import logs
 from mesh.errors import Closed, ConfigError, Disconnected, MeshError, TooLarge, Unavailable
 from mesh.jetstream import wire
@@ -259,10 +261,17 @@ class Connection:
         await self._keeper.end_link()
 
     async def close(self) -> None:
-        """Send what is written, for at most 2 s, and end for good. Closing twice is fine."""
+        """Send what is written, for at most 2 s, and end for good. Closing twice is fine.
+
+        Whoever is cancelled meanwhile is so at the end of it: nobody else would cut the link.
+        """
         if self.closed:
             return
         self.closed = True
+        with anyio.CancelScope(shield=True):
+            await self._end()
+
+    async def _end(self) -> None:
         if self.connected:
             try:
                 await self.flush(FLUSH_S)
