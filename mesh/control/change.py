@@ -80,9 +80,15 @@ class Applied:
 
 
 class Steps:
-    """What a change does, one step after the other, and how long each took."""
+    """What a change does, one step after the other, and how long each took.
+
+    Attributes:
+        done: The steps that have ended, each with the milliseconds it took.
+        in_force: The change is: what fails from here on refuses nothing.
+    """
 
     def __init__(self, progress: Progress) -> None:
+        self.in_force = False
         self._progress = progress
         self._started = 0.0
         self._name = ""

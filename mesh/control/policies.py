@@ -206,8 +206,9 @@ class Policies:
             )
             return await self._change(change, steps)
         except MeshError as error:
-            in_force = 0 if self._plans is None else self._plans.bundle.revision
-            self.audit("policy-refused", code=error.code, author=author, revision=in_force)
+            if not steps.in_force:
+                in_force = 0 if self._plans is None else self._plans.bundle.revision
+                self.audit("policy-refused", code=error.code, author=author, revision=in_force)
             raise
 
     async def rollback(
@@ -299,9 +300,8 @@ class Policies:
                 await self._give_back()
                 raise
         self._adopt(plans, at_ms)
-        self._tell(
-            plans.bundle
-        )  # at once: a control plane that stops at the next step leaves it in force, and on record
+        steps.in_force = True
+        self._tell(plans.bundle)  # at once: a control plane that stops at the next step leaves it in force, on record
         await notice(self.connection, "bundle", candidate.revision)
         try:
             await self._enforcer.narrow(grants)
