@@ -157,7 +157,7 @@ class State:
             with _untold():
                 if not isinstance(item.key, str) or not item.key:
                     raise TypeError("an item's key is a string, and not empty")
-                name, key = self._cloak.name(item.key), item.key
+                name, key = self._cloak.name(item.key), str(item.key)  # JSON has no subclasses of str
             return self._compare(item, name, listing)
         except _UntoldError as error:  # before anything was written
             return self._bad(name or self._cloak.digest(("bad", *place, str(error))), key, error)
