@@ -33,7 +33,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def until(true: Callable[[], object], timeout_s: float = DEADLINE_S) -> None:
+async def until(true: Callable[[], object], timeout_s: float = 60) -> None:
     """Wait until *true* is; an async function is awaited."""
     with anyio.fail_after(timeout_s):
         while True:
@@ -74,7 +74,7 @@ class Insider:
             inbox_prefix=f"_INBOX_{self.name}".encode(),
             allow_reconnect=False,
             error_cb=said,
-            **options,
+            **{"connect_timeout": DEADLINE_S, **options},
         )
         return self
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tests.attacks.connecting import opens
 from tests.attacks.insider import CRM, DEADLINE_S, SUBJECT, Insider, sealed, until
 from tests.attacks.keys import proof
 from tests.attacks.world import World
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.anyio
 
@@ -155,7 +155,7 @@ async def test_attaching_a_server(world: World, tmp_path: Path) -> None:
     Holds: an agent's credentials and a nats-server. Tries: to join as a leaf node. Stopped: the mesh's servers listen
     for clients alone, and an account may have no leaf connections. A server with a leaf port takes the same one.
     """
-    hub_port, creds = free_port(), world.creds("crm-adapter")
+    (hub_port,), creds = free_ports(1), world.creds("crm-adapter")
     listens = f"host: 127.0.0.1\nleafnodes {{ host: 127.0.0.1, port: {hub_port} }}\n"
     hub = await NatsServer.start(listens, tmp_path / "hub")
     open_ = f'{{ url: "nats-leaf://127.0.0.1:{hub_port}" }}'
@@ -180,13 +180,6 @@ async def test_attaching_a_server(world: World, tmp_path: Path) -> None:
     finally:
         await leaf.stop()
         await hub.stop()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
 
 
 def _private(directory: Path, content: bytes) -> Path:

@@ -43,6 +43,7 @@ from mesh.policy.history import lineage, since
 from mesh.policy.load import load
 from mesh.signing import Received, Verified, Verifier
 from mesh.trust_watch import TrustWatch
+from tests.ports import free_ports
 
 POLICIES = """
 apiVersion: mesh/v1
@@ -166,7 +167,8 @@ class Streams:
     @asynccontextmanager
     async def running(cls, directory: Path, *, bundle: bool = True) -> AsyncIterator[Streams]:
         """A server with the streams, a trust statement, and the bundle unless the test hands it out later."""
-        server = await NatsServer.start(plain_config(directory / "store"), directory)
+        (port,) = free_ports(1)  # it keeps it while it is down
+        server = await NatsServer.start(plain_config(directory / "store"), directory, port=port)
         connection = await Connection.open(server.url, name="control", creds=None)
         try:
             wanted = plan(desired("local", DOMAINS, (), SMALL), await manage.read_actual(connection))
@@ -425,7 +427,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
         return Answer(status, headers, body)
 
 
-async def until(condition: Any, *, timeout_s: float = 20) -> None:
+async def until(condition: Any, *, timeout_s: float = 60) -> None:
     """Poll until *condition* (a function, may be async) is true."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -10,6 +10,7 @@ from mesh.control.nats_server import NatsServer, operator_config
 from mesh.jetstream import accounts, changes, manage, topology
 from mesh.jetstream.accounts import Import, Nkey
 from mesh.jetstream.connection import Connection
+from tests.ports import free_ports
 
 SIZES = topology.Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=16 << 20)
 SITE = "local"
@@ -45,7 +46,7 @@ class OperatorMode:
             resolver_dir=directory / "accounts",
             store_dir=directory / "store",
         )
-        mode = cls(await NatsServer.start(config, directory), operator, system, tenant)
+        mode = cls(await NatsServer.start(config, directory, port=free_ports(1)[0]), operator, system, tenant)
         try:
             mode.system = await mode.connect(system, "control")
             await mode.push_tenant()

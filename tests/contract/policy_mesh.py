@@ -30,6 +30,7 @@ from mesh.jetstream.topology import Sizes
 from mesh.jetstream.transition import filters_of
 from mesh.policy.bundle import Bundle
 from mesh.reports import Report
+from tests.ports import free_ports
 
 SIZES = Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, small_bytes=32 << 20)
 SITE = "local"
@@ -105,7 +106,7 @@ class PolicyMesh:
             resolver_dir=directory / "accounts",
             store_dir=directory / "store",
         )
-        server = await NatsServer.start(config, directory / "nats")
+        server = await NatsServer.start(config, directory / "nats", port=free_ports(1)[0])
         try:
             creds = operator.control_creds(SYSTEM)
             mesh = cls(directory, server, operator, await Connection.open(server.url, name="system", creds=creds))
@@ -224,7 +225,7 @@ class Instance:
     async def publish(self, view: str, type_: str) -> bool:
         """Publish a copy; False where NATS does not let us."""
         try:
-            await self.connection.request(f"ev.{SITE}.{view}.s00.{type_}", b"{}", timeout_s=2)
+            await self.connection.request(f"ev.{SITE}.{view}.s00.{type_}", b"{}", timeout_s=20)
         except MeshError:
             return False
         return True
@@ -261,7 +262,7 @@ async def ack(connection: Connection, pulled: list[tuple[str, str]]) -> None:
         await connection.request(reply, b"+ACK")
 
 
-async def until(condition: Any, *, timeout_s: float = 20) -> None:
+async def until(condition: Any, *, timeout_s: float = 60) -> None:
     """Poll until *condition* (an async function) is true."""
     async with asyncio.timeout(timeout_s):
         while not await condition():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +27,7 @@ from mesh.jetstream.connection import Connection
 from mesh.jetstream.imports import Import, publish_imports
 from mesh.policy.grants import AgentGrants, Grants, PublishGrant
 from mesh.subjects import Pattern
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from mesh.control.policies import Policies
@@ -54,9 +54,9 @@ class Cluster:
 
     async def start(self) -> None:
         """All three, and the tenant."""
-        ports = _free_ports(3)
+        ports = free_ports(6)
         operator_jwt, system_account, system_jwt = self.operator.server_identity()
-        for number, port in enumerate(ports):
+        for number, port in enumerate(ports[:3]):
             place = self.directory / f"n{number}"
             config = operator_config(
                 operator_jwt=operator_jwt,
@@ -67,9 +67,9 @@ class Cluster:
             )
             # What the servers tell each other is put off, so that only what the control plane says counts.
             config = config.replace('interval: "5s"', 'interval: "1h"')
-            routes = ", ".join(f'"nats://127.0.0.1:{other}"' for other in ports)
+            routes = ", ".join(f'"nats://127.0.0.1:{other}"' for other in ports[:3])
             config += f'cluster {{ name: mesh, listen: "127.0.0.1:{port}", routes: [{routes}] }}\n'
-            self.servers.append(await NatsServer.start(config, place, name=f"n{number}"))
+            self.servers.append(await NatsServer.start(config, place, port=ports[3 + number], name=f"n{number}"))
             self.stack.push_async_callback(self.servers[-1].stop)
         urls = ",".join(server.url for server in self.servers)
         creds = self.operator.control_creds(SYSTEM)
@@ -122,15 +122,7 @@ class Cluster:
             group.cancel_scope.cancel()
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:  # all at once, so that none is given twice
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
-async def until(condition: Callable[[], Awaitable[object]], *, timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[object]], *, timeout_s: float = 60) -> None:
     """Poll until *condition* is true."""
     with anyio.fail_after(timeout_s):
         while True:

@@ -152,7 +152,7 @@ STORED = {
 async def test_a_malformed_stored_event_is_terminated(name: str, connection: Connection, raw: RawClient) -> None:
     """A poison that a stream holds is ended at its first delivery, and what is stored behind it arrives."""
     await make_stream(connection, subjects=["ev.>"])
-    await make_durable(connection, ack_wait=1)
+    await make_durable(connection)
     await raw.send(STORED[name] + pub(b"ev.a", b"good"))
     ear, inbox = Ear(), connection.new_inbox()
     connection.listen(inbox, ear)

@@ -85,7 +85,7 @@ class Inbox:
 
 async def until(true: Callable[[], object]) -> None:
     """Wait until *true* is."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not true():
             await anyio.sleep(0.005)
 
@@ -398,8 +398,12 @@ async def test_every_server_has_to_confirm(mesh: OperatorMode, monkeypatch: pyte
         patch.setattr(accounts_push, "present", here)
         patch.setattr(accounts_push, "SILENT_S", 0.05)
         patch.setattr(accounts_push, "PUSH_TIMEOUT_S", 1.0)
-        with pytest.raises(Unavailable, match="1 of 2 servers"):
-            await accounts_push.push(mesh.system, [token])
+        said = ""
+        with anyio.fail_after(60):
+            while "1 of 2 servers" not in said:  # a busy server is late itself
+                with pytest.raises(Unavailable) as short:
+                    await accounts_push.push(mesh.system, [token])
+                said = str(short.value)
     assert await accounts_push.push(mesh.system, [token]) == []
 
 
@@ -487,7 +491,7 @@ async def test_accounts_and_streams_outlive_a_restart(mesh: OperatorMode) -> Non
     await publish(agent, EVENT)
     mesh.server.kill()
     await mesh.server.restart()
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             try:
                 ack = await publish(agent, EVENT)

@@ -16,14 +16,16 @@ from tests.contract.agent_mesh import Http, Streams, sidecar, until, write_direc
 from tests.contract.consumer_mesh import Source
 from tests.contract.pull_mesh import serving
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # 10 s a door; a busy machine takes its time
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]  # 10 s a door; a busy machine takes its time
 
 SCHEMATHESIS = Path(sys.executable).with_name("st")
 EXAMPLES = 10  # an operation and a phase, beside those that cover each keyword of a schema once
-# Beyond a schema: policy (403), an expirytime that is past (422), if there is a subscription (404) or a lease (409).
+# Beyond a schema: policy (403), an expirytime that is past (422), if there is a subscription (404) or a lease (409);
+# a busy machine (408).
 CHECKS = """
 [checks]
-positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422"]
+max_response_time = 250
+positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "408", "409", "422"]
 negative_data_rejection.expected-statuses = ["400", "401", "403", "404", "405", "408", "413", "415", "421", "431"]
 """
 
@@ -71,7 +73,7 @@ async def shoot(doors: Sidecar, tmp_path: Path, name: str, *more: str) -> None:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.contract.openapi_hooks"}
     environ["HOOK_SECRET"] = secret if name == "webhooks" else ""
     arguments = ["--url", door.url, "--checks", "all", "--phases", "examples,coverage,fuzzing", "--seed", "1"]
-    arguments += ["--max-examples", str(EXAMPLES), "--no-color", "--warnings", "off"]
+    arguments += ["--max-examples", str(EXAMPLES), "--request-timeout", "250", "--no-color", "--warnings", "off"]
     arguments += ["--header", f"Authorization: Bearer {token}"] if name == "application" else []
     command = [str(SCHEMATHESIS), "run", "openapi.json", *arguments, *more]
     done = await anyio.run_process(command, cwd=tmp_path, env=environ, check=False)

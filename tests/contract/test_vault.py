@@ -25,6 +25,7 @@ from mesh.errors import ConfigError, Deposed, Unavailable
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.manage import api
 from mesh.jetstream.store import KeyValue
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.anyio
 
@@ -329,7 +330,7 @@ async def test_a_leader_puts_back_what_the_servers_lost(
 
 async def test_a_leader_looks_as_soon_as_the_servers_are_back(tmp_path: Path) -> None:
     """A real one that lost its last seconds in a power cut, as it is started again."""
-    server = await NatsServer.start(plain_config(tmp_path / "store"), tmp_path / "server")
+    server = await NatsServer.start(plain_config(tmp_path / "store"), tmp_path / "server", port=free_ports(1)[0])
     connection = await Connection.open(server.url, name="control")
     try:
         await ensure_bucket(connection, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +14,8 @@ from mesh.control.reconcile import SYSTEM, Operator
 from mesh.errors import MeshError
 from mesh.jetstream.connection import Connection
 from tests.faults.schedule import Shape
+from tests.ports import free_ports
 
-PORTS = range(20_000, 32_000)  # below what Linux gives outgoing connections: nobody takes the port of one that is down
 COMPLETE_S = 60.0
 
 
@@ -96,15 +94,3 @@ class Servers:
         """Stop them all."""
         for server in self._all:
             await server.stop()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.choice(PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in found:
-                found.append(port)
-    return found

@@ -26,6 +26,8 @@ from mesh.jetstream.manage import api, consumer_info, stream_info
 from mesh.signing import Received
 
 START_S = 60.0
+# A stream that is there is waited for, however busy the machine is: nothing goes to the spool meanwhile.
+PATIENT = {"MESH_AGENT_SPOOL_AFTER_S": "60", "MESH_AGENT_GIVE_UP_S": "60"}
 STOP_S = 30.0
 
 
@@ -54,6 +56,7 @@ class RunningMesh:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env={**os.environ, **PATIENT},
                 start_new_session=True,
                 umask=0,  # what is private is so by its mode, not by luck
             )
@@ -155,7 +158,7 @@ async def stored(session: Session) -> list[Received]:
         messages = (await stream_info(session.connection, name))["state"]["messages"]
         filters = {name: info["config"]["subjects"]}
         async with reading(session.connection, filters, new_only=False) as (_, events):
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 found += [await events.receive() for _ in range(messages)]
     return found
 
@@ -172,7 +175,7 @@ async def dead_letters(session: Session, subscription: str) -> list[DeadLetterRe
 
 async def wait_settled(session: Session, stream: str, durable: str) -> None:
     """Wait until the server has nothing left of a durable, neither to deliver nor to be acked."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while True:
             info = await consumer_info(session.connection, stream, durable)
             if not info["num_pending"] + info["num_ack_pending"]:
@@ -191,6 +194,6 @@ async def restart_agent(mesh: RunningMesh, agent: str) -> None:
 
 async def wait_ended(pids: Iterable[int]) -> None:
     """Wait until none of these processes is left."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
             await anyio.sleep(0.05)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from tests.conftest import ROOT
 from tests.journey.replicas import replicas
 from tests.journey.test_lifecycle import AGENT, POLICIES
 from tests.observability.files import RULES, named, tool
+from tests.ports import free_ports
 
 WAIT_S = 60.0
 T = TypeVar("T")
@@ -44,12 +44,6 @@ def until(found: Callable[[], T]) -> T:
         assert time.monotonic() < limit
         time.sleep(0.1)
     return value
-
-
-def free_port() -> int:
-    """One that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Prometheus:
@@ -89,7 +83,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         mesh.leader()
         (control,) = re.findall(r'"event":"health".*"port":(\d+)', replica.log.read_text())
         agent = stack.enter_context(running_agent(replica.data.root, mesh.url))
-        port = free_port()
+        (port,) = free_ports(1)
         config = directory / "prometheus.yml"
         rules = directory / "rules.yml"
         rules.write_text(RULES.read_text().replace("interval: 30s", "interval: 1s"))  # it is not waited for
