@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from mesh.control.datadir import write_if_changed
+from mesh.control.datadir import private_directory, write_if_changed
 from mesh.control.lease import KEY as LEASE
 from mesh.control.lease import LOOK_S, TTL_S, Record, read_record
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import Operator
 from mesh.control.vault import BUCKET
-from mesh.control.vault_files import CONTROL_ACCOUNT, KEY_FILES, missing_keys
+from mesh.control.vault_files import CONTROL_ACCOUNT, KEY_FILES, OPTIONAL_KEY_FILES, missing_keys
 from mesh.control.vault_head import HEAD, Head, read_head
 from mesh.errors import ConfigError
 from mesh.jetstream.connection import Connection
@@ -86,7 +86,11 @@ async def _moved(store: KeyValue, first: Entry) -> Entry | None:
 
 
 def adopt_keys(data: DataDirectory, keys: Path) -> None:
-    """Copy the key files that *keys* has into a data directory.
+    """Copy the key files that *keys* has into a data directory; of the one that may be kept elsewhere, no copy is made.
+
+    In its place stands a link to where it would be in *keys*: who takes it away there has taken it away, also from a
+    replica that runs, and who puts it back need not start one anew. A file of ours that is no link is left alone where
+    *keys* has none: it may be the only one.
 
     Args:
         data: The data directory.
@@ -97,6 +101,9 @@ def adopt_keys(data: DataDirectory, keys: Path) -> None:
     """
     for name in KEY_FILES:
         try:
+            if name in OPTIONAL_KEY_FILES:
+                _link(data.root / name, (keys / name).absolute())
+                continue
             write_if_changed(data.root / name, (keys / name).read_bytes())
         except FileNotFoundError:
             continue  # it may be here, or `check_keys` says so
@@ -106,6 +113,13 @@ def adopt_keys(data: DataDirectory, keys: Path) -> None:
                 expected="a file that we may read, and room for it",
                 next="look at --keys and --data",
             ) from error
+
+
+def _link(path: Path, there: Path) -> None:
+    if path.is_symlink() or (there.exists() and not (path.exists() and path.samefile(there))) or not path.exists():
+        private_directory(path.parent)
+        path.unlink(missing_ok=True)
+        path.symlink_to(there)
 
 
 def check_keys(data: DataDirectory) -> None:

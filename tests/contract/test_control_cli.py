@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mesh.cli import app
-from mesh.control.datadir import DataDirectory
+from mesh.control.datadir import DataDirectory, write_private
 from mesh.control.nats_config import plain_config
 from mesh.control.nats_server import NatsServer
 from mesh.control.run_status import adopt_keys, check_keys
@@ -63,6 +63,32 @@ def test_key_files_that_lie_elsewhere_are_taken_into_the_data_directory(data: Pa
     check_keys(mine)
     assert {path.relative_to(mine.root).as_posix() for path in mine.root.rglob("*") if path.is_file()} == set(KEY_FILES)
     assert {(mine.root / name).stat().st_mode & 0o777 for name in KEY_FILES} == {0o600}
+
+
+def test_no_copy_is_made_of_the_key_that_may_be_taken_away(data: Path, tmp_path: Path) -> None:
+    """It goes from a replica with the file that was mounted, and comes back with it; a replica's own stays."""
+    mine = DataDirectory.open(tmp_path / "mine")
+    ours, theirs = mine.root / "admin/root.key", data / "admin/root.key"
+    content = theirs.read_bytes()
+    write_private(ours, b"a copy of an earlier version")
+    for _ in range(2):
+        adopt_keys(mine, data)
+        assert ours.read_bytes() == content
+    theirs.unlink()
+    assert not ours.exists()
+    adopt_keys(mine, data)
+    check_keys(mine)
+    assert not ours.exists()
+    theirs.write_bytes(content)
+    assert ours.read_bytes() == content
+
+    adopt_keys(DataDirectory(data), data)
+    assert not theirs.is_symlink()
+    other = DataDirectory.open(tmp_path / "other")
+    write_private(other.root / "admin/root.key", b"the only one")
+    theirs.unlink()
+    adopt_keys(other, data)
+    assert (other.root / "admin/root.key").read_bytes() == b"the only one"
 
 
 def test_options_that_do_not_fit_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
