@@ -11,6 +11,8 @@ refused, and the last good one goes on.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 PATH = "/inject"
 PORT = 9443
-MAX_REVIEW_BYTES = 8 * 1024 * 1024  # a pod has at most 1.5 MiB, in JSON a little more; an update would bring two
+MAX_REVIEW_BYTES = 4 * 1024 * 1024  # the API server takes 3 MiB from whoever creates a pod
+SMALL_BYTES = 64 * 1024  # nearly every pod's; these never wait, so that nobody who sends slowly keeps the others out
+LARGE_AT_ONCE = 8  # bodies beyond that, 32 MiB: anybody in the cluster can send us one
 BODY_S = 5.0  # for a whole body; the API server waits no longer for an answer
 CHECK_S = 2.0  # how often the files are looked at; the kubelet itself takes a minute or two to replace them
 
@@ -80,6 +84,7 @@ class Injector:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._load(self._context)
+        self._room = anyio.Semaphore(LARGE_AT_ONCE)
 
     @property
     def fragment(self) -> Fragment:
@@ -92,7 +97,7 @@ class Injector:
         Raises:
             ConfigError: The address is taken, or none of ours.
         """
-        app = web.Application(client_max_size=MAX_REVIEW_BYTES)
+        app = web.Application()
         app.add_routes([web.post(PATH, self._review), web.get("/readyz", _ready)])
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=BODY_S)
         await runner.setup()
@@ -119,7 +124,11 @@ class Injector:
 
     async def _review(self, request: web.Request) -> web.Response:
         try:
-            verdict = judge(read_review(await _body(request)), self._fragment)
+            with _within(BODY_S):
+                body = await _read(request, SMALL_BYTES)
+                async with self._room if len(body) > SMALL_BYTES else nullcontext():
+                    body += await _read(request, MAX_REVIEW_BYTES - len(body))
+                    verdict = judge(read_review(_bounded(body)), self._fragment)
         except (BadAdmissionReview, TooLarge, RequestTimeout) as error:  # the API server then refuses the pod
             REVIEWED.add(outcome="invalid")
             log.warning("review_refused", code=error.code, error=error.message, got=error.got)
@@ -180,16 +189,29 @@ class Injector:
             raise _unreadable(cert, error, f"a chain in PEM, and its key in {key.name}") from error
 
 
-async def _body(request: web.Request) -> bytes:
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
     try:
-        with anyio.fail_after(BODY_S):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError as error:
+        raise RequestTimeout("the review did not arrive", expected=f"a body within {seconds:.0f} s") from error
+
+
+async def _read(request: web.Request, most: int) -> bytes:
+    """The body, or of a larger one more than *most*, and no more than that."""
+    content = bytearray()
+    while len(content) <= most and (more := await request.content.read(most + 1 - len(content))):
+        content += more
+    return bytes(content)
+
+
+def _bounded(body: bytes) -> bytes:
+    if len(body) > MAX_REVIEW_BYTES:
         raise TooLarge(
             "the review is too large", expected=f"at most {MAX_REVIEW_BYTES} bytes", next="make the pod smaller"
-        ) from error
-    except TimeoutError as error:
-        raise RequestTimeout("the review did not arrive", expected=f"a body within {BODY_S:.0f} s") from error
+        )
+    return body
 
 
 async def _ready(_request: web.Request) -> web.Response:

@@ -30,6 +30,12 @@ BARE = [
 ]  # fmt: skip
 
 
+REVIEW = (
+    b'{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1",'
+    b'"request":{"uid":"1","operation":"CREATE","kind":{"kind":"Pod"},"object":{"a":[%b]}}}'
+)
+
+
 def recorded(name: str) -> dict[str, Any]:
     """One recorded body."""
     return dict(json.loads((RECORDED / f"{name}.json").read_text()))
@@ -307,6 +313,8 @@ def test_a_refusal_has_the_shape_that_a_real_server_took() -> None:
         b"", b"{", b"\xff", b"[]", b"{}", b"[" * 100_000,
         b'{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1beta1","request":{"uid":"1"}}',
         b'{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{"kind":{"kind":"Pod"}}}',
+        REVIEW % b",".join([b"{}"] * 100_001),
+        REVIEW % b",".join([b"1"] * 200_001),
     ],
 )  # fmt: skip
 def test_what_is_no_review_is_refused(body: bytes) -> None:

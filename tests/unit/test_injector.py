@@ -115,6 +115,38 @@ async def test_a_body_that_does_not_come_costs_its_time_limit(
         assert (response.status, (await response.json())["code"]) == (408, "request-timeout")
 
 
+async def test_whoever_sends_much_keeps_no_pod_waiting(
+    options: InjectorOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large body waits for room among the large ones; a pod of the usual size is answered beside them."""
+    monkeypatch.setattr(module, "BODY_S", 60.0)
+    monkeypatch.setattr(module, "LARGE_AT_ONCE", 1)
+    monkeypatch.setattr(module, "SMALL_BYTES", len(REVIEW))
+    injector = Injector(options)
+    more = b" " * len(REVIEW)
+
+    async def for_ever() -> AsyncIterator[bytes]:
+        yield REVIEW + more
+        await anyio.sleep_forever()
+
+    async def posted(body: Any) -> int:
+        async with client.post(f"{url}/inject", data=body) as response:
+            return response.status
+
+    async with serving(injector) as url, session(options) as client, asyncio.TaskGroup() as group:
+        first = group.create_task(posted(for_ever()))
+        with anyio.fail_after(10):
+            while injector._room.value:
+                await anyio.sleep(0.01)
+        second = group.create_task(posted(REVIEW + more))
+        with anyio.fail_after(10):
+            while not injector._room.statistics().tasks_waiting:
+                await anyio.sleep(0.01)
+        assert await posted(REVIEW) == 200
+        first.cancel()
+        assert await second == 200
+
+
 @pytest.mark.parametrize("late", ["cert", "key"])
 async def test_a_new_certificate_is_shown_without_a_restart(options: InjectorOptions, late: str) -> None:
     """Half a pair is refused, and the old one goes on being shown, until the other half is there."""
