@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TYPES = (*(type_of(step) for step in range(STEPS)), LAST)
 PARTITION = "fleet"  # one slot of sixteen: what is counted is agents, not subjects
-START_S = 120.0
+START_S = 300.0  # of 24 agents one after the other: 6 s of processor, on a machine that others use too
 DRAIN_S = 5.0  # without a new event, after the end
 
 

@@ -12,7 +12,7 @@ it again, and `DuplicateWindow` keeps most second copies of handled events away 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -134,15 +134,20 @@ _NEW = Claim.NEW  # the answer for nearly every event; a member of an Enum takes
 class DuplicateWindow:
     """Remembers the last *size* handled events, and all that are in a handler now.
 
+    A set and a line, not an `OrderedDict`: that grows a third time after 175,000 events though it holds 100,000 (10 MB
+    at once, found by a soak), and takes twice the memory.
+
     Args:
-        size: Events to remember once handled; the oldest goes first. 100,000 take about 30 MB.
+        size: Events to remember once handled; the oldest goes first. 100,000 take about 25 MB, and no more later.
     """
 
     def __init__(self, size: int) -> None:
         if size < 1:
             raise ConfigError("a duplicate window has no room", expected="size >= 1", got=str(size))
         self._size = size
-        self._handled: OrderedDict[Key, None] = OrderedDict()
+        self._handled: set[Key] = set()
+        self._line: deque[Key] = deque()  # in the order in which handlers succeeded; twice where one did twice
+        self._again: Counter[Key] = Counter()  # how many places in the line an event has beside its first
         self._in_flight: set[Key] = set()
 
     def __len__(self) -> int:
@@ -176,14 +181,28 @@ class DuplicateWindow:
 
     def add(self, key: Key) -> None:
         """The handler succeeded: remember it."""
-        handled = self._handled
+        handled, line = self._handled, self._line
         self._in_flight.discard(key)
         if key in handled:
-            handled.move_to_end(key)
-            return
-        handled[key] = None
+            self._again[key] += 1
+        else:
+            handled.add(key)
+        line.append(key)
         if len(handled) > self._size:
-            handled.popitem(last=False)
+            handled.remove(self._oldest())
+        elif len(line) > 2 * self._size:  # much is handled again: a replay
+            self._line = deque(reversed(dict.fromkeys(reversed(line))))
+            self._again.clear()
+
+    def _oldest(self) -> Key:
+        """Take the event whose last place in the line comes first out of it."""
+        again = self._again
+        while again and (key := self._line[0]) in again:
+            again[key] -= 1
+            if not again[key]:
+                del again[key]
+            self._line.popleft()
+        return self._line.popleft()
 
     def forget(self, key: Key) -> None:
         """The handler failed, or never answered: the next copy is new. What was handled stays handled."""

@@ -117,11 +117,12 @@ def test_other_durability_is_refused(wrong: dict[str, object]) -> None:
 
 
 def test_failed_assert_is_a_reason() -> None:
-    """A question that asserts something of its run has refused it, with its words or with its line."""
+    """A question that asserts something of its run, or waited in vain, has refused it, with its words or its line."""
     assert why_invalid(AssertionError("not masked")) == "not masked"
     with pytest.raises(AssertionError) as raised:
         raise AssertionError
     assert "test_benchmarks_report.py" in (why_invalid(raised.value) or "")
+    assert why_invalid(TimeoutError("agents")) == "out of time: agents"
     assert why_invalid(OSError("disk")) is None
 
 
