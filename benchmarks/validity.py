@@ -58,7 +58,8 @@ async def require_stored(connection: Connection, stream: str, count: int) -> Non
 def why_invalid(error: BaseException) -> str | None:
     """Why a run ended by *error* is not valid, in a line; None where the error is of another kind.
 
-    A failed `assert` of a question is such a reason too, and so is what did not come in time. A group of errors has the reason of the first that has one.
+    A failed `assert` of a question is such a reason too, and so is what did not come in time. A group of errors has the
+    reason of the first that has one.
     """
     for one in _leaves(error):
         if isinstance(one, InvalidRun):
