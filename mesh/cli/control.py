@@ -106,7 +106,7 @@ async def run(  # noqa: PLR0917 - each an option
     ] = "",
     injector_cert: Annotated[Path | None, typer.Option("--injector-cert", help="What the injector shows.")] = None,
     injector_key: Annotated[Path | None, typer.Option("--injector-key", help="Its key.")] = None,
-    injector_host: Annotated[str, typer.Option("--injector-host", help="Where it listens.")] = "0.0.0.0",  # noqa: S104
+    injector_host: Annotated[str, typer.Option("--injector-host", help="Where it listens.")] = "127.0.0.1",
     injector_port: Annotated[int, typer.Option("--injector-port", help="0: any.", min=0, max=65_535)] = 9443,
     *,
     watch_kubernetes: Annotated[

@@ -63,7 +63,7 @@ class InjectorOptions:
     cert: Path
     key: Path
     image: str = ""
-    host: str = "0.0.0.0"  # noqa: S104 - the API server comes from outside the pod; a NetworkPolicy says who else may
+    host: str = "127.0.0.1"  # in a pod its own: the API server comes from outside; a NetworkPolicy says who else may
     port: int = PORT
 
 

@@ -18,23 +18,26 @@ import anyio
 import anyio.to_thread
 
 from mesh import logs
+from mesh.control.change import checked
+from mesh.control.given import Given
 from mesh.control.policy_set import HELD, Outcome, Policies, author, is_held, revision, take, unwritten
 from mesh.control.policy_status import tell
 from mesh.errors import MeshError, PolicyErrors
 from mesh.kubernetes.conditions import Condition, State
 from mesh.kubernetes.names import API_VERSION, PLURALS, TENANT
-from mesh.kubernetes.objects import Placed, place
+from mesh.kubernetes.objects import Placed, faults, place
 from mesh.kubernetes.watch import Watch
 from mesh.policy_files import PolicyFiles, read_policies
 from mesh.telemetry import gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from mesh.kubernetes.api import Api
 
 QUIET_S, LONGEST_S = 1.0, 10.0  # without a change before a set is taken; and at most, however many there are
 LOOK_S = 5.0  # between two looks at the directory; a ConfigMap takes a minute to reach it
+TENANT_KIND = "Tenant"  # whose object begins a tenant
 AGAIN_S = 15.0  # between two looks without a change: what could not be taken or told is tried again
 
 REFUSED = gauge(
@@ -73,15 +76,17 @@ class _Taken:
 
 @dataclass(slots=True)
 class Sources:
-    """Follows both, for every tenant that is served.
+    """Follows both, for every tenant that is served, and serves those that are new.
 
     Attributes:
         options: Where.
-        tenants: The live policies of each tenant.
+        tenants: The live policies of each tenant; those that begin are added.
+        begin: Serves one more tenant, by its first policies; raises MeshError where it cannot.
     """
 
     options: SourceOptions
-    tenants: Mapping[str, Policies]
+    tenants: dict[str, Policies]
+    begin: Callable[[str, Given], Awaitable[Policies]]
     _changed: anyio.Event = field(default_factory=anyio.Event, init=False)
     _watches: list[Watch] = field(default_factory=list, init=False)
     _namespaces: Watch | None = field(default=None, init=False)
@@ -147,12 +152,19 @@ class Sources:
         placed = self._placed()
         states: list[tuple[Placed, State]] = []
         ending = self._ending()
+        claimed = {one.tenant for one in placed if one.kind == TENANT_KIND and one.text}
+        for tenant in sorted(claimed - self.tenants.keys() - ending):
+            mine = [one for one in placed if one.tenant == tenant and one.text]
+            outcome = await self._first(tenant, {one.file: one.text for one in mine}, mine)
+            states += [(one, outcome.state(one, 0)) for one in mine if tenant not in self.tenants]
+        if self._files is not None and self._files.yaml:
+            await self._first("", self._files.yaml, (), claimed)
         for tenant, policies in self.tenants.items():
             if tenant in ending:
                 log.warning("namespace_ends", tenant=tenant)
                 continue
             mine = [one for one in placed if one.tenant == tenant and one.text]
-            if any(one.kind == "Tenant" for one in mine):
+            if any(one.kind == TENANT_KIND for one in mine):
                 outcome = await self._objects(policies, mine)
                 current = revision(policies)
                 states += [(one, outcome.state(one, current)) for one in mine]
@@ -165,6 +177,34 @@ class Sources:
         states += [(one, _outside(one)) for one in placed if one.file not in told and one.tenant not in ending]
         if self.options.api is not None:
             await tell(self.options.api, states, self.options.replica)
+
+    async def _first(
+        self, tenant: str, texts: Mapping[str, str], placed: Sequence[Placed], claimed: Collection[str] = ()
+    ) -> Outcome:
+        """Begin to serve *tenant*, whose policies these are; without a name each that files add, if not *claimed*."""
+        fixtures = {} if self._files is None else self._files.fixtures
+        last = self._taken.get(tenant)
+        if last is not None and (last.texts, last.fixtures) == (texts, fixtures) and not last.outcome.again:
+            return last.outcome
+        by = author(placed, {}) if placed else "directory"
+        outcome = Outcome()
+        try:
+            policies = await anyio.to_thread.run_sync(checked, texts, fixtures, tenant or None)
+            for name in policies.tenants:
+                if name not in self.tenants and name not in claimed:
+                    self.tenants[name] = await self.begin(name, Given(texts, fixtures, policies, author=by))
+        except MeshError as error:
+            outcome = Outcome(error=error, faults=faults(error, placed))
+        except OSError as error:
+            outcome = Outcome(error=unwritten(error))
+        self._taken[tenant] = _Taken(texts, fixtures, {one.file: one.author for one in placed}, outcome)
+        if outcome.error is not None:
+            _say(tenant, outcome, author=by)
+            if tenant:
+                REFUSED.set(1, tenant=tenant)
+        elif tenant:  # from here on it is as any other
+            del self._taken[tenant]
+        return outcome
 
     def _ending(self) -> set[str]:
         """Tenants of which a namespace is being deleted: its objects go one kind after the other, in any order."""
@@ -238,7 +278,7 @@ def _outside(one: Placed) -> State:
         reason, message = one.refusal
         refused = Condition(status=False, reason=reason, message=message)
         return State(refused, Condition(status=False, reason="Refused", message=message))
-    message = f"tenant {one.tenant} has no Tenant object, or began after this replica took the lead"
+    message = f"tenant {one.tenant} has no Tenant object"
     accepted = Condition(status=True, reason="Placed", message=f"of tenant {one.tenant}")
     return State(accepted, Condition(status=False, reason="TenantNotServed", message=message))
 

@@ -19,7 +19,7 @@ import anyio.to_thread
 
 from mesh import logs
 from mesh.control import readiness
-from mesh.control.datadir import DataDirectory
+from mesh.control.datadir import DataDirectory, write_private
 from mesh.control.given import Given, read_given
 from mesh.control.lease import Lease
 from mesh.control.lease_connection import LeaderConnection
@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from anyio.abc import TaskGroup
+
     from mesh.control.attest import Attestor
+    from mesh.control.policies import Policies
+    from mesh.control.policy_set import Policies as Live
     from mesh.control.policy_sources import SourceOptions
     from mesh.jetstream.tls import TlsFiles
     from mesh.policy.compile import Plans
@@ -225,13 +229,32 @@ class Lead:
             group.start_soon(keep_ca, shared.authority)
             group.start_soon(vault.run)
             for tenant in self._tenants:
-                group.start_soon(tenant.run)
-                group.start_soon(readiness.watch, tenant.name, tenant.connection, partial(_plans, tenant))
+                _start(group, tenant)
             if self._options.sources is not None:
                 from mesh.control.policy_sources import Sources
 
-                policies = {tenant.name: tenant.policies for tenant in self._tenants}
-                group.start_soon(Sources(self._options.sources, policies).run)
+                policies: dict[str, Live] = {tenant.name: tenant.policies for tenant in self._tenants}
+                begin = partial(self._begin, group, shared, vault)
+                group.start_soon(Sources(self._options.sources, policies, begin).run)
+
+    async def _begin(self, group: TaskGroup, shared: Shared, vault: Vault, name: str, given: Given) -> Policies:
+        """Serve one more tenant.
+
+        Raises:
+            MeshError: See `open_tenant`.
+        """
+        names = sorted({*(tenant.name for tenant in self._tenants), name})
+        for tenant in self._tenants:  # which of them has the file without a name is another question now
+            creds = shared.operator.control_creds(tenant.name)
+            write_private(self._data.admin_creds(tenant.name, names), creds)
+        await cut_off(shared.system, [shared.operator.public(name)], self._term)
+        begun = await self._stack.enter_async_context(open_tenant(shared, name, names, given, lambda _: None))
+        self._tenants.append(begun)
+        _start(group, begun)
+        await self._write_file()
+        await vault.save()
+        log.info("tenant_begun", tenant=name, term=self._term)
+        return begun.policies
 
     async def connect(self, name: str, creds: bytes) -> Connection:
         """A connection that sends nothing after our term, closed at its end.
@@ -299,6 +322,11 @@ class Lead:
 
 def _write_mesh_file(options: ReplicaOptions, data: DataDirectory) -> None:
     write_mesh_file(data, nats_url=options.nats_url, site=options.site, tls=options.tls)
+
+
+def _start(group: TaskGroup, tenant: Tenant) -> None:
+    group.start_soon(tenant.run)
+    group.start_soon(readiness.watch, tenant.name, tenant.connection, partial(_plans, tenant))
 
 
 def _plans(tenant: Tenant) -> Plans:

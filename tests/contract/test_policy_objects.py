@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
+import msgspec
 import pytest
 import yaml
 
+from mesh.context import MeshFile
 from mesh.control import change, lease, policy_sources, rollout
 from mesh.control.given import Given
 from mesh.control.init import initialise
@@ -70,6 +72,11 @@ async def mesh(tmp_path: Path) -> AsyncIterator[PolicyMesh]:
         yield running
 
 
+async def nobody_begins(tenant: str, given: Given) -> NoReturn:
+    """For those that serve one tenant."""
+    raise AssertionError(tenant, given)
+
+
 @dataclass
 class World:
     """A cluster, and a leader that follows it."""
@@ -84,7 +91,7 @@ class World:
         """For as long as some replica leads."""
         options = SourceOptions(api=self.api, directory=self.directory, replica="control-0")
         async with anyio.create_task_group() as group:
-            group.start_soon(Sources(options, {"acme": self.mesh.policies}).run)
+            group.start_soon(Sources(options, {"acme": self.mesh.policies}, nobody_begins).run)
             yield
             group.cancel_scope.cancel()
 
@@ -390,7 +397,7 @@ async def test_a_directory_is_followed_too(mesh: PolicyMesh, tmp_path: Path) -> 
         (directory / "p.yaml").write_text(policies(reads(view))["p.yaml"])
 
     write("masked")
-    sources = Sources(SourceOptions(directory=directory), {"acme": mesh.policies})
+    sources = Sources(SourceOptions(directory=directory), {"acme": mesh.policies}, nobody_begins)
     async with anyio.create_task_group() as group:
         group.start_soon(sources.run)
         await until(lambda: mesh.policies._plans is not None)
@@ -426,8 +433,16 @@ async def test_a_mesh_may_begin_with_objects(world: World) -> None:
 # --- replicas --------------------------------------------------------------------------------------------------------
 
 
+def another_tenant() -> list[Item]:
+    """Objects of tenant `above`, which the mesh begins to serve while it runs; its name comes before the first's."""
+    text = policies(reads("masked"), more="")["p.yaml"].replace("acme", "above")
+    for agent in ("crm-adapter", "desk", "lake"):
+        text = text.replace(agent, f"above-{agent}")
+    return list(objects(text, "above").values())
+
+
 async def test_only_who_leads_follows_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mesh that begins with nothing but objects; when its leader goes, another one takes the next change."""
+    """A mesh begins with nothing but objects, then has one more tenant; another leader takes what changes next."""
     for name in ("TTL_S", "HOLD_S", "RENEW_S", "AGAIN_S", "LOOK_S"):
         monkeypatch.setattr(lease, name, getattr(lease, name) * 0.2)
     made = initialise(tmp_path / "keys", trust_domain="mesh.local", resolver_dir=str(tmp_path / "accounts"))
@@ -457,10 +472,19 @@ async def test_only_who_leads_follows_the_cluster(tmp_path: Path, monkeypatch: p
                 cluster.apply(item)
 
             def told() -> list[tuple[str, str]]:
-                said = [e for e in cluster.events if e["involvedObject"]["kind"] == "Tenant"]
+                said = [e for e in cluster.events if e["involvedObject"]["name"] == "acme"]
                 return [(e["reportingInstance"], e["message"]) for e in said]
 
             await until(lambda: len(told()) == 1)
+            cluster.namespace("above", tenant="above")
+            tenant, *_, access = another_tenant()
+            bad = another_tenant()[-1]
+            bad["spec"]["allow"][-1]["view"] = "nobody"
+            for item in (tenant, bad, *_):
+                cluster.apply(item)
+            await until(lambda: cluster.condition(bad, "Accepted").get("reason") == "Invalid")
+            cluster.apply(access)
+            await until(lambda: cluster.condition(access, "Applied").get("reason") == "InForce")
             (first,) = [name for name, states in said.items() if states[-1] == "leads"]
             scopes[first].cancel()
             (other,) = scopes.keys() - {first}
@@ -468,6 +492,8 @@ async def test_only_who_leads_follows_the_cluster(tmp_path: Path, monkeypatch: p
             cluster.apply(rights(reads("bare"))["Access/a"])
             await until(lambda: len(told()) == 2)
             assert told() == [(first, "revision 1"), (other, "revision 2")]
+            file = msgspec.json.decode((tmp_path / other / "mesh.json").read_bytes(), type=MeshFile)
+            assert set(file.tenants) == {"above", "acme"}
             group.cancel_scope.cancel()
     finally:
         await server.stop()

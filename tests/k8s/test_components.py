@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mesh.control.injector import InjectorOptions
 from mesh.control.measures import PENDING
 from tests.k8s.objects import Object, of_kind, pods_of
 from tests.k8s.rendering import DEPLOY, rendered, schema_faults, versions
@@ -59,6 +60,17 @@ def test_injector_needs_its_certificates() -> None:
     assert certificate["spec"]["dnsNames"] == [f"{asked['name']}.{asked['namespace']}.svc"]
     assert asked["port"] == service["spec"]["ports"][0]["port"]
     assert service["spec"]["publishNotReadyAddresses"]
+
+
+def test_injector_listens_on_the_pod_s_address() -> None:
+    """Of whatever family the cluster has, and on no other; without a word it listens on loopback alone."""
+    control = next(
+        s for s in of_kind(rendered("overlays/prod"), "StatefulSet") if s["metadata"]["name"] == "mesh-control"
+    )
+    (container,) = control["spec"]["template"]["spec"]["containers"]
+    assert "--injector-host=$(POD_IP)" in container["args"]
+    assert any(entry["name"] == "POD_IP" for entry in container["env"])
+    assert InjectorOptions(sidecar=Path(), cert=Path(), key=Path()).host == "127.0.0.1"
 
 
 def test_plain_sidecar(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -20,13 +21,14 @@ MAY_PASS = (429, 503)  # slow down, or not durable now; any other refusal stays 
 stopped = threading.Event()
 
 
-def fetched() -> list[dict]:
+def fetched() -> list[dict[str, Any]]:
     """What changed, as the CRM tells it."""
     with urlopen(os.environ["CRM_URL"], timeout=TIMEOUT_S) as answer:
-        return json.load(answer)
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
 
 
-def event_of(contact: dict) -> dict:
+def event_of(contact: dict[str, Any]) -> dict[str, Any]:
     """A contact as a CloudEvent; its id names the contact's version."""
     return {
         "specversion": "1.0",
@@ -38,7 +40,7 @@ def event_of(contact: dict) -> dict:
     }
 
 
-def posted(event: dict) -> bool:
+def posted(event: dict[str, Any]) -> bool:
     """Post one event; whether it is done with: durable, or refused for good."""
     headers = {
         "Authorization": f"Bearer {Path(os.environ['AGENT_TOKEN_FILE']).read_text().strip()}",

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -19,7 +20,7 @@ AGAIN_S = 2.0  # after a refusal: the agent starts, drains, or waits for NATS
 stopped = threading.Event()
 
 
-def asked(path: str, body: object = None) -> dict:
+def asked(path: str, body: object = None) -> dict[str, Any]:
     """One request to the agent's door."""
     headers = {"Authorization": f"Bearer {Path(os.environ['AGENT_TOKEN_FILE']).read_text().strip()}"}
     data = None
@@ -28,10 +29,11 @@ def asked(path: str, body: object = None) -> dict:
         data = json.dumps(body).encode()
     url = f"{os.environ['AGENT_URL']}/v1/subscriptions/{os.environ['SUBSCRIPTION']}/{path}"
     with urlopen(Request(url, data, headers), timeout=WAIT_S + 10) as answer:
-        return json.load(answer)
+        found: dict[str, Any] = json.load(answer)
+    return found
 
 
-def handle(event: dict) -> None:
+def handle(event: dict[str, Any]) -> None:
     """What the team does with an event."""
     print(f"handled {event['type']} {event['id']}", flush=True)
 
