@@ -18,8 +18,6 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, settings
 
-from tests.ports import free_ports
-
 if TYPE_CHECKING:
     from mesh.control.nats_server import NatsServer
 
@@ -64,6 +62,7 @@ def node() -> Path:
 async def nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
     """A plain nats-server with JetStream, for this test alone: kill, pause or restart it. Async tests only."""
     from mesh.control.nats_server import NatsServer, plain_config
+    from tests.ports import free_ports
 
     (port,) = free_ports(1)  # it keeps it while it is down
     server = await NatsServer.start(plain_config(tmp_path / "nats" / "store"), tmp_path / "nats", port=port)
