@@ -142,6 +142,14 @@ def test_threads_share_a_mesh_and_a_subscription(local_mesh: LocalMesh, m: mesh.
     settled(local_mesh)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell started in the background ignores SIGINT, and so does what that starts; here it is heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_in_a_block_is_no_verdict(local_mesh: LocalMesh, m: mesh.SyncMesh) -> None:
     """The event in hand is delivered again."""
     (id_,) = publish(m)
@@ -158,6 +166,7 @@ def test_ctrl_c_in_a_block_is_no_verdict(local_mesh: LocalMesh, m: mesh.SyncMesh
     assert local_mesh.call(local_mesh.dead_letters, "support", "contacts") == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_waiting_loses_no_event(local_mesh: LocalMesh, m: mesh.SyncMesh) -> None:
     """What waited is over: it takes no event that nobody would be handed."""
 
@@ -202,6 +211,7 @@ with mesh.connect_sync(team="support") as m:
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped"])
 def test_run_handles_until_ctrl_c_and_the_process_ends(
     local_mesh: LocalMesh, m: mesh.SyncMesh, *, stopped: bool
