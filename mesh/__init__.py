@@ -9,7 +9,7 @@
 4. `signing`    Copies that queued up together are sealed with one signature over a Merkle root; `identity` says whose.
 5. `jetstream`  The one door to NATS: the publisher sends sealed copies and waits for the stream's word that they are
                 stored; the puller brings them back out of a durable consumer as `Received`.
-6. `signing`    V1 to V9: nothing is believed before; then it is `Verified`.
+6. `signing`    V1 to V9: nothing is believed before; then it is `Verified`. `together` says so of many at once.
 7. `inbound`    Today's policy is asked once more: the copy is `Admitted`, tightened where need be, or withheld.
 8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`. `settler` does it; `deadletters` is
                 what is stored of an event that was given up, and `redriven` how it comes again.

@@ -232,31 +232,34 @@ class Waits:
 
     Args:
         size: Events to remember; the one that waited longest ago goes first. 100,000 take about 20 MB.
+
+    Attributes:
+        until: The last delivery in which each had to wait; for looking, whether there is any.
     """
 
     def __init__(self, size: int = MAX_WAITS) -> None:
         self._size = size
-        self._until: OrderedDict[Place, int] = OrderedDict()
+        self.until: OrderedDict[Place, int] = OrderedDict()
 
     def __len__(self) -> int:
         """Events remembered."""
-        return len(self._until)
+        return len(self.until)
 
     def add(self, where: Place, deliveries: int) -> None:
         """It had to wait, in the delivery of this number."""
-        self._until[where] = deliveries
-        self._until.move_to_end(where)
-        if len(self._until) > self._size:
-            self._until.popitem(last=False)
+        self.until[where] = deliveries
+        self.until.move_to_end(where)
+        if len(self.until) > self._size:
+            self.until.popitem(last=False)
 
     def since(self, where: Place, deliveries: int) -> int:
         """How many of its *deliveries* a handler may have had."""
-        return deliveries - self._until.get(where, 0)
+        return deliveries - self.until.get(where, 0)
 
     def forget(self, where: Place) -> None:
         """It is settled."""
-        if self._until:
-            self._until.pop(where, None)
+        if self.until:
+            self.until.pop(where, None)
 
 
 def worn_out(deliveries: int, policy: RetryPolicy) -> bool:

@@ -112,7 +112,8 @@ class Feed:
 
     def _pull(self, connection: Connection, max_in_flight: int) -> Source:
         """What our events come from."""
-        return Pullers(connection, on_event=self._judge.take, max_in_flight=max_in_flight)
+        judge = self._judge
+        return Pullers(connection, on_event=judge.take, on_run=judge.take_all, max_in_flight=max_in_flight)
 
     @property
     def pending(self) -> int:

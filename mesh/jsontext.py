@@ -31,7 +31,14 @@ def decode(body: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         NotJson: Not one JSON text in UTF-8, or no object.
         TooDeep: Containers nest deeper than *max_depth*, the outermost being 1.
     """
-    fields = decode_value(body, max_depth=max_depth)
+    # As in `decode_value`, without its calls: each level needs a bracket of its own, so few are proof enough.
+    if len(body) < _LONG and body.count(b"{") + body.count(b"[") <= max_depth:
+        try:
+            fields = _decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            not_json(body, error)
+    else:
+        fields = decode_value(body, max_depth=max_depth)
     if type(fields) is not dict:
         raise NotJson("the event is not a JSON object", expected="a JSON object", got=describe(fields))
     return fields

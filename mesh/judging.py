@@ -24,10 +24,12 @@ from mesh.errors import (
 from mesh.event import decode
 from mesh.fetching import Fetcher
 from mesh.inbound import Admitted, Reading, Withheld
+from mesh.jetstream.listeners import callback_failed, guarded
 from mesh.reliance import Reliance
 from mesh.signing import Verifier
 from mesh.staleness import Ruling
 from mesh.telemetry import counter
+from mesh.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
     from mesh.jetstream.puller import Puller
     from mesh.policy.compile import Plans
-    from mesh.signing import Received
+    from mesh.signing import Received, Verified
     from mesh.trust_watch import TrustWatch
     from mesh.watch import BundleWatch
 
@@ -109,6 +111,7 @@ class Judge:
         self._fetcher = Fetcher(bundle, trust)
         self._reliance = Reliance(trust.keyring, turned, team=team, subscription=subscription)
         self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
+        self._together = Together(self._verifier)
         self._stopped = False
         self._tasks: TaskGroup | None = None
         self._early: list[Callable[[], Coroutine[Any, Any, None]]] = []  # asked for before `start`
@@ -163,6 +166,34 @@ class Judge:
             REJECTED.add(1, code="no-valid-bundle")
             return
         self._judge(received, puller, plans)
+
+    def take_all(self, events: list[Received], puller: Puller) -> None:
+        """Judge events that came together: as `take` one by one, and what they have in common is looked at once."""
+        plans, reading, now_ms = self._bundle.plans, self.reading, self._now_ms()
+        plain = reading is not None and reading.plans is plans and now_ms <= self._reliance.fresh_until_ms
+        verdicts = self._plain(events) if plain and not self.parked else [None] * len(events)
+        for received, verified in zip(events, verdicts, strict=True):
+            if verified is None or reading is None or plans is None or self.parked:
+                guarded(self.take, received, puller)
+                continue
+            try:
+                outcome = reading.admit(verified, now_ms=now_ms)
+                _verified.value += 1
+                if isinstance(outcome, Admitted):
+                    self._admitted(outcome, received, puller, False)  # noqa: FBT003 - stale: see above
+                else:
+                    self._withhold(received, puller, outcome, verified.fields, plans)
+            except RevisionNeeded:
+                guarded(self.take, received, puller)
+            except Exception as error:  # noqa: BLE001 - a defect of ours, and the others are not to suffer from it
+                callback_failed(error)
+
+    def _plain(self, events: list[Received]) -> list[Verified | None]:
+        try:
+            return self._together.verify(events)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: each is looked at by itself
+            callback_failed(error)
+            return [None] * len(events)
 
     def _judge(self, received: Received, puller: Puller, plans: Plans) -> None:
         reading = self.reading

@@ -58,6 +58,46 @@ def tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
     return root, proofs
 
 
+def span(leaves: Sequence[bytes], start: int, size: int, first: bytes, last: bytes) -> tuple[bytes, list[bytes]]:
+    """What a tree is, as far as neighbours among its leaves say so: `tree`, where some of the leaves are not known.
+
+    Args:
+        leaves: At least one leaf hash, in order.
+        start: Index of the first of them.
+        size: Of the tree.
+        first: The proof of the first leaf, which has every hash that is needed to the left.
+        last: The proof of the last one, which has those to the right.
+
+    Returns:
+        The root that the leaves and these proofs lead to, and the proof of each leaf that leads there. Where a proof is
+        too short, or a hash in it wrong, that is a root nobody signed.
+    """
+    level, at, width, proofs = list(leaves), start, size, [b""]
+    levels: list[tuple[int, list[bytes]]] = []  # and how many nodes each has in front that are not above our leaves
+    while width > 1:
+        if at & 1 or at + 1 < width:
+            sibling, first = first[:HASH_BYTES], first[HASH_BYTES:]
+        end = at + len(level) - 1
+        if end & 1 or end + 1 < width:
+            if not end & 1:
+                level.append(last[:HASH_BYTES])
+            last = last[HASH_BYTES:]
+        if at & 1:
+            level.insert(0, sibling)
+        levels.append((at & 1, level))
+        below, level = level, [node_hash(a, b) for a, b in zip(level[::2], level[1::2], strict=False)]
+        if len(below) % 2:
+            level.append(below[-1])  # the last of an odd level moves up alone
+        at, width = at >> 1, (width + 1) >> 1
+    for before, below in reversed(levels):
+        count = len(below)
+        proofs = [
+            below[i ^ 1] + proofs[i >> 1] if i ^ 1 < count else proofs[i >> 1]  # siblings share what is above them
+            for i in range(before, count)
+        ]
+    return level[0], proofs[: len(leaves)]
+
+
 class Climber:
     """`root_from_proof` for leaves that come in order: it stops where the last path of the same tree is met.
 

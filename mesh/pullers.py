@@ -66,14 +66,21 @@ class Pullers:
     Args:
         connection: The team's.
         on_event: Gets each event and the puller it came by, in the read loop.
+        on_run: See `Puller`; gets the puller, too.
         max_in_flight: Events of all places together. A place that is added later gets its share on top.
     """
 
     def __init__(
-        self, connection: Connection, *, on_event: Callable[[Received, Puller], None], max_in_flight: int
+        self,
+        connection: Connection,
+        *,
+        on_event: Callable[[Received, Puller], None],
+        on_run: Callable[[list[Received], Puller], None] | None = None,
+        max_in_flight: int,
     ) -> None:
         self._connection = connection
         self._on_event = on_event
+        self._on_run = on_run
         self._max_in_flight = max_in_flight
         self._tasks: TaskGroup | None = None
         self._stopped = False
@@ -129,11 +136,13 @@ class Pullers:
         return [*self._pulling.values(), *self._leaving]
 
     def _puller(self, place: Place, max_in_flight: int) -> Puller:
+        on_run = self._on_run
         puller = Puller(
             self._connection,
             stream=place[0],
             durable=place[1],
             on_event=lambda received: self._on_event(received, puller),
+            on_run=None if on_run is None else lambda events: on_run(events, puller),
             max_in_flight=max_in_flight,
         )
         return puller

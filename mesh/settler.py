@@ -88,7 +88,7 @@ class Settler:
         """Handled: remember it, so that it is not handled again, and never have it delivered again."""
         received = pulled.received
         self._window.add(pulled.key)
-        if self._histories or len(self._waits):
+        if self._histories or self._waits.until:
             self._forget(received)
         pulled.puller.ack(received)
         _acked.value += 1

@@ -81,7 +81,7 @@ CLOCK_AHEAD_MS = 30_000  # a signer's clock may run ahead of the stream's by thi
 SIGNED_AGE_MS = 120_000  # sealing to storing; the publisher seals anew what would be older than 60 s
 CACHED_ROOTS = 4096  # of verified roots; about 400 bytes each
 
-_place = lru_cache(4096)(parse_physical)  # subjects repeat: types x views x 16 slots
+place_of = lru_cache(4096)(parse_physical)  # subjects repeat: types x views x 16 slots
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -166,7 +166,7 @@ class Verifier:
     """
 
     __slots__ = (
-        "_cache_size", "_climb", "_keyring", "_last_root", "_may_publish", "_might_publish", "_roots", "_tenant",
+        "_cache_size", "_climb", "_last_root", "_might_publish", "_roots", "keyring", "permits", "tenant",
     )  # fmt: skip
 
     def __init__(
@@ -178,10 +178,10 @@ class Verifier:
         tenant: str | None = None,
         cache_size: int = CACHED_ROOTS,
     ) -> None:
-        self._keyring = keyring
-        self._may_publish = may_publish
+        self.keyring = keyring
+        self.permits = may_publish
         self._might_publish = might_publish
-        self._tenant = tenant
+        self.tenant = tenant
         self._climb = Climber().root
         self._cache_size = cache_size
         self._roots: OrderedDict[tuple[object, ...], None] = OrderedDict()
@@ -207,7 +207,7 @@ class Verifier:
         kid = parts.kid
         certificate = self._certificate(received, parts)
         spiffe_id = certificate.spiffe_id
-        if not self._may_publish(spiffe_id, place.type, fields["source"]) and not self._might(
+        if not self.permits(spiffe_id, place.type, fields["source"]) and not self._might(
             spiffe_id, place.type, fields["source"], received.stream_ms
         ):
             what = f"{spiffe_id} may not publish {place.type} from this source"
@@ -230,14 +230,14 @@ class Verifier:
         if len(received.body) > MAX_BODY_BYTES:
             raise _malformed(received, f"body of {len(received.body)} bytes, limit {MAX_BODY_BYTES}")
         try:
-            place = _place(received.subject)
+            place = place_of(received.subject)
             fields = decode(received.body)
         except InputError as error:
             raise _malformed(received, error.message) from error
         get = fields.get
         if get("type") != place.type or get("view") != place.view:
             raise _malformed(received, "the body's type or view is not the subject's")
-        if self._tenant is not None and get("tenant") != self._tenant:
+        if self.tenant is not None and get("tenant") != self.tenant:
             raise _malformed(received, "the body's tenant is not this one")
         source, id_ = get("source"), get("id")
         if get("specversion") != "1.0" or type(source) is not str or type(id_) is not str or not source or not id_:
@@ -246,7 +246,7 @@ class Verifier:
 
     def _certificate(self, received: Received, parts: Header) -> Certificate:
         """V3 and V4."""
-        certificate = self._keyring.find(parts.kid, parts.signed_ms)
+        certificate = self.keyring.find(parts.kid, parts.signed_ms)
         if certificate is None:
             next_step = "certificates arrive through mesh_trust; retry when it has caught up"
             raise UnknownKey("no certificate for this key id", next=next_step, kid=parts.kid, **_where(received))
@@ -263,7 +263,7 @@ class Verifier:
             got = f"{age_ms / 1000:.3f} s"
             both = f"stored {got} after it was signed, allowed {expected}"
             raise NotFresh(both, expected=expected, got=got, **_where(received))
-        revoked_ms = self._keyring.refused_from(certificate)
+        revoked_ms = self.keyring.refused_from(certificate)
         if revoked_ms is not None and received.stream_ms >= revoked_ms:
             both = f"key revoked from {revoked_ms} ms, event stored at {received.stream_ms} ms"
             raise KeyRevoked(both, kid=parts.kid, **_where(received))
@@ -275,21 +275,28 @@ class Verifier:
         root = self._climb(leaf, parts.position, parts.size, parts.proof)
         if root is None:
             raise BadSignature("proof, index and size do not fit", kid=kid, **_where(received))
-        key = (kid, parts.signed_ms, parts.size, root, parts.signature, certificate.spiffe_id)
+        if not self.is_signed(root, certificate, parts.signed_ms, parts.size, parts.signature):
+            next_step = "changed after sealing, or sealed with another key: no retry helps"
+            raise BadSignature("signature and event do not fit", next=next_step, kid=kid, **_where(received))
+
+    def is_signed(self, root: bytes, certificate: Certificate, signed_ms: int, size: int, signature: str) -> bool:
+        """V9, of a whole batch: whether the certificate's key signed this root, as remembered or by Ed25519."""
+        spiffe_id, kid = certificate.spiffe_id, certificate.kid
+        key = (kid, signed_ms, size, root, signature, spiffe_id)
         if key == self._last_root:  # as for all but the first of a batch in order
-            return
+            return True
         roots = self._roots
         if key in roots:
             roots.move_to_end(key)
         else:
-            signed = root_signed(certificate.spiffe_id, kid, parts.signed_ms, parts.size, root)
-            if not verify_ed25519(certificate.public_key, signed, unb64u(parts.signature)):
-                next_step = "changed after sealing, or sealed with another key: no retry helps"
-                raise BadSignature("signature and event do not fit", next=next_step, kid=kid, **_where(received))
+            signed = root_signed(spiffe_id, kid, signed_ms, size, root)
+            if not verify_ed25519(certificate.public_key, signed, unb64u(signature)):
+                return False
             roots[key] = None
             if len(roots) > self._cache_size:
                 roots.popitem(last=False)
         self._last_root = key
+        return True
 
 
 def _where(received: Received) -> dict[str, Any]:

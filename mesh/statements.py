@@ -6,12 +6,16 @@ import re
 from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import msgspec
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from mesh.merkle import HASH_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT_TYPE = "application/vnd.mesh.root.v1"
 DEDUPE_KEY_BYTES = (16, 64)  # below, ids could be guessed; above, BLAKE2b has no room
@@ -24,7 +28,7 @@ _PARTS = 8
 _ID = r"[A-Za-z0-9_-]{21}[AQgw]"  # 16 bytes in canonical base64url: the last character ends in four bits of zero
 MESSAGE_ID = re.compile(_ID)
 _BATCH_PARTS = re.compile(rf"{_ID}\.(0|[1-9][0-9]{{0,14}})\.[A-Za-z0-9_-]{{85}}[AQgw]")
-_NUMBERS = {str(number): number for number in range(MAX_BATCH + 1)}  # the one spelling of each index and size
+NUMBERS = {str(number): number for number in range(MAX_BATCH + 1)}  # the one spelling of each index and size
 _MAX_PROOF_BYTES = (MAX_BATCH - 1).bit_length() * HASH_BYTES
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # `!` is in no base64 alphabet
@@ -36,6 +40,12 @@ _ENDS = ("", "", "AQgw", "AEIMQUYcgkosw048")  # characters whose unused bits are
 def b64u(raw: bytes) -> str:
     """Unpadded base64url (RFC 4648, section 5)."""
     return b2a_base64(raw, newline=False).translate(_TO_URL).rstrip(b"=").decode()
+
+
+def b64u_all(raws: Iterable[bytes]) -> list[str]:
+    """`b64u` of each."""
+    joined = b".".join([b2a_base64(raw, newline=False) for raw in raws])
+    return joined.translate(_TO_URL, b"=").decode().split(".")
 
 
 def unb64u(text: str) -> bytes:
@@ -133,8 +143,8 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         if len(parts) != _PARTS or parts[0] != "1":
             raise ValueError("Mesh-Signature is not of version 1")
         _, kid, signed, salt, index, count, proof_text, signature = parts
-        signed_ms = _signed_ms(kid, signed, signature)
-        position, size = _NUMBERS.get(index), _NUMBERS.get(count)
+        signed_ms = signed_at(kid, signed, signature)
+        position, size = NUMBERS.get(index), NUMBERS.get(count)
         if position is None or size is None or position >= size:
             raise ValueError(f"no leaf of a batch of at most {MAX_BATCH}")
         proof = unb64u(proof_text[:_LOWER_CHARS]) + _upper_proof(proof_text[_LOWER_CHARS:])
@@ -144,7 +154,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
 
 
 @lru_cache(4096)
-def _signed_ms(kid: str, signed: str, signature: str) -> int:
+def signed_at(kid: str, signed: str, signature: str) -> int:
     """The signing time, after checking what all headers of a batch have in common; hence the cache."""
     match = _BATCH_PARTS.fullmatch(f"{kid}.{signed}.{signature}")
     if match is None:

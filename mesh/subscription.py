@@ -201,10 +201,12 @@ class Subscription:
         pulled = feed.take()
         if pulled is None:
             return None
-        if settler.worn_out(pulled):
+        if pulled.received.deliveries > 1 and settler.worn_out(pulled):
             feed.put_back(pulled)
             return None
-        return self._deliver(pulled, protection.current)
+        delivery = Delivery(pulled, self, protection.current)
+        self._open.add(delivery)
+        return delivery
 
     async def _take(self, admit: Callable[[], Pass | None]) -> Delivery | None:
         """The next event, if *admit* gives leave for it and it is not worn out."""
@@ -262,8 +264,10 @@ class Subscription:
     def acked(self, delivery: Delivery, pulled: Pulled, leave: Pass) -> None:
         """Called by a delivery that is handled."""
         self._open.discard(delivery)
-        self.settler.ack(pulled)
-        self.protection.handled(leave)
+        settler, protection = self._settler, self._protection
+        if settler is not None and protection is not None:  # it was handed out, so they are there
+            settler.ack(pulled)
+            protection.handled(leave)
 
     def close_delivery(self, delivery: Delivery) -> None:
         """Called by a delivery once it is being settled."""

@@ -197,6 +197,17 @@ class Connection:
             raise Disconnected("no connection to NATS", got=self._keeper.last_error, next="it is being made again")
         link.send(frames)
 
+    def ack(self, reply: str) -> None:
+        """As `write` of the frame that acks *reply*, for the many of a turn.
+
+        Raises:
+            Disconnected: There is no link.
+        """
+        link = self._keeper.link
+        if link is None:
+            raise Disconnected("no connection to NATS", got=self._keeper.last_error, next="it is being made again")
+        link.ack(reply)
+
     async def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
     ) -> None:

@@ -21,6 +21,11 @@ class Credit:
         limit: Events delivered and not settled, or asked for.
         batch: Events one pull may ask for.
         expires_s: When the server forgets a pull.
+
+    Attributes:
+        asked: Events asked for and not delivered.
+        low: Events delivered and not settled, above which no credit worth a pull is free. While nothing is asked for,
+            any may be: see `is_free`.
     """
 
     def __init__(self, limit: int, *, batch: int, expires_s: float) -> None:
@@ -30,7 +35,11 @@ class Credit:
         self._expires_s = expires_s
         self._open: deque[tuple[float, int]] = deque()  # when each pull is over at the latest, and its size
         self._open_total = 0
-        self.asked = 0  # events asked for and not delivered
+        self._set(0)
+
+    def _set(self, asked: int) -> None:
+        self.asked = asked
+        self.low = self._limit - self._part - asked if asked else self._limit
 
     def is_free(self, unsettled: int, *, all_of_it: bool = False) -> bool:
         """Whether there is credit worth a pull: a quarter, or (*all_of_it*) any rest while nothing is asked for.
@@ -46,27 +55,26 @@ class Credit:
         """How many to ask for now; they then count as asked for. Only after `is_free`."""
         self._expire(now)
         wanted = min(self._limit - unsettled - self.asked, self._batch)
-        self.asked += wanted
+        self._set(self.asked + wanted)
         self._open.append((now + self._expires_s + GRACE_S, wanted))
         self._open_total += wanted
         return wanted
 
-    def delivered(self) -> None:
-        """One event came."""
-        if self.asked:
-            self.asked -= 1
+    def delivered(self, count: int = 1) -> None:
+        """So many events came."""
+        self._set(max(0, self.asked - count))
 
     def ended(self, left: int) -> None:
         """A pull is over with *left* events not delivered."""
-        self.asked = max(0, self.asked - left)
+        self._set(max(0, self.asked - left))
 
     def lose_pulls(self) -> None:
         """No pull is open any more."""
-        self.asked = 0
+        self._set(0)
         self._open.clear()
         self._open_total = 0
 
     def _expire(self, now: float) -> None:
         while self._open and self._open[0][0] <= now:
             self._open_total -= self._open.popleft()[1]
-            self.asked = min(self.asked, self._open_total)
+            self._set(min(self.asked, self._open_total))

@@ -33,12 +33,14 @@ from nats.aio.transport import TcpTransport
 
 from mesh import logs
 from mesh.errors import ConfigError, Disconnected
+from mesh.jetstream import wire
 from mesh.jetstream.listeners import Listeners
 from mesh.jetstream.refusals import explain
 from mesh.jetstream.wire import FrameReader, WireError
 from mesh.telemetry import counter
 
 WRITE_BYTES = 64 * 1024  # a batch of 40 events: the server works on it while the next one is sealed
+WRITE_ACKS = 500  # some 50 KB of them
 READ_BYTES = 256 * 1024  # one read of a full socket buffer; a batch of deliveries fits
 DIAL_TIMEOUT_S = 5.0  # TCP, TLS and the handshake together
 PING_INTERVAL_S = 5.0  # nats-py's own; three unanswered in a row end the link. The connection's watchdog is quicker
@@ -123,6 +125,7 @@ class Link(nats_client.Client):
         self._on_gone = on_gone
         self._out: list[bytes] = []
         self._out_bytes = 0
+        self._acks: list[str] = []  # to be written behind `_out`
         self._ended = False
         self.bytes_in = 0
         self.reason = ""  # the last error of the server or the system; their words, so no secret is in it
@@ -184,14 +187,33 @@ class Link(nats_client.Client):
 
     def send(self, frames: bytes) -> None:
         """Write at the end of this turn of the loop, with everything else of this turn, or once it is much."""
-        if not self._out:
+        if self._acks:
+            self._join_acks()
+        elif not self._out:
             asyncio.get_running_loop().call_soon(self._write_out)
         self._out.append(frames)
         self._out_bytes += len(frames)
         if self._out_bytes >= WRITE_BYTES:
             self._write_out()
 
+    def ack(self, reply: str) -> None:
+        """`send` an ack to *reply*, which `AckSubject` has read: those of a turn become one text in one go."""
+        acks = self._acks
+        if not acks and not self._out:
+            asyncio.get_running_loop().call_soon(self._write_out)
+        acks.append(reply)
+        if len(acks) >= WRITE_ACKS:
+            self._write_out()
+
+    def _join_acks(self) -> None:
+        frames = wire.ack_frames(self._acks)
+        self._acks.clear()
+        self._out.append(frames)
+        self._out_bytes += len(frames)
+
     def _write_out(self) -> None:
+        if self._acks:
+            self._join_acks()
         if self._out and not self._ended:
             frames = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out = []
@@ -302,6 +324,7 @@ class Link(nats_client.Client):
             return
         self._ended = True
         self._out = []
+        self._acks = []
         self._pending = []
         self._pending_data_size = 0
         for future in self._pongs:

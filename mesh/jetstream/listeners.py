@@ -18,6 +18,8 @@ CALLBACK_ERRORS = counter("mesh.nats.callback_errors", unit="{error}", watch="ab
 
 log = logs.get("nats")
 
+_SID_CHARS = 20  # a subscription id is a number, counted up from 1
+
 Callback = Callable[[str, str, "bytes | None", bytes], None]
 """`callback(subject, reply, headers, data)`, called in the read loop: it must be quick, and may not block."""
 
@@ -25,7 +27,7 @@ Callback = Callable[[str, str, "bytes | None", bytes], None]
 class Listener:
     """Interest in a subject, until closed."""
 
-    __slots__ = ("_close", "callback", "on_malformed", "run", "sid", "subject")
+    __slots__ = ("_close", "callback", "on_malformed", "sid", "subject")
 
     def __init__(
         self,
@@ -39,7 +41,6 @@ class Listener:
         self.subject = subject
         self.callback = callback
         self.on_malformed = on_malformed
-        self.run: wire.Run | None = None
         self._close = close
 
     @property
@@ -63,7 +64,7 @@ class Listeners:
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
         self._by_sid: dict[int, Listener] = {}
-        self._runs: tuple[wire.Run, ...] = ()
+        self._runs: dict[bytes, wire.Run] = {}  # by subscription id, as it stands in their lines
         self._last_sid = 0
 
     def __iter__(self) -> Iterator[Listener]:
@@ -81,31 +82,30 @@ class Listeners:
         self._last_sid += 1
         listener = Listener(self._last_sid, subject, callback, on_malformed, self._remove)
         if run_of is not None:
-            listener.run = run_of(listener.sid)
+            self._runs[b"%d" % listener.sid] = run_of(listener.sid)
         self._by_sid[listener.sid] = listener
-        self._know_runs()
         self._tell_server(listener.sub)
         return listener
 
     def _remove(self, listener: Listener) -> None:
         if self._by_sid.pop(listener.sid, None) is not None:
-            self._know_runs()
+            self._runs.pop(b"%d" % listener.sid, None)
             self._tell_server(listener.unsub)
-
-    def _know_runs(self) -> None:
-        self._runs = tuple(listener.run for listener in self._by_sid.values() if listener.run is not None)
 
     def _tell_server(self, frame: bytes) -> None:
         with suppress(Unavailable):  # the next link begins with every listener there is
             self._write(frame)
 
     def run(self, data: bytes, position: int) -> int:
-        """Have the listeners that read many messages at once look at *position*: where those end that one took."""
-        for run in self._runs:
-            end = run(data, position)
-            if end > position:
-                return end
-        return position
+        """Have the listener of the message at *position* take it with all behind it, if it reads many at once.
+
+        Returns:
+            Where those end that it took; *position* where there are none.
+        """
+        far = position + wire.MAX_LINE_BYTES
+        at = data.find(b" ", data.find(b" ", position, far) + 1, far) + 1  # `MSG <subject> <sid> ...`, and HMSG
+        run = self._runs.get(data[at : data.find(b" ", at, at + _SID_CHARS)])
+        return position if run is None else run(data, position)
 
     def deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
         """Hand a message to its listener; never raises."""

@@ -20,6 +20,8 @@ from mesh.jetstream import wire
 from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.connection import Connection, Listener
 from mesh.jetstream.credit import Credit
+from mesh.jetstream.deliveries import DeliveryRun
+from mesh.jetstream.listeners import guarded
 from mesh.jetstream.unsettled import Unsettled
 from mesh.signing import Received
 from mesh.telemetry import counter
@@ -54,6 +56,8 @@ class Puller:
         stream: Of the durable.
         durable: Its name. The control plane makes it; this binds.
         on_event: Gets each event in the read loop. It must be quick; an event it raises for is not settled.
+        on_run: Gets events that came together, in order, instead of *on_event*, where they may be read so. What it
+            raises for leaves all of them unsettled.
         max_in_flight: Events delivered and not settled, or on their way.
         batch: Events a pull asks for at most.
         expires_s: How long the server keeps a pull.
@@ -68,6 +72,7 @@ class Puller:
         stream: str,
         durable: str,
         on_event: Callable[[Received], None],
+        on_run: Callable[[list[Received]], None] | None = None,
         max_in_flight: int = 1000,
         batch: int = MAX_BATCH,
         expires_s: float = EXPIRES_S,
@@ -77,6 +82,7 @@ class Puller:
         self._connection = connection
         self._stream = stream
         self._on_event = on_event
+        self._on_run = on_run
         self._expires_s = expires_s
         self._heartbeat_s = heartbeat_s
         self._silence_s = heartbeat_s * MISSED_BEATS if silence_s is None else silence_s
@@ -160,7 +166,10 @@ class Puller:
         self._lose()
         self._inbox = self._connection.new_inbox()
         self._listener = self._connection.listen(
-            f"{self._inbox}.*", self._on_message, on_malformed=self._on_malformed_reply
+            f"{self._inbox}.*",
+            self._on_message,
+            on_malformed=self._on_malformed_reply,
+            run_of=None if self._on_run is None else self._run_for,
         )
         self._pull()
 
@@ -252,6 +261,31 @@ class Puller:
         if not credit.asked:
             self._pull()
 
+    def _run_for(self, sid: int) -> wire.Run:
+        """What reads many of our events at once, under this subscription id."""
+        read = DeliveryRun(self._own, self._stream, sid).read
+
+        def run(data: bytes, position: int) -> int:
+            end, events = read(data, position)
+            if events:
+                self._on_events(events)
+            return end
+
+        return run
+
+    def _on_events(self, events: list[Received]) -> None:
+        """As `_on_message`, for events that came together."""
+        self._heard_at = self._now()
+        self._credit.delivered(len(events))
+        self._open.update([received.reply for received in events])
+        _pulled.value += len(events)
+        if self.status:
+            self._pulls_well()
+        if self._on_run is not None:
+            guarded(self._on_run, events)
+        if not self._credit.asked:
+            self._pull()
+
     def _on_malformed_reply(self, reply: bytes) -> None:
         """A message no reader should see. If it is of our durable, it must not come again."""
         self._heard_at = self._now()
@@ -299,7 +333,8 @@ class Puller:
 
     def ack(self, received: Received) -> None:
         """The event is done."""
-        self._settle(received, b"+ACK")
+        if self._unsettled.ack(received.reply) and len(self._open) <= self._credit.low:
+            self._pull()
 
     def nak(self, received: Received, delay_s: float = 0.0) -> None:
         """Deliver it again, after *delay_s*. Meanwhile it counts at the server, not here."""
@@ -317,9 +352,7 @@ class Puller:
     def _settle(self, received: Received, verb: bytes) -> None:
         """Send *verb* with the rest of this turn of the loop. Settling an event again does nothing."""
         if self._unsettled.settle(received.reply, verb):
-            credit = self._credit
-            if not credit.asked or credit.is_free(len(self._open)):  # else `_pull` finds nothing to do
-                self._pull()
+            self._pull()
 
     async def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until the server has the settlements made so far.

@@ -29,11 +29,7 @@ class Unsettled:
 
     def settle(self, reply: str, verb: bytes) -> bool:
         """Send *verb*, now or after the next connect; False where the delivery is settled already."""
-        if reply in self.replies:
-            self.replies.remove(reply)
-        elif reply in self._aside:
-            self._aside.remove(reply)
-        else:
+        if not self._known(reply):
             return False
         frame = wire.ack_frame(reply, verb)
         try:
@@ -41,6 +37,26 @@ class Unsettled:
         except Disconnected:
             self._hold(frame)
         return True
+
+    def ack(self, reply: str) -> bool:
+        """`settle` with `+ACK`, as nearly all are."""
+        if reply in self.replies:
+            self.replies.remove(reply)
+        elif not self._known(reply):
+            return False
+        try:
+            self._connection.ack(reply)
+        except Disconnected:
+            self._hold(wire.ack_frame(reply, b"+ACK"))
+        return True
+
+    def _known(self, reply: str) -> bool:
+        """Whether it is not settled yet; from now on it is."""
+        for replies in (self.replies, self._aside):
+            if reply in replies:
+                replies.remove(reply)
+                return True
+        return False
 
     def progress(self, reply: str) -> None:
         """Tell the server that it is being worked on; without a connection that can wait for the next time."""

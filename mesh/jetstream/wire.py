@@ -23,7 +23,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
 
 _CRLF = b"\r\n"
 _HM = b"HM"  # how message lines begin
-_H, _M = _HM
+_H = _HM[0]
 _VERSION = b"NATS/1.0"
 _STARTS = (b"NATS/1.0\r\n", b"NATS/1.0 ")
 _SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no space
@@ -35,7 +35,12 @@ _SIGNATURE_START = b"\r\nMesh-Signature: "
 _ID_AT = len(_EVENT_START)
 _ID_END = _ID_AT + 22
 _SIGNATURE_AT = _ID_END + len(_SIGNATURE_START)
+_BETWEEN_ACKS = " 4\r\n+ACK\r\nPUB "
 _EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
+EVENT_LINES = ["NATS/1.0", "Content-Type: application/cloudevents+json"]  # how that block begins, line by line:
+EVENT_ID = "Nats-Msg-Id: "
+EVENT_SIGNATURE = "Mesh-Signature: 1."  # with its version
+EVENT_TRACE = "traceparent: "  # not in all
 
 
 class WireError(ValueError):
@@ -91,7 +96,8 @@ class FrameReader:
     def _cut(self, data: bytes, lines: list[bytes]) -> int:
         position, size, run, deliver = 0, len(data), self._run, self._deliver
         while position < size:
-            if data[position] == _M and (behind := run(data, position)) > position:
+            first = data[position]
+            if first in _HM and (behind := run(data, position)) > position:
                 position = behind
                 continue
             end = data.find(_CRLF, position, position + MAX_LINE_BYTES)
@@ -100,7 +106,6 @@ class FrameReader:
                     raise WireError(f"a line of more than {MAX_LINE_BYTES} bytes")
                 self._need = size - position + 1
                 break
-            first = data[position]
             if first not in _HM:
                 lines.append(data[position:end])
                 position = end + 2
@@ -272,6 +277,11 @@ def _header_lines(headers: Iterable[tuple[str, str]]) -> Iterable[bytes]:
         if not _NAME.fullmatch(name) or "\r" in value or "\n" in value or value != value.strip():
             raise BadHeader("not a NATS header", expected="a token, and a value without line breaks or outer spaces")
         yield b"%b: %b\r\n" % (name.encode(), value.encode())
+
+
+def ack_frames(replies: Iterable[str]) -> bytes:
+    """`ack_frame` of each with `+ACK`; there is at least one."""
+    return f"PUB {_BETWEEN_ACKS.join(replies)} 4\r\n+ACK\r\n".encode()
 
 
 def ack_frame(reply: str, verb: bytes) -> bytes:

@@ -487,8 +487,7 @@ async def test_acks_that_come_together_mean_what_they_mean_one_by_one(
             late, desk.kid = second.token, "k2"
             desk.publisher.distrust("k1")
             desk.publisher._step()  # the first goes out anew, and shows whether the stream is there
-            read = desk.publisher._listener.run
-            assert read is not None
+            read = desk.publisher._connection._listeners.run
             found = b"".join(_plain_ack(desk, token, n) for n, token in enumerate((first.token, late), 1))
             assert read(found, 0) == len(found)
         assert desk.order == [first]

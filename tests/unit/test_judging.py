@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import cast
 
 import anyio
+import msgspec
 import pytest
 
-from mesh.errors import BadSignature, Unavailable
+import mesh.together
+from mesh.errors import BadSignature, RevisionNeeded, Unavailable, UnknownKey
+from mesh.inbound import Admitted, Reading
 from mesh.jetstream.puller import Puller
 from mesh.judging import Judge
-from mesh.signing import Received
+from mesh.signing import Received, Verifier
 from mesh.trust_watch import TrustWatch
 from mesh.watch import BundleWatch
 
@@ -124,3 +127,71 @@ async def test_a_fetch_that_begins_after_the_end_does_nothing(
     judge.stop()
     await run(judge)
     assert handing.back == [EVENT]
+
+
+class Together:
+    """One that stands for events that came together: by their number, what is to become of them."""
+
+    def __init__(self, judge: Judge, **fates: str) -> None:
+        self._fates = fates
+        self.admitted: list[int] = []
+        plans = SimpleNamespace(staleness=None)
+        judge._bundle = cast("BundleWatch", SimpleNamespace(plans=plans))
+        judge.reading = cast("Reading", SimpleNamespace(plans=plans, admit=self._admit))
+        judge._reliance.fresh_until_ms = 1
+        judge._together = cast("mesh.together.Together", self)
+        judge._verifier = cast("Verifier", SimpleNamespace(verify=self._alone))
+        judge._admitted = lambda _event, received, _puller, _stale: self.admitted.append(received.sequence)
+
+    def _fate(self, received: Received) -> str | None:
+        return self._fates.get(f"e{received.sequence}")
+
+    def verify(self, events: list[Received]) -> list[Received | None]:
+        """See `mesh.together`."""
+        if self._fates.get("all") == "broken":
+            raise RuntimeError
+        return [None if self._fate(event) in {"alone", "unknown"} else event for event in events]
+
+    def _alone(self, received: Received) -> Received:
+        if self._fate(received) == "unknown":
+            raise UnknownKey("no certificate")
+        return received
+
+    def _admit(self, verified: Received, *, now_ms: int) -> Admitted:
+        if self._fate(verified) == "broken":
+            raise RuntimeError
+        if self._fate(verified) == "older":
+            raise RevisionNeeded("an older bundle", revision=1)
+        return Admitted({}, "clear", "spiffe://x/y", "EV", verified.sequence, now_ms, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("fates", "admitted", "parked"),
+    [
+        ({}, [1, 2, 3, 4], []),
+        ({"e2": "alone"}, [1, 2, 3, 4], []),
+        ({"e2": "broken"}, [1, 3, 4], []),
+        ({"all": "broken"}, [1, 2, 3, 4], []),
+        ({"e2": "unknown"}, [1], [2, 3, 4]),
+        ({"e2": "older"}, [1], [2, 3, 4]),
+        ({"e4": "unknown"}, [1, 2, 3], [4]),
+    ],
+)
+def test_events_that_came_together_keep_their_order(
+    judge: Judge, puller: Puller, fates: dict[str, str], admitted: list[int], parked: list[int]
+) -> None:
+    """One that has to wait holds up those behind it; one that breaks something of ours harms no other."""
+    together = Together(judge, **fates)
+    events = [msgspec.structs.replace(EVENT, sequence=number, signature="1.kid.x") for number in (1, 2, 3, 4)]
+    judge.take_all(events, puller)
+    assert together.admitted == admitted
+    assert [received.sequence for received, _ in judge.parked] == parked
+
+
+def test_events_that_come_while_others_wait_wait_too(judge: Judge, puller: Puller) -> None:
+    """Else they would overtake them."""
+    together = Together(judge)
+    judge.parked.append((EVENT, puller))
+    judge.take_all([msgspec.structs.replace(EVENT, sequence=8)], puller)
+    assert together.admitted == []
+    assert [received.sequence for received, _ in judge.parked] == [7, 8]

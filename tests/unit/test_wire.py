@@ -16,6 +16,7 @@ from mesh.jetstream.wire import (
     Status,
     WireError,
     ack_frame,
+    ack_frames,
     event_frame,
     event_headers,
     headers_sound,
@@ -249,6 +250,7 @@ def test_a_frame_is_never_built_from_what_would_break_it(
         (publish_frame("a", b"hi", "r"), b"PUB a r 2\r\nhi\r\n"),
         (publish_frame("a", b"hi", "r", {"x": "ü"}), b"HPUB a r 19 21\r\nNATS/1.0\r\nx: \xc3\xbc\r\n\r\nhi\r\n"),
         (ack_frame("$JS.ACK.s.d.1", b"+ACK"), b"PUB $JS.ACK.s.d.1 4\r\n+ACK\r\n"),
+        (ack_frames(["a.1", "a.2"]), b"PUB a.1 4\r\n+ACK\r\nPUB a.2 4\r\n+ACK\r\n"),
     ],
 )
 def test_frames_out(frame: bytes, expected: bytes) -> None:

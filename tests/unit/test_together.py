@@ -1,0 +1,163 @@
+"""Events verified together: what is said of each is what the nine checks say of it alone, and never more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.errors import VerificationError
+from mesh.merkle import span
+from mesh.signing import MAX_BATCH, Received, Verified, Verifier, tree
+from mesh.together import Together
+from tests.tables import make_signatures as reference
+from tests.unit.test_signing import BAD, BASE, Counter, anybody, leaves_of, received, sealed, verifier_for
+
+
+def alone(verifier: Verifier, event: Received) -> Verified | None:
+    """What `Verifier.verify` says of it; None for a no."""
+    try:
+        return verifier.verify(event)
+    except VerificationError:
+        return None
+
+
+@pytest.mark.parametrize("size", [*reference.SIZES, MAX_BATCH])
+def test_a_batch_in_order_is_plain(size: int) -> None:
+    """Every event of it is verified, and as it would have been alone."""
+    events = list(sealed(size))
+    assert Together(anybody()).verify(events) == [anybody().verify(event) for event in events]
+
+
+def test_batches_may_be_cut_and_mixed() -> None:
+    """A read ends where it ends: any part of a batch is verified, and the next batch behind it, or one of before."""
+    some, others = list(sealed(8)), list(sealed(33))
+    events = [*some[5:], *others[:7], *some[1:3], *others[30:], some[0], some[0]]
+    assert Together(anybody()).verify(events) == [anybody().verify(event) for event in events]
+
+
+def test_one_signature_check_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for `Verifier.verify`, and either knows the roots of the other."""
+    counter, verifier = Counter(monkeypatch), anybody()
+    first, *others = sealed(64)
+    verifier.verify(first)
+    assert None not in Together(verifier).verify(others)
+    assert counter.count == 1
+
+
+@pytest.mark.parametrize("row", BAD["rows"], ids=lambda row: row["name"])
+def test_a_bad_row_is_never_verified(row: dict[str, Any]) -> None:
+    """Not alone, not behind the true event, and not before it; and what is accepted alone may be accepted here."""
+    event = {**BASE, **row["set"]}
+    true, bad = received(BASE), received(event)
+    for events in ([bad], [true, bad], [bad, true], [true, bad, true]):
+        verdicts = Together(verifier_for(event)).verify(events)
+        for each, verdict in zip(events, verdicts, strict=True):
+            assert verdict in (None, alone(verifier_for(event), each))
+
+
+@dataclass
+class Change:
+    """Another value in one field of one event."""
+
+    field: str
+    value: Any
+
+
+CHANGES = (
+    Change("body", b"{}"),
+    Change("body", b"["),
+    Change("body", b"\xff"),
+    Change("body", b" " * 1_048_577),
+    Change("subject", "ev.local.clear.s00.crm.other.v1"),
+    Change("subject", "ev"),
+    Change("msg_ids", ()),
+    Change("msg_ids", ("A" * 22, "A" * 22)),
+    Change("msg_ids", ("A" * 22,)),
+    Change("msg_ids", ("A" * 21,)),
+    Change("signature", None),
+    Change("signature", ""),
+    Change("signature", "1......."),
+    Change("stream_ms", reference.SIGNED_MS - 30_001),
+    Change("stream_ms", reference.SIGNED_MS + 120_001),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.field}={str(change.value)[:20]}")
+def test_one_that_was_changed_is_left_to_the_verifier(change: Change) -> None:
+    """It alone is refused: whatever is said of those around it, they are events that verify."""
+    events = list(sealed(8))
+    events[3] = msgspec.structs.replace(events[3], **{change.field: change.value})
+    verdicts = Together(anybody()).verify(events)
+    assert alone(anybody(), events[3]) is None
+    assert verdicts[3] is None
+    assert all(verdict in (None, alone(anybody(), event)) for event, verdict in zip(events, verdicts, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(at=st.integers(0, 10_000), character=st.sampled_from("AQgw01.-_=\n"), which=st.integers(0, 7))
+def test_no_character_of_a_header_can_change(at: int, character: str, which: int) -> None:
+    """Proof, place and salt are held against each event, even where its neighbours prove where the tree leads."""
+    events = list(sealed(8))
+    header = events[which].signature or ""
+    at %= len(header)
+    changed = header[:at] + character + header[at + 1 :]
+    events[which] = msgspec.structs.replace(events[which], signature=changed)
+    verdict = Together(anybody()).verify(events)[which]
+    assert (verdict is None) == (changed != header)
+
+
+def test_proofs_are_not_swapped() -> None:
+    """Two events with each other's proofs prove nothing, though every hash in them belongs to the tree."""
+    events = list(sealed(8))
+    parts = [(event.signature or "").split(".") for event in events]
+    parts[2][6], parts[5][6] = parts[5][6], parts[2][6]
+    events = [
+        msgspec.structs.replace(event, signature=".".join(part)) for event, part in zip(events, parts, strict=True)
+    ]
+    verdicts = Together(anybody()).verify(events)
+    assert verdicts[2] is verdicts[5] is None
+
+
+def test_a_grant_is_asked_for_each_time() -> None:
+    """What policy allowed for the events before says nothing of those that come next."""
+    granted = True
+    verifier = Verifier(anybody().keyring, lambda *_: granted)
+    together, events = Together(verifier), list(sealed(4))
+    assert None not in together.verify(events)
+    granted = False
+    assert together.verify(events) == [None] * 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 13, 32, 33])
+def test_a_part_of_a_tree_leads_to_its_root(size: int) -> None:
+    """With the proofs of its first and last leaf, any part of the leaves gives root and proofs as the whole does."""
+    leaves = leaves_of(size)
+    root, proofs = tree(leaves)
+    for start in range(size):
+        for end in range(start + 1, size + 1):
+            assert span(leaves[start:end], start, size, proofs[start], proofs[end - 1]) == (root, proofs[start:end])
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(2, 40), data=st.data())
+def test_a_part_of_a_tree_with_a_wrong_hash_leads_elsewhere(size: int, data: st.DataObject) -> None:
+    """Whichever leaf or proof is wrong or short, it is another root, or another proof than the one that was brought."""
+    leaves = leaves_of(size)
+    root, proofs = tree(leaves)
+    start = data.draw(st.integers(0, size - 1))
+    end = data.draw(st.integers(start + 1, size))
+    some, brought = leaves[start:end], proofs[start:end]
+    which = data.draw(st.integers(0, len(some) - 1))
+    if data.draw(st.booleans()):
+        some[which] = bytes(32)
+    elif brought[which]:
+        cut = data.draw(st.integers(0, len(brought[which]) - 1))
+        brought[which] = brought[which][:cut] + data.draw(st.sampled_from([b"", bytes(len(brought[which]) - cut)]))
+    else:
+        return
+    assert span(some, start, size, brought[0], brought[-1]) != (root, brought)
