@@ -6,7 +6,8 @@
 - `wire.py` P frames and headers as bytes · `acks.py` P what JetStream acknowledges
 - `publisher.py` sealed events out, acks in · `window.py` P ordered recovery of what is in flight on one stream
 - `silence.py` P what its acks tell: when a stream is silent, and what it stored behind later events
-- `puller.py` one durable's events in, settlements out · `pinned.py` of one that one replica has at a time
+- `puller.py` one durable's events in, settlements out · `deliveries.py` P many events in one go
+- `pinned.py` of one that one replica has at a time
 - `topology.py` P streams and consumers as data · `durables.py` P their names · `succession.py` P which follow which
 - `changes.py` P the plan · `manage.py` applies it
 - `store.py` key-value · `accounts.py` P grants as JWTs

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mesh.jetstream.wire import EVENT_ID, EVENT_LINES, EVENT_SIGNATURE, EVENT_TRACE
+from mesh.jetstream.wire import EVENT_SIGNATURE, EVENT_START, EVENT_TRACE, MAX_LINE_BYTES
 from mesh.signing import Received
-from mesh.statements import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from mesh.jetstream.acks import AckSubject
 
 _START = b"HMSG "
-_END = b"\r\n\r\n"
-_MAX_HEAD_BYTES = MAX_HEADER_BYTES + 2048  # line and headers: subject and reply have at most some 300 bytes each
 _TOKENS = 6
-_LINES = 5  # the message's own, two that are always the same, id and signature; a trace may follow
-_ID_AT, _SIGNATURE_AT = len(EVENT_ID), len(EVENT_SIGNATURE) - 2  # the signature begins with its version, `1.`
-_ID_LINE_CHARS = _ID_AT + 22
+_CRLF = b"\r\n"
+_ID_AT = len(EVENT_START)
+_ID_END = _ID_AT + 22
+_VERSION_AT = _ID_END + len(EVENT_SIGNATURE)
+_SIGNATURE = f"{EVENT_SIGNATURE}1."  # with its version, so that no space stands before it
+_DIGITS = 10  # of a length; one with more is no frame
 
 
 class DeliveryRun:
@@ -47,32 +47,41 @@ class DeliveryRun:
         events: list[Received] = []
         parse, sid, stream, find = self._own.parse, self._sid, self._stream, data.find
         while data.startswith(_START, position):
-            end = find(_END, position, position + _MAX_HEAD_BYTES)
-            head = data[position:end].decode("latin-1") if end > 0 else ""
-            lines = head.split("\r\n")
-            if len(lines) != _LINES and (len(lines) != _LINES + 1 or not lines[_LINES].startswith(EVENT_TRACE)):
-                break
-            if lines[1:3] != EVENT_LINES or not head.isascii():
-                break
-            line, id_line, signature_line = lines[0], lines[3], lines[4]
-            if len(id_line) != _ID_LINE_CHARS or not id_line.startswith(EVENT_ID):
-                break
+            end = find(_CRLF, position, position + MAX_LINE_BYTES)
+            line = data[position:end].decode("latin-1") if end > 0 else ""
             tokens = line.split(" ")
-            if len(tokens) != _TOKENS or tokens[2] != sid or not signature_line.startswith(EVENT_SIGNATURE):
+            if len(tokens) != _TOKENS or tokens[2] != sid or not line.isascii():
                 break
             _, subject, _, reply, header_digits, digits = tokens
-            start = position + len(line) + 2
-            body = end + 4
-            if header_digits != str(body - start) or not digits.isdigit():
+            if not (header_digits.isdigit() and digits.isdigit()) or max(len(header_digits), len(digits)) > _DIGITS:
                 break
-            stop = start + int(digits)
-            if stop < body or data[stop : stop + 2] != b"\r\n" or (said := parse(reply)) is None:
+            start = end + 2
+            body, stop = start + int(header_digits), start + int(digits)
+            if stop < body or data[stop : stop + 2] != _CRLF or (found := _headers(data[start:body])) is None:
                 break
+            if (said := parse(reply)) is None:
+                break
+            msg_id, signature = found
             events.append(
                 Received(
-                    subject, data[body:stop], (id_line[_ID_AT:],), signature_line[_SIGNATURE_AT:], stream,
+                    subject, data[body:stop], (msg_id,), signature, stream,
                     said.sequence, said.stream_ms, said.deliveries, reply,
                 )
             )  # fmt: skip
             position = stop + 2
         return position, events
+
+
+def _headers(block: bytes) -> tuple[str, str] | None:
+    """Message id and signature of a header block such as `event_frame` writes; None for any other."""
+    head = block.decode("latin-1")
+    if not (head.startswith(EVENT_START) and head.startswith(_SIGNATURE, _ID_END) and head.endswith("\r\n\r\n")):
+        return None
+    msg_id, signature = head[_ID_AT:_ID_END], head[_VERSION_AT:-4]
+    if "\r" in signature:
+        signature, _, trace = signature.partition("\r\n")
+        if not trace.startswith(EVENT_TRACE) or "\r" in trace:
+            return None
+    if not head.isascii() or "\r" in msg_id or msg_id.startswith(" "):
+        return None
+    return msg_id, signature

@@ -30,17 +30,16 @@ _SUBJECT = re.compile(r"[!-~]+")  # one subject on the wire: printable ASCII, no
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 token
 _ID_LINE = b"\r\nNats-Msg-Id:"
 _SIGNATURE_LINE = b"\r\nMesh-Signature:"
-_EVENT_START = b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "
-_SIGNATURE_START = b"\r\nMesh-Signature: "
+EVENT_START = "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "  # of our events' headers,
+EVENT_SIGNATURE = "\r\nMesh-Signature: "  # which go on so
+EVENT_TRACE = "traceparent: "  # and end with this line, where there is a trace
+_EVENT_START = EVENT_START.encode()
+_SIGNATURE_START = EVENT_SIGNATURE.encode()
 _ID_AT = len(_EVENT_START)
 _ID_END = _ID_AT + 22
 _SIGNATURE_AT = _ID_END + len(_SIGNATURE_START)
 _BETWEEN_ACKS = " 4\r\n+ACK\r\nPUB "
 _EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
-EVENT_LINES = ["NATS/1.0", "Content-Type: application/cloudevents+json"]  # how that block begins, line by line:
-EVENT_ID = "Nats-Msg-Id: "
-EVENT_SIGNATURE = "Mesh-Signature: 1."  # with its version
-EVENT_TRACE = "traceparent: "  # not in all
 
 
 class WireError(ValueError):
