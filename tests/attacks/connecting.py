@@ -35,7 +35,7 @@ async def said(world: World, **options: Any) -> str:
     """What the server answers a CONNECT with these options: empty where it lets us in. As plain as it gets."""
     reader, writer = await asyncio.open_connection("127.0.0.1", world.mesh.server.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             info = msgspec.json.decode((await reader.readuntil(b"\r\n")).removeprefix(b"INFO "))
             if (seed := options.pop("seed", None)) is not None:
                 signature = nkeys.from_seed(bytearray(seed.encode())).sign(info["nonce"].encode())

@@ -25,7 +25,7 @@ CRM = "EV_local_crm"
 CONTACT = "crm.contact.updated.v1"
 SUBJECT = f"ev.local.service.s03.{CONTACT}"  # where support reads
 NEXT = "$JS.API.CONSUMER.MSG.NEXT"
-DEADLINE_S = 15.0
+DEADLINE_S = 40.0
 
 
 def now_ms() -> int:

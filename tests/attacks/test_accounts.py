@@ -326,7 +326,7 @@ async def asked_to_sign(nonce: str, creds: bytes) -> bytes:
         url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         client = await Connection.open(url, name="crm-adapter", creds=creds, wait=False)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 line = await asked
         finally:
             await client.close()

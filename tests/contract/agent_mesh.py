@@ -329,8 +329,8 @@ def _verdict(verifier: Verifier, received: Received) -> Verified | MeshError:
 
 @asynccontextmanager
 async def sidecar(base: Path, nats_url: str, **settings: object) -> AsyncIterator[Sidecar]:
-    """A sidecar in this process, started and closed; it is ready when the bundle is there."""
-    environ = {f"MESH_AGENT_{name.upper()}": str(value) for name, value in settings.items()}
+    """A sidecar in this process, started and closed; it is ready when the bundle is there. Patient unless told."""
+    environ = {f"MESH_AGENT_{name.upper()}": str(value) for name, value in {**PATIENT, **settings}.items()}
     environ["MESH_AGENT_NATS_URL"] = nats_url
     text = (base / "agent.toml").read_text()
     running = Sidecar(load_settings(text, environ).settings, base)
@@ -415,7 +415,7 @@ class Http:
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
     """One response, with the body that its Content-Length says."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         status = int(head[0].split(" ")[1])

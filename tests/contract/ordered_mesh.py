@@ -116,7 +116,7 @@ class OrderedSource(Source):
         for start in range(0, len(waiting), BATCH):
             connection.write(b"".join(self._sealed(waiting[start : start + BATCH], attributes)))
             await connection.flush(20)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while await self.streams.stored() < stored + len(waiting):
                 await anyio.sleep(0.01)
 

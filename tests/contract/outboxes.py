@@ -10,7 +10,7 @@ import anyio
 from mesh.client import PublishFailed
 from mesh.errors import Unavailable
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 TYPE = "shop.order.placed.v1"
 
 

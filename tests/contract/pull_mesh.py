@@ -72,7 +72,7 @@ class Puller(Http):
         lines = [f"GET {self.path}/events?{query} HTTP/1.0", *(f"{name}: {value}" for name, value in fields.items())]
         writer.write("\r\n".join([*lines, "", ""]).encode())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 head = await reader.readuntil(b"\r\n\r\n")
             assert b" 200 " in head.split(b"\r\n")[0], head
             assert b"Content-Type: text/event-stream" in head
@@ -84,7 +84,7 @@ class Puller(Http):
 async def sent(reader: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:
     """The next event of a stream: its lease, and itself. Comments are passed over."""
     lease = ""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             line = (await reader.readuntil(b"\n")).decode().rstrip("\n")
             if line.startswith("id: "):

@@ -177,7 +177,7 @@ async def test_through_the_door_of_an_agent(tmp_path: Path) -> None:
                 poll, lambda key: Item(key, {"account": key}), publish=mesh, state=base / "contacts.db", source="/crm",
                 type="crm.contact.{change}.v1", interval_s=0.0,
             )  # fmt: skip
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 await adapter.run()
         verdicts = await judged(streams, base)
     events = [verdict.fields for verdict in verdicts if isinstance(verdict, Verified)]

@@ -84,7 +84,7 @@ async def test_a_process_that_ended_before_it_took_the_advisory_away_wrote_the_l
         with monkeypatch.context() as patch:
             patch.setattr(advisories, "api", ends)
             async with Office.of(source).open():
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     await stop.wait()
         assert await messages(source, "ADVISORY") == await messages(source, "DLQ") == 1
         await forgetful(source)

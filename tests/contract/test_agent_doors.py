@@ -666,7 +666,7 @@ async def test_closing_ends_every_publish(tmp_path: Path) -> None:
             await until(lambda: outbound.room.used == 1000 and publisher.in_flight == 256)
             assert not await agent.drain(0.01)
             await agent.close()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 ended = await asyncio.gather(*waiting, return_exceptions=True)
         finally:
             streams.server.resume()

@@ -16,7 +16,7 @@ from mesh.inbox import PostgresInbox
 from mesh.inbox.notes import PRUNE_EVERY
 from tests.contract.postgres import Postgres, running_postgres
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 pytestmark = pytest.mark.anyio
 

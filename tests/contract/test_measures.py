@@ -40,7 +40,7 @@ async def pulled(team: Connection) -> str:
     listener = team.listen(inbox, lambda _subject, reply, _headers, _data: came.set_result(reply))
     try:
         await team.publish(NEXT, b'{"batch": 1, "expires": 5000000000}', reply=inbox)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await came
     finally:
         listener.close()
@@ -97,10 +97,10 @@ async def test_dead_letters_and_streams(mesh: PolicyMesh) -> None:
     await mesh.control.request(subject("support", "contacts"), b"{}")
     async with anyio.create_task_group() as group:
         group.start_soon(measured.run)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while measures.STORED.value(**CONTACTS) != 1 or measures.CA_LEFT.value() <= 0:
                 await anyio.sleep(0.01)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not measures.APPLY_AGE._cells:
                 await anyio.sleep(0.01)
         assert measures.LETTERS.value(tenant="acme") == 1

@@ -73,7 +73,7 @@ async def take(connection: Connection, durable: str) -> list[tuple[int, str]]:
         ask["group"] = PIN_GROUP
     try:
         await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{CRM}.{durable}", msgspec.json.encode(ask), reply=inbox)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await ended.wait()
     finally:
         listener.close()

@@ -102,7 +102,7 @@ class World:
 
     async def becomes(self, item: Item, name: str, reason: str) -> str:
         """Wait until a condition has *reason* for the object as it stands; its message."""
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while True:
                 condition, found = self.cluster.condition(item, name), self.cluster.get(item)
                 generation = None if found is None else found["metadata"]["generation"]
@@ -139,7 +139,7 @@ async def durables(mesh: PolicyMesh) -> set[str]:
 
 async def until(done: Callable[[], bool]) -> None:
     """Wait for *done*."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not done():
             await anyio.sleep(0.01)
 

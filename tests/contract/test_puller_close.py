@@ -44,7 +44,7 @@ async def closed_at_once(connection: Connection, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Puller, "_on_status", answered)
     puller = Puller(connection, stream=STREAM, durable=DURABLE, on_event=lambda _: None)
     running = asyncio.create_task(puller.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not seen:
             await asyncio.sleep(0)
         await puller.stop()

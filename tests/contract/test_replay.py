@@ -114,7 +114,7 @@ async def take(
     ask: dict[str, Any] = {"batch": 100, "expires": 250_000_000} | ({"group": group} if group else {})
     try:
         await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", msgspec.json.encode(ask), reply=inbox)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await ended.wait()
     finally:
         listener.close()

@@ -83,7 +83,7 @@ class World:
 
     async def ended(self, run: str) -> str:
         """How a run ended, once it has."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while True:
                 for one in await self.replays.runs():
                     if one["run"] == run and one["state"] != "open":

@@ -54,7 +54,7 @@ async def test_a_replay_brings_handled_events_again_up_to_its_end(
         again = await until_taken(source, reading, 2, "replay", stream)
         assert [(event.id, event.replay) for event in again] == [("e1", "run-1"), ("e2", "run-1")]
         info = await manage.consumer_info(source.streams.connection, STREAM, "support--contacts--replay")
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while info["num_pending"] + info["num_ack_pending"]:  # e3 came after the end: acked unseen
                 await anyio.sleep(0.05)
                 info = await manage.consumer_info(source.streams.connection, STREAM, "support--contacts--replay")
@@ -76,7 +76,7 @@ async def test_a_redriven_letter_is_verified_and_handled_as_its_event(tmp_path: 
             await source.redrive(redriven.wrap("run-1", 1, record), b"no letter")
             (event,) = await until_taken(source, reading, 1, "redrive", REDRIVE_STREAM)
             assert (event.id, event.redrive, event.stream, event.sequence) == ("e1", "run-1", STREAM, 1)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while len(await source.buried()) < 2:
                     await anyio.sleep(0.05)
         assert [reason for reason, _ in await source.buried()] == ["no customer", "bad-envelope"]
@@ -90,6 +90,6 @@ async def test_an_event_past_its_expirytime_is_acked_and_not_handed_out(tmp_path
         async with reader.subscription() as reading:
             (event,) = await take(reading, 1)
             assert event.data["country"] == "2"
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while not await Source.settled(source):
                     await anyio.sleep(0.05)

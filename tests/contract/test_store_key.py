@@ -71,7 +71,7 @@ async def fill(connection: Connection) -> None:
     listener.close()
     for sequence in ACKED:
         connection.write(wire.ack_frame(acks[sequence - 1], b"+ACK"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await consumer(connection, "team--half"))["num_ack_pending"] != PULLED - len(ACKED):
             await asyncio.sleep(0.01)
 

@@ -160,6 +160,6 @@ async def test_a_tenant_without_enrolment_or_statements_is_not_up(
     data = DataDirectory.open(tmp_path / "data")
     data.lock_file.touch()
     async with tenant_of(data) as (tenant, _):
-        with pytest.raises(ExceptionGroup) as ended, anyio.fail_after(30):
+        with pytest.raises(ExceptionGroup) as ended, anyio.fail_after(60):
             await tenant.run()
     assert ended.group_contains(RuntimeError, match="broken")

@@ -59,7 +59,7 @@ async def pull_one(connection: Connection) -> str:
     inbox = f"{connection.inbox}.pull"
     listener = connection.listen(inbox, lambda _s, reply, _h, _d: acks.append(reply))
     await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{DURABLE}", b'{"batch":1}', reply=inbox)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not acks:
             await anyio.sleep(0.005)
     listener.close()
@@ -188,7 +188,7 @@ async def test_advisories_are_kept(connection: Connection) -> None:
     await connection.request(EVENT, b"{}")
     await connection.request(await pull_one(connection), b"+TERM bad-signature")
     advisory = {"last_by_subj": "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.EV_local_crm.support--contacts"}
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not (await manage.stream_info(connection, "ADVISORY"))["state"]["messages"]:
             await anyio.sleep(0.005)
     found = await manage.api(connection, "STREAM.MSG.GET.ADVISORY", advisory)

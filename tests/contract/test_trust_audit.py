@@ -74,7 +74,7 @@ class Audited:
 
     async def clean(self) -> None:
         """Wait until nothing is flagged: the server forgets an ended connection a moment later."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while await self.flags():
                 await anyio.sleep(0.02)
 

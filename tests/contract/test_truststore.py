@@ -149,7 +149,7 @@ def kid() -> str:
 
 async def length(told: list[int], count: int) -> list[int]:
     """*told* once it has *count* items."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while len(told) < count:
             await anyio.sleep(0.01)
     return list(told)
@@ -329,7 +329,7 @@ async def test_a_revocation_goes_out_signed_and_is_noticed(world: World) -> None
     second = await world.stored()
     assert (first.tenant, first.revoked, second.revoked) == ("acme", {}, {key: cut})
     assert first.epoch < second.epoch == store.epoch
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not told:
             await anyio.sleep(0.01)
     listener.close()
@@ -620,7 +620,7 @@ async def test_it_is_issued_again_and_again(world: World, monkeypatch: pytest.Mo
     first = store.epoch
     async with anyio.create_task_group() as group:
         group.start_soon(store.run)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while (await world.stored()).epoch < first + 3 or old in await world.kids():
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
@@ -675,7 +675,7 @@ async def test_it_is_issued_at_once_when_the_server_is_back(world: World, monkey
         group.start_soon(store.run)
         await anyio.lowlevel.checkpoint()
         await world.connection.rebuild()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while store.epoch == first:
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()
@@ -692,11 +692,11 @@ async def test_a_failure_ends_nothing(
     async with anyio.create_task_group() as group:
         with caplog.at_level(logging.ERROR):
             group.start_soon(store.run)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while "trust_statement_failed" not in caplog.text:
                     await anyio.sleep(0.01)
         world.file.rmdir()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not world.file.is_file():
                 await anyio.sleep(0.01)
         group.cancel_scope.cancel()

@@ -293,7 +293,7 @@ async def head(connection: Connection) -> int:
 async def put_back(connection: Connection, vault: Vault) -> None:
     """Wait until all that *vault* knows is stored again."""
     before = vault.generation
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while await head(connection) <= before:
             await anyio.sleep(0.01)
 
@@ -347,7 +347,7 @@ async def test_a_leader_looks_as_soon_as_the_servers_are_back(tmp_path: Path) ->
             shutil.rmtree(tmp_path / "store")
             shutil.copytree(tmp_path / "copy", tmp_path / "store")
             await server.restart()
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while not connection.connected:
                     await anyio.sleep(0.01)
             await put_back(connection, vault)

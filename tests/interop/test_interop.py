@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.contract.push_mesh import Posted
 from tests.interop.world import DEADLINE_S, MODES, TEAM, World
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # the first test starts a mesh on a busy machine
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # the first test starts a mesh on a busy machine
 
 TYPE, SOURCE = "shop.order.placed.v1", "/shop"
 JSON = "application/json"

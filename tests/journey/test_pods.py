@@ -38,7 +38,7 @@ from tests.k8s.objects import Object, PodOf, of_kind, pods_of
 from tests.k8s.rendering import DEPLOY, rendered
 from tests.kube_server import Cluster, tls
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # five processes, one after the other, on a busy machine
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # five processes, one after the other, on a busy machine
 
 PATIENCE_S = 30
 EVENT = json.loads((ROOT / "policies/fixtures/crm_contact_updated.json").read_text())

@@ -23,7 +23,7 @@ from tests.journey.test_cli import Done, call
 pytestmark = pytest.mark.anyio
 
 TYPE, SOURCE = "crm.contact.updated.v1", "/salesforce/eu"
-DEADLINE_S = 30
+DEADLINE_S = 60
 SUPPORT_READS = 'subscribe: ["crm.contact.>", "crm.deal.>"], view: service'
 FAILING = """\
 apiVersion: mesh/v1

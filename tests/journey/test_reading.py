@@ -24,7 +24,7 @@ from tests.journey.test_cli import call
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 TYPE = "crm.contact.glass.v1"
 SOURCE = "/crm"
 GLASS = """\

@@ -27,7 +27,7 @@ SUBSCRIPTIONS = {
     "idle": ("crm.contact.idle.v1", ", client: nats"),
 }
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # a mesh of its own, and commands that wait
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # a mesh of its own, and commands that wait
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,13 @@ from mesh.errors import Closed, ConfigError
 from mesh.testing import LocalMesh
 
 pytest_plugins = ["mesh.testing.plugin"]
-pytestmark = pytest.mark.timeout(180)  # the first test starts a mesh on a busy machine
+pytestmark = pytest.mark.timeout(300)  # the first test starts a mesh on a busy machine
 
 TYPE = "crm.contact.updated.v1"
 SOURCE = "/salesforce/eu"
 CONTACT = {"contact": {"id": "4711", "name": "Anna Schmidt"}, "country": "DE"}
 IDLE_S = 6.0  # ends a loop: far more than an event takes, and a first connection, on a busy machine too
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @mesh.event_type(TYPE)

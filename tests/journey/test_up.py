@@ -20,7 +20,7 @@ from tests.journey.test_cli import call, run
 SOURCE = "/salesforce/eu"
 TYPE = "crm.contact.updated.v1"
 AGENT = "crm-adapter"
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 pytestmark = pytest.mark.anyio
 

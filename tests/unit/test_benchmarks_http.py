@@ -46,7 +46,7 @@ async def _pool(*answers: bytes) -> AsyncIterator[tuple[Pool, asyncio.Future[byt
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with Pool(url, limit=2, answered=door.answered, failed=door.failed) as pool:
-            with anyio.fail_after(30):
+            with anyio.fail_after(60):
                 yield pool, door.said
 
 

@@ -17,7 +17,7 @@ from mesh.inbound import Admitted
 from mesh.inbox import SqliteInbox
 from mesh.inbox.notes import PRUNE_EVERY
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 pytestmark = pytest.mark.anyio
 

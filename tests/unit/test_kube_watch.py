@@ -63,7 +63,7 @@ async def following(directory: Path, *answers: tuple[int, bytes]) -> AsyncIterat
 
 async def until(done: Callable[[], bool]) -> None:
     """Wait for *done*."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while not done():
             await anyio.sleep(0.005)
 

@@ -83,7 +83,7 @@ async def test_what_was_put_aside_is_asked_again_when_nothing_else_comes(
     pusher = Pusher(target, cast("Sender", stand))
     async with anyio.create_task_group() as group:
         group.start_soon(pusher.run, cast("Subscription", stand))
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await stand.all_settled.wait()
         pusher.stop()
     assert sorted(stand.settled) == [f"{id_} {'taken' if id_ in later else 'refused'}" for id_ in ids]

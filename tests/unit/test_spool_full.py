@@ -100,7 +100,7 @@ async def test_a_full_spool_is_drained(tmp_path: Path) -> None:
         assert first.sent == SENT
         await store.refuse([first], "no-reader", 1)
         await store.drop([second.id, *(row.id for row in others)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while tight(store):
                 await asyncio.sleep(0.01)
         assert (tmp_path / "spool.db-reserve").stat().st_size == 256 * KIB
@@ -128,7 +128,7 @@ async def test_nothing_is_added_without_a_reserve(tmp_path: Path, monkeypatch: p
         assert tight(store)
         assert store.broken is None
         room = True
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while tight(store):
                 await asyncio.sleep(0.01)
         assert await append(store, *rows(1, 1)) is None
@@ -180,7 +180,7 @@ async def test_whatever_fails_is_told_to_everybody(tmp_path: Path) -> None:
 
     told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     store._call(failing, told.set_result)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert isinstance(await told, SpoolDamaged)
         await broken.wait()
         assert isinstance(await append(store, *rows(1, 1)), SpoolDamaged)

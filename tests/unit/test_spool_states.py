@@ -72,7 +72,7 @@ async def test_expired_copies_take_no_room(tmp_path: Path, monkeypatch: pytest.M
     async with spool_of(tmp_path, *map(expired, range(1, 301)), trail=trail) as spool:
         assert spool.full
         running = asyncio.create_task(spool.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while spool.copies:
                 await asyncio.sleep(0.01)
         assert (spool.bytes, spool.refused_copies, spool.full) == (0, 0, False)

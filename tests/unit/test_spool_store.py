@@ -390,7 +390,7 @@ def _store(database: Database) -> Store:
 
 async def told(count: int, told_: list[Any]) -> list[Any]:
     """Once so many calls were told what came of them."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(told_) < count:
             await asyncio.sleep(0.005)
     return told_

@@ -102,7 +102,7 @@ async def test_a_user_whose_time_is_over_is_cut_off_however_long_that_takes(monk
     upkeep: Any = Upkeep()
     async with anyio.create_task_group() as group:
         group.start_soon(trust_upkeep.end_users, upkeep, upkeep)
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             await upkeep.refreshed.wait()
         group.cancel_scope.cancel()
     assert upkeep.tries == 2

@@ -13,7 +13,7 @@ import pytest
 from mesh.client import Mesh
 from mesh.sync import SyncMesh, SyncSubscription
 
-WAIT_S = 20
+WAIT_S = 60
 
 
 class Nothing:
