@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LABELS = {"app.kubernetes.io/part-of": "nats-event-mesh", "app.kubernetes.io/managed-by": "mesh"}
 TRUST = ("ca.crt", "trust.pub", "policy.pub", "enrol.pub")
 KEYS_BELOW = ("domains", "ciphers", "webhooks")  # directories of an agent, a Secret each
+ENDS = ("door", "tls", *KEYS_BELOW)  # of the Secrets of an agent beside `mesh-AGENT`: agent x has `mesh-x-door`
 
 
 def control_objects(data: DataDirectory, namespace: str) -> dict[str, Any]:
@@ -61,9 +62,15 @@ def agent_objects(data: DataDirectory, agent: str, namespace: str) -> dict[str, 
         namespace: Its pods'.
 
     Raises:
-        BadName, ConfigError: There is no such agent, or a file of it is missing.
+        BadName, ConfigError: There is no such agent, its Secrets would be another's, or a file of it is missing.
         PolicyError: The copy of the bundle in force is damaged.
     """
+    if agent == "trust" or (agent.rpartition("-")[2] in ENDS and "-" in agent):
+        raise ConfigError(
+            f"the objects of agent {agent} would have names of another's, whose application may read them",
+            expected=f"a name other than trust, that does not end in -{', -'.join(ENDS)}",
+            next="give the agent another name in the Tenant, where it runs on Kubernetes",
+        )
     directory, team = data.agent(check_name(agent)), _team_of(data, agent)
     if team is None:
         raise ConfigError(

@@ -3,7 +3,8 @@
     list      page by page; only the whole list replaces what is known
     watch     from the list's version; each event or bookmark moves the version on
     410       the server has forgotten the version: the list is read again, what is known stays until then
-    anything else that ends a watch: again from the last version, after a pause that doubles
+    anything else that ends a watch: again from the last version, after a pause that doubles; the second time in a row
+              the list is read again: a cluster that was restored may not reach that version for days
 
 Source: Kubernetes, API concepts, "Efficient detection of changes".
 """
@@ -76,6 +77,8 @@ class Watch:
                 log.info("watch_expired", path=self._path, got=error.got)
             except MeshError as error:
                 FAILED.add(path=self._path)
+                if self._pause_s:
+                    self._version = ""
                 log.warning("watch_failed", path=self._path, code=error.code, error=error.message, got=error.got)
             pause_s, self._pause_s = self._pause_s, min(max(self._pause_s * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             await anyio.sleep(pause_s)  # the first time at once, and after each watch in which something came

@@ -81,6 +81,14 @@ def test_control_plane_s_keys_are_those_it_mounts(data: Path) -> None:
     assert base64.b64decode(secrets["mesh-nats-operator"]["operator.conf"]).startswith(b"operator: ")
 
 
+@pytest.mark.parametrize("agent", ["crm-door", "crm-tls", "crm-webhooks", "trust"])
+def test_agents_whose_objects_would_be_another_s_get_none(data: Path, agent: str) -> None:
+    """`mesh-crm-door` is what the application of agent crm reads."""
+    said = cli.invoke(app, ["control", "secrets", agent, "--namespace", "acme", "--data", str(data)])
+    assert said.exit_code == MISUSE
+    assert "names of another's" in said.output
+
+
 def test_root_key_that_was_taken_away_is_not_asked_for(data: Path) -> None:
     """It certifies mesh CAs only, and may be kept elsewhere once the mesh is up."""
     kept = (data / "admin/root.key").read_bytes()

@@ -125,6 +125,15 @@ async def test_a_version_that_is_forgotten_means_a_new_list(tmp_path: Path, expi
         assert names(watch) == ["b", "c"]
 
 
+async def test_a_version_that_the_server_never_had_means_a_new_list(tmp_path: Path) -> None:
+    """A cluster that was restored from a backup counts on from an older version."""
+    never = answer("watch/list_future_resource_version")
+    async with following(tmp_path, listed("900", "a"), never, never, listed("7", "b")) as (watch, script):
+        await until(lambda: len(script.asked) == 5)
+        assert [asked.get("resourceVersion") for asked in script.asked] == [None, "900", "900", None, "7"]
+        assert names(watch) == ["b"]
+
+
 async def test_a_page_that_is_forgotten_leaves_what_was_known(tmp_path: Path) -> None:
     """Half a list would take rights away: it is read again from its first page."""
     answers = answer("watch/list_page_1"), answer("watch/list_410_continue_expired"), listed("9", "q")
