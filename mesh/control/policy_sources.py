@@ -92,6 +92,7 @@ class Sources:
     _namespaces: Watch | None = field(default=None, init=False)
     _files: PolicyFiles | None = field(default=None, init=False)
     _taken: dict[str, _Taken] = field(default_factory=dict, init=False)
+    _stood: dict[str, list[Placed]] = field(default_factory=dict, init=False)  # by namespace, before it began to end
 
     async def run(self) -> None:
         """Follow them until cancelled."""
@@ -149,9 +150,8 @@ class Sources:
 
     async def take(self) -> None:
         """Take what there is now. What did not go through is tried again with the next look."""
-        placed = self._placed()
+        placed, ending = self._placed()
         states: list[tuple[Placed, State]] = []
-        ending = self._ending()
         claimed = {one.tenant for one in placed if one.kind == TENANT_KIND and one.text}
         for tenant in sorted(claimed - self.tenants.keys() - ending):
             mine = [one for one in placed if one.tenant == tenant and one.text]
@@ -162,6 +162,7 @@ class Sources:
         for tenant, policies in self.tenants.items():
             if tenant in ending:
                 log.warning("namespace_ends", tenant=tenant)
+                REFUSED.set(1, tenant=tenant)
                 continue
             mine = [one for one in placed if one.tenant == tenant and one.text]
             if any(one.kind == TENANT_KIND for one in mine):
@@ -206,14 +207,23 @@ class Sources:
             del self._taken[tenant]
         return outcome
 
-    def _ending(self) -> set[str]:
-        """Tenants of which a namespace is being deleted: its objects go one kind after the other, in any order."""
-        known = [] if self._namespaces is None else self._namespaces.objects.values()
-        found = [item["metadata"] for item in known if item["metadata"].get("deletionTimestamp")]
-        return {(metadata.get("labels") or {}).get(TENANT, "") for metadata in found}
+    def _placed(self) -> tuple[list[Placed], set[str]]:
+        """Every object; and the tenants of which somebody deletes a namespace that we have not seen whole.
 
-    def _placed(self) -> list[Placed]:
-        return [] if self._namespaces is None else _place_all(self._namespaces, self._watches)
+        Until it is gone its objects, which go in any order, count as they stood: half of them is no set.
+        """
+        if self._namespaces is None:
+            return [], set()
+        known = [item["metadata"] for item in self._namespaces.objects.values()]
+        tenants = {m["name"]: (m.get("labels") or {}).get(TENANT, "") for m in known}
+        found: dict[str, list[Placed]] = {name: [] for name in tenants}
+        for one in _place_all(self._namespaces, self._watches):
+            found.setdefault(one.namespace, []).append(one)
+        ending = {metadata["name"] for metadata in known if metadata.get("deletionTimestamp")}
+        found |= {name: self._stood[name] for name in ending & self._stood.keys()}
+        unknown = ending - self._stood.keys()
+        self._stood = {name: placed for name, placed in found.items() if name not in unknown}
+        return [one for placed in found.values() for one in placed], {tenants[name] for name in unknown}
 
     async def _objects(self, policies: Policies, placed: Sequence[Placed]) -> Outcome:
         tenant, texts = placed[0].tenant, {one.file: one.text for one in placed}

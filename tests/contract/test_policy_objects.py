@@ -297,20 +297,38 @@ async def test_what_changed_while_nobody_watched_is_seen(world: World) -> None:
         assert world.cluster.lists > lists
 
 
-async def test_a_namespace_that_is_deleted_takes_no_rights(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Its objects go one after the other; neither half of them nor none is a set that anybody wanted."""
+async def test_a_namespace_that_is_deleted_takes_no_rights(world: World) -> None:
+    """Its objects go one after the other, and count as they stood until it is gone; what others change is followed."""
     items = rights(reads("masked"))
     world.apply(*items.values(), CONTACTS)
     async with world.led():
         await world.becomes(CONTACTS, "Applied", "InForce")
         world.cluster.end(SECURITY)
-        world.cluster.delete(CONTACTS)  # and what else goes while the Tenant is there
-        await until(lambda: "namespace_ends" in caplog.messages)
         for item in items.values():
-            world.cluster.delete(item)
-        world.cluster.apply(CONTACTS)
+            if item["kind"] != "Tenant":
+                world.cluster.delete(item)
+        edited = {**CONTACTS, "spec": {**CONTACTS["spec"], "max_in_flight": 7}}
+        world.apply(edited)
+        assert await world.becomes(edited, "Applied", "InForce") == "revision 2"
+        kinds = {document.kind for document in world.mesh.policies.plans.bundle.policies}
+        assert {item["kind"] for item in items.values()} <= kinds
+        world.cluster.delete(items["Tenant/acme"])
         world.cluster.namespace(SECURITY)  # gone, and made anew without its labels
-        await world.becomes(CONTACTS, "Applied", "TenantNotServed")
+        await world.becomes(edited, "Applied", "TenantNotServed")
+        assert world.revision == 2
+
+
+async def test_a_leader_that_finds_a_namespace_ending_waits(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It knows not what stood there: what is left of it is no set, and somebody has to look."""
+    items = rights(reads("masked"))
+    world.apply(*items.values(), CONTACTS)
+    async with world.led():
+        await world.becomes(CONTACTS, "Applied", "InForce")
+    world.cluster.end(SECURITY)
+    world.cluster.delete(items["Access/a"])
+    async with world.led():
+        await until(lambda: "namespace_ends" in caplog.messages)
+        assert policy_sources.REFUSED.value(tenant="acme") == 1
         assert world.revision == 1
 
 
