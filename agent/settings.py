@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ENV_PREFIX = "MESH_AGENT_"
+_SERVICE = "_SERVICE_HOST"  # ends the first of the variables that tell a pod of a Service
 CONFIG_VARIABLE = "MESH_AGENT_CONFIG"  # where agent.toml lies; read by the command line, not a setting
 LOG_LEVELS = ("debug", "info", "warning", "error")
 KIB = 1024
@@ -213,8 +214,9 @@ def load(toml: str = "", environ: Mapping[str, str] | None = None, *, file: str 
             raise unknown(name, file, list(_FIELDS))
         values[name] = _TABLES[name](value, file) if name in _TABLES else _typed(name, value, file)
         origins[name] = file
-    for variable, text in (environ or {}).items():
-        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE:
+    given = environ or {}
+    for variable, text in given.items():
+        if not variable.startswith(ENV_PREFIX) or variable == CONFIG_VARIABLE or _of_service(variable, given):
             continue
         name = variable.removeprefix(ENV_PREFIX).lower()
         if name not in _FIELDS or name in _TABLES:
@@ -230,6 +232,17 @@ def load(toml: str = "", environ: Mapping[str, str] | None = None, *, file: str 
     settings = AgentSettings(**values)
     _check(settings)
     return Loaded(settings, origins)
+
+
+def _of_service(variable: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes set *variable*, for a Service called `mesh-agent...` in the pod's namespace."""
+    ours = ENV_PREFIX.removesuffix("_")
+    for name in (n.removesuffix(_SERVICE) for n in environ if n.startswith(ours) and n.endswith(_SERVICE)):
+        if variable.startswith((f"{name}_SERVICE_", f"{name}_PORT_")):
+            return True
+        if variable == f"{name}_PORT" and "://" in environ[variable]:
+            return True
+    return False
 
 
 def _parse_toml(text: str, file: str) -> dict[str, Any]:

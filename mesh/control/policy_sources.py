@@ -40,11 +40,7 @@ LOOK_S = 5.0  # between two looks at the directory; a ConfigMap takes a minute t
 TENANT_KIND = "Tenant"  # whose object begins a tenant
 AGAIN_S = 15.0  # between two looks without a change: what could not be taken or told is tried again
 
-REFUSED = gauge(
-    "mesh.control.policies_refused",
-    unit="{set}",
-    watch="1: the tenant's objects or files do not hold",
-)
+REFUSED = gauge("mesh.control.policies_refused", unit="{set}", watch="1: the tenant's objects or files do not hold")
 
 log = logs.get("control")
 

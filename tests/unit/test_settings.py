@@ -129,3 +129,19 @@ token_file = "push.token"
     target = settings.as_dict(loaded)["push"]["value"]["contacts"]
     assert (target["place"], target["secret_files"]) == ("hooks.example.org:443", ("push.secret",))
     assert "s3cret" not in repr(target)
+
+
+def test_services_of_the_namespace_are_no_settings() -> None:
+    """Kubernetes tells each pod of each Service by variables, and one may be called `mesh-agent-http`."""
+    links = {
+        "MESH_AGENT_SERVICE_HOST": "10.0.0.1", "MESH_AGENT_SERVICE_PORT": "80", "MESH_AGENT_PORT": "tcp://10.0.0.1:80",
+        "MESH_AGENT_PORT_80_TCP_ADDR": "10.0.0.1", "MESH_AGENT_SERVICE_PORT_WEB": "80",
+        "MESH_AGENT_HTTP_SERVICE_HOST": "10.0.0.2", "MESH_AGENT_HTTP_PORT": "tcp://10.0.0.2:80",
+    }  # fmt: skip
+    own = {"MESH_AGENT_NAME": "a", "MESH_AGENT_TENANT": "acme"}
+    loaded = load("", own | links)
+    assert {name for name, origin in loaded.origins.items() if origin != "default"} == {"name", "tenant"}
+    given = load("", own | links | {"MESH_AGENT_HTTP_PORT": "9000"}).settings
+    assert given.http_port == 9000
+    with pytest.raises(ConfigError, match="MESH_AGENT_PORTS"):
+        load("", own | links | {"MESH_AGENT_PORTS": "1"})
