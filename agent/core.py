@@ -12,11 +12,11 @@ import os
 import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from agent import metrics, traced
 from agent.keys import clock_ms, read
-from agent.outbound import no_bundle
+from agent.outbound import limits_of, no_bundle
 from agent.parts import Files
 from agent.refusals import is_ours, reason, refused
 from agent.room import Held, Room
@@ -24,7 +24,7 @@ from agent.settings import load
 from agent.tasks import Tasks
 from mesh import logs, spans
 from mesh.errors import Disconnected, Draining, MeshError, NoBundle, Overloaded, SpoolFull, TooLarge
-from mesh.event import Draft, Limits, draft_from_fields
+from mesh.event import Draft, draft_from_fields, draft_from_structured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -62,13 +62,7 @@ class Agent:
         self.base = Path(base)
         self._files = Files(settings, self.base)
         self.keys = self._files.keys
-        self.limits = Limits(
-            max_event_bytes=settings.max_event_bytes,
-            max_depth=settings.max_depth,
-            max_batch_events=settings.max_batch_events,
-            max_batch_bytes=settings.max_batch_bytes,
-            max_headers=settings.max_headers,
-        )
+        self.limits = limits_of(settings)
         self.clock_ms = clock_ms
         self.outbound: Outbound | None = None
         self._bytes = Room(settings.max_waiting_bytes, wait_s=settings.admit_wait_s, unit="bytes")
@@ -226,8 +220,12 @@ class Agent:
             return (await traced.publish(self, [draft], spans.tracer.ambient(), spans.tracer))[0]
         return (await self.publish_drafts([draft]))[0]
 
-    async def publish_many(self, events: Sequence[Mapping[str, Any] | Draft]) -> list[Receipt]:
+    async def publish_many(self, events: Sequence[Mapping[str, Any] | Draft | bytes]) -> list[Receipt]:
         """Publish events together: all are checked and decided before any goes out.
+
+        Args:
+            events: Each as for `publish`, or the bytes of a structured CloudEvent in JSON, which is quickest: it is
+                read, decided and masked in one go, and of what it was read into nothing stays in memory.
 
         Raises:
             InputError: One is malformed, `index` says which, or there are too many; nothing was published.
@@ -238,6 +236,9 @@ class Agent:
         limit = self.settings.max_batch_events
         if len(events) > limit:
             raise TooLarge(f"{len(events)} events at once, limit {limit}", limit=limit, size=len(events))
+        tracer = spans.tracer
+        if tracer is None and set(map(type, events)) == {bytes}:
+            return await self.publish_drafts(cast("Sequence[bytes]", events))
         drafts: list[Draft] = []
         for index, event in enumerate(events):
             try:
@@ -245,11 +246,11 @@ class Agent:
             except MeshError as error:
                 error.details.setdefault("index", index)
                 raise
-        if spans.tracer is not None:
-            return await traced.publish(self, drafts, spans.tracer.ambient(), spans.tracer)
+        if tracer is not None:
+            return await traced.publish(self, drafts, tracer.ambient(), tracer)
         return await self.publish_drafts(drafts)
 
-    async def publish_drafts(self, drafts: Sequence[Draft]) -> list[Receipt]:
+    async def publish_drafts(self, drafts: Sequence[Draft] | Sequence[bytes]) -> list[Receipt]:
         """Like `publish_many`, for events that a door has accepted; also while draining.
 
         Raises:
@@ -260,9 +261,11 @@ class Agent:
             raise NoBundle("the agent is not started")
         return await self.outbound.publish(drafts)
 
-    def _draft(self, event: Mapping[str, Any] | Draft) -> Draft:
+    def _draft(self, event: Mapping[str, Any] | Draft | bytes) -> Draft:
         if isinstance(event, Draft):
             return event
+        if isinstance(event, bytes):
+            return draft_from_structured(event, now_ms=clock_ms(), limits=self.limits)
         return draft_from_fields(event, now_ms=clock_ms(), limits=self.limits)
 
     def bytes_held(self, size: int) -> Held:

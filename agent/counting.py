@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from mesh.marks import Row, Void
-from mesh.sequences import DIGITS
 
 if TYPE_CHECKING:
     from mesh.sequences import Number
@@ -37,19 +36,18 @@ class Counting:
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
-        self._prefix = epoch + "-"
         self._counters: dict[tuple[str, str], _Counter] = {}
         self._voids: dict[tuple[str, str, str], list[Void]] = {}
 
-    def next(self, source: str, view: str) -> str:
-        """The next sequence of a source in a view; empty where the epoch counts too many of them already."""
+    def next(self, source: str, view: str) -> int:
+        """The next number of a source in a view; 0 where the epoch counts too many of them already."""
         counter = self._counters.get((source, view))
         if counter is None:
             if len(self._counters) >= MAX_COUNTERS:
-                return ""
+                return 0
             counter = self._counters[source, view] = _Counter()
         counter.last = n = counter.last + 1
-        return f"{self._prefix}{n:0{DIGITS}}"
+        return n
 
     def void(self, number: Number, source: str, view: str, *, stream: str = "", at: int = 0, event: str = "") -> None:
         """Remember that no copy may stand under *number*, of this epoch or of another process's."""

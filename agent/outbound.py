@@ -7,7 +7,7 @@ bounded twice, in events and in bytes; a caller who finds no room waits a moment
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent import metrics
 from agent.keys import clock_ms
@@ -16,12 +16,12 @@ from agent.rates import SourceRates
 from agent.receipts import Flight
 from agent.room import Room
 from mesh import audit, journey
-from mesh.errors import Denied, EventExpired, NoBundle, NoDomainKey, TooLarge
-from mesh.event import refuse_expired
+from mesh.errors import Denied, EventExpired, InputError, NoBundle, NoDomainKey, TooLarge
+from mesh.event import Limits, draft_from_structured, fields_from_structured, refuse_expired
 from mesh.jetstream.topology import EVENT_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agent.keys import Keys
     from agent.lanes import Window
@@ -71,6 +71,7 @@ class Outbound:
     ) -> None:
         self._settings = settings
         self._sequences = sequences
+        self._limits = limits_of(settings)
         self._rates = SourceRates(settings.source_rate_per_s, settings.source_burst)
         self._keys = keys
         self._window = window
@@ -119,10 +120,15 @@ class Outbound:
         self.domains = grants.domains if grants is not None else ()
         self.ciphers = grants.ciphers if grants is not None else ()
 
-    async def publish(self, drafts: Sequence[Draft]) -> list[Receipt]:
-        """Publish *drafts*; returns when every copy of every one is durable.
+    async def publish(self, events: Sequence[Draft | bytes]) -> list[Receipt]:
+        """Publish *events*; returns when every copy of every one is durable.
+
+        Args:
+            events: Accepted ones, or the bytes of structured ones, which are read one by one as they are decided: so
+                each is still near the processor when it is masked, and none waits in memory for its acknowledgement.
 
         Raises:
+            InputError: One of the bytes is no event, `index` says which; nothing was published.
             RateLimited: A source of theirs sends too fast.
             NoBundle: No valid bundle has arrived yet.
             Overloaded: No room in time.
@@ -132,12 +138,14 @@ class Outbound:
             NoDomainKey: One of them is masked in a domain whose key we lack; nothing was published.
             Unavailable: Some copy is not durable, or `close` came first.
         """
-        count = len(drafts)
-        self._rates.take(drafts)
+        if self._rates.limited or (self._shadow is not None and self._shadow.running):
+            events = self._read(events)
+        count = len(events)
+        self._rates.take(events)
         try:
-            decided = await self._admit(drafts)
+            decided = await self._admit(events)
         except BaseException:
-            self._rates.give_back(drafts)
+            self._rates.give_back(events)
             raise
         landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -148,42 +156,58 @@ class Outbound:
                 landed.set_result(None)
 
         self._sequences.stamp(decided)  # no await from here to the lanes: numbers rise along each stream
-        flight = Flight(decided, on_copy=self._copy_done, on_landed=land, on_void=self._sequences.void)
+        ids_of, void = self._keys.message_ids, self._sequences.void
+        flight = Flight(decided, on_copies=self._copies_done, on_landed=land, on_void=void, ids_of=ids_of)
         if not flight.waiting:
             land(flight)
         del decided  # the copies are the flight's now: few things live as long as an acknowledgement takes
         self._launch(flight)
         if self._shadow is not None and self._shadow.running:
-            await self._compare(drafts, self._shadow)
+            await self._compare(events, self._shadow)
         await landed
         metrics.landed(flight)
         return flight.receipts()
 
-    async def _admit(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
-        """Decide *drafts* and keep room for them; after an error there is room for others."""
-        await self.room.enter(len(drafts))
+    def _read(self, events: Sequence[Draft | bytes]) -> list[Draft]:
+        """All of *events* as drafts, for who has to look at them more than once."""
+        drafts, now_ms = [], clock_ms()
+        for event in events:
+            try:
+                drafts.append(
+                    draft_from_structured(event, now_ms=now_ms, limits=self._limits)
+                    if isinstance(event, bytes)
+                    else event
+                )
+            except InputError as error:
+                error.details["index"] = len(drafts)
+                raise
+        return drafts
+
+    async def _admit(self, events: Sequence[Draft | bytes]) -> list[journey.Outbound]:
+        """Decide *events* and keep room for them; after an error there is room for others."""
+        await self.room.enter(len(events))
         try:
-            decided = await self._decide(drafts)
+            decided = await self._decide(events)
             if self._closed is not None:
                 raise self._closed
             if self._spool is not None:
                 self._spool.check_room(decided)
         except BaseException:
-            self.room.leave(len(drafts))
+            self.room.leave(len(events))
             raise
         return decided
 
-    async def _decide(self, drafts: Sequence[Draft]) -> list[journey.Outbound]:
+    async def _decide(self, events: Sequence[Draft | bytes]) -> list[journey.Outbound]:
         decided: list[journey.Outbound] = []
-        if len(drafts) <= _DECIDED_AT_ONCE:
-            self._decide_some(drafts, *self._in_force(), decided)
+        if len(events) <= _DECIDED_AT_ONCE:
+            self._decide_some(events, *self._in_force(), decided)
             return decided
         async with self._turn:
             plans, revision = self._in_force()  # one bundle for the whole request
-            for start in range(0, len(drafts), _DECIDED_AT_ONCE):
+            for start in range(0, len(events), _DECIDED_AT_ONCE):
                 if start:
                     await asyncio.sleep(0)
-                self._decide_some(drafts[start : start + _DECIDED_AT_ONCE], plans, revision, decided)
+                self._decide_some(events[start : start + _DECIDED_AT_ONCE], plans, revision, decided)
         return decided
 
     def _in_force(self) -> tuple[PublisherPlans, int]:
@@ -192,25 +216,27 @@ class Outbound:
         return self._plans, self._revision
 
     def _decide_some(
-        self, drafts: Sequence[Draft], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]
+        self, events: Sequence[Draft | bytes], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]
     ) -> None:
-        """Append to *decided* what becomes of *drafts*, the next ones of a request."""
-        outbound, now_ms = self._departures(plans, revision).outbound, clock_ms()
-        for draft in drafts:
+        """Append to *decided* what becomes of *events*, the next ones of a request."""
+        outbound, now_ms, limits = self._departures(plans, revision).of, clock_ms(), self._limits
+        for event in events:
+            fields: dict[str, Any] = {}
             try:
-                if "expirytime" in draft.fields:
-                    refuse_expired(draft.fields, now_ms)
-                event = outbound(draft, now_ms)
-                for copy in event.copies:
+                fields = fields_from_structured(event, now_ms, limits) if isinstance(event, bytes) else event.fields
+                if "expirytime" in fields:
+                    refuse_expired(fields, now_ms)
+                made = outbound(fields, now_ms)
+                for copy in made.copies:
                     if len(copy.body) > MAX_COPY_BYTES:
                         raise _too_large(copy)
-            except (Denied, EventExpired, NoDomainKey, TooLarge) as error:
+            except (Denied, EventExpired, NoDomainKey, InputError) as error:
                 if isinstance(error, Denied):
-                    self._refused(draft, error, revision)
-                if decided or len(drafts) > 1:
+                    self._refused(fields, error, revision)
+                if decided or len(events) > 1:
                     error.details["index"] = len(decided)
                 raise
-            decided.append(event)
+            decided.append(made)
 
     def _departures(self, plans: PublisherPlans, revision: int) -> journey.Departures:
         """The way out under *plans*, with the keys that are held now."""
@@ -222,9 +248,8 @@ class Outbound:
             )
         return known
 
-    def _refused(self, draft: Draft, error: Denied, revision: int) -> None:
-        """Record that *draft* was refused; the log makes one record a second of a flood, which counts them all."""
-        fields = draft.fields
+    def _refused(self, fields: Mapping[str, Any], error: Denied, revision: int) -> None:
+        """Record that an event was refused; the log makes one record a second of a flood, which counts them all."""
         if self._audit is not None:
             self._audit.write(
                 audit.DENIED,
@@ -240,13 +265,14 @@ class Outbound:
             self._shadow.compare(fields, clock_ms())
 
     @staticmethod
-    async def _compare(drafts: Sequence[Draft], shadow: ShadowRun) -> None:
+    async def _compare(events: Sequence[Draft | bytes], shadow: ShadowRun) -> None:
         """Show a candidate what was published, while the acknowledgements are on their way."""
         now_ms = clock_ms()
-        for index, draft in enumerate(drafts):
+        for index, event in enumerate(events):
             if index and index % _COMPARED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            shadow.compare(draft.fields, now_ms)
+            if not isinstance(event, bytes):  # else the candidate came after they were read: the next ones will do
+                shadow.compare(event.fields, now_ms)
 
     def _launch(self, flight: Flight) -> None:
         outgoing, flight.outgoing = flight.outgoing, []
@@ -267,11 +293,9 @@ class Outbound:
             self._published[view] = metrics.PUBLISHED.at(view=view)
         return lane
 
-    def _copy_done(self, view: str, durable: bool) -> None:
-        lane = self._lanes[view]
-        lane.in_flight -= 1
-        if durable:
-            self._published[view].value += 1
+    def _copies_done(self, view: str, count: int, durable: int) -> None:
+        self._lanes[view].in_flight -= count
+        self._published[view].value += durable
         if not self._pumping:  # once a turn of the loop, however many acknowledgements came in it
             self._pumping = True
             asyncio.get_running_loop().call_soon(self._pump)
@@ -281,6 +305,17 @@ class Outbound:
         for lane in self._lanes.values():
             if lane:
                 lane.pump()
+
+
+def limits_of(settings: AgentSettings) -> Limits:
+    """What is too large for an agent with *settings*."""
+    return Limits(
+        max_event_bytes=settings.max_event_bytes,
+        max_depth=settings.max_depth,
+        max_batch_events=settings.max_batch_events,
+        max_batch_bytes=settings.max_batch_bytes,
+        max_headers=settings.max_headers,
+    )
 
 
 def no_bundle() -> NoBundle:

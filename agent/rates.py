@@ -33,7 +33,12 @@ class SourceRates:
         self._clock_s = clock_s
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
-    def take(self, drafts: Sequence[Draft]) -> None:
+    @property
+    def limited(self) -> bool:
+        """Whether there is a rate at all; if so, `take` has to be told of drafts."""
+        return self._limit is not None
+
+    def take(self, drafts: Sequence[Draft | bytes]) -> None:
         """Count *drafts*, which are published together or not at all.
 
         A request with more events than a burst is let through where its source was silent long enough, and the source
@@ -56,7 +61,7 @@ class SourceRates:
                 raise _over(self._limit, wait_s)
             taken.append((bucket, count))
 
-    def give_back(self, drafts: Sequence[Draft]) -> None:
+    def give_back(self, drafts: Sequence[Draft | bytes]) -> None:
         """Count *drafts* no more: they were taken, and are not published after all."""
         if self._limit is None:
             return
@@ -75,9 +80,9 @@ class SourceRates:
         return bucket
 
 
-def _counts(drafts: Sequence[Draft]) -> Counter[str]:
+def _counts(drafts: Sequence[Draft | bytes]) -> Counter[str]:
     """How many of each source, in the order of their first."""
-    return Counter(draft.source for draft in drafts)
+    return Counter(draft.source for draft in drafts if not isinstance(draft, bytes))
 
 
 def _over(limit: RateLimit, wait_s: float) -> RateLimited:

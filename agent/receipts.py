@@ -19,7 +19,7 @@ from mesh.jetstream.outgoing import Outgoing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mesh.journey import Outbound
+    from mesh.journey import Copy, Outbound
 
 STREAM = "stream"
 SPOOL = "spool"
@@ -34,7 +34,7 @@ class CopyReceipt(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """Every copy of one event is durable. No copies: policy allows the event and nobody may read it.
 
     `durable` is `stream` where every copy is in its stream, else `spool`: on the agent's disk, and sent as soon as that
@@ -54,11 +54,25 @@ class BatchReceipt(msgspec.Struct, frozen=True):
     events: list[Receipt]
 
 
-class _Sent(Outgoing, kw_only=True, eq=False):
+class _Sent(Outgoing, kw_only=True, eq=False, gc=False):
     """A copy of a flight, and which of its copies it is."""
 
     view: str
     place: int
+
+
+class _Share:
+    """The copies of a flight in one view."""
+
+    __slots__ = ("_stored", "_view")
+
+    def __init__(self, view: str, stored: Callable[[str, Sequence[Any], Sequence[int]], None]) -> None:
+        self._view = view
+        self._stored = stored
+
+    def stored(self, items: Sequence[Outgoing], sequences: Sequence[int]) -> None:
+        """See `Together`."""
+        self._stored(self._view, items, sequences)
 
 
 class Flight:
@@ -66,10 +80,12 @@ class Flight:
 
     Args:
         events: What the policies made of each event, in order.
-        on_copy: Called for each copy that is done: its view, and whether it is durable or was given up.
+        on_copies: Called for copies of one view that are done: the view, how many, and how many of them are durable;
+            the others were given up.
         on_landed: Called once, when all are.
         on_void: Called for each copy that may not be stored under its number: with the ack where the stream had the
             event already, with None where the copy was given up.
+        ids_of: Gives the message ids of copies; those that get "" here get theirs when they are sealed.
 
     Attributes:
         outgoing: The copies in order, until somebody takes them. What is done is let go of, body and all.
@@ -79,7 +95,7 @@ class Flight:
     """
 
     __slots__ = (
-        "_done_copies", "_events", "_on_copy", "_on_landed", "_repeated", "_void",
+        "_done_copies", "_events", "_on_copies", "_on_landed", "_repeated", "_void",
         "outgoing", "undurable", "unread", "waiting",
     )  # fmt: skip
 
@@ -87,15 +103,17 @@ class Flight:
         self,
         events: Sequence[Outbound],
         *,
-        on_copy: Callable[[str, bool], None],
+        on_copies: Callable[[str, int, int], None],
         on_landed: Callable[[Flight], None],
         on_void: Callable[[Outgoing, PubAck | None], None],
+        ids_of: Callable[[Sequence[Copy]], Sequence[str]] = lambda copies: [""] * len(copies),
     ) -> None:
         self._void = on_void
-        self._on_copy = on_copy
+        self._on_copies = on_copies
         self._on_landed = on_landed
         self._events = [(event.event_id, len(event.copies)) for event in events]
-        done = self._done
+        copies = [copy for event in events for copy in event.copies]
+        done, shares = self._done, {view: _Share(view, self._stored) for view in {copy.view for copy in copies}}
         self.outgoing = [
             _Sent(
                 subject=copy.subject,
@@ -104,13 +122,15 @@ class Flight:
                 source=copy.source,
                 event_id=copy.event_id,
                 on_done=done,
+                together=shares[copy.view],
+                base_id=base_id,
                 traceparent=copy.traceparent,
                 view=copy.view,
                 place=place,
             )
-            for place, copy in enumerate([copy for event in events for copy in event.copies])
+            for place, (copy, base_id) in enumerate(zip(copies, ids_of(copies), strict=True))
         ]
-        self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(self.outgoing)
+        self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(copies)
         self._repeated: set[int] = set()  # places of copies that the stream had already
         self.waiting = len(self.outgoing)
         self.undurable = 0
@@ -129,7 +149,17 @@ class Flight:
             self.undurable += 1
             self._void(sent, None)
         self.waiting -= 1
-        self._on_copy(sent.view, durable)
+        self._on_copies(sent.view, 1, int(durable))
+        if not self.waiting:
+            self._on_landed(self)
+
+    def _stored(self, view: str, items: Sequence[Any], sequences: Sequence[int]) -> None:
+        """`_done` for copies of one view that are stored, each for the first time."""
+        done = self._done_copies
+        for item, sequence in zip(items, sequences, strict=True):
+            done[item.place] = CopyReceipt(view, item.stream, sequence)
+        self.waiting -= len(items)
+        self._on_copies(view, len(items), len(items))
         if not self.waiting:
             self._on_landed(self)
 
@@ -151,9 +181,15 @@ class Flight:
         """
         if failed := self._failed():
             raise self._failure(failed)
+        done: list[Any] = self._done_copies
+        if not self._repeated and len(done) == len(self._events) and not self.unread:  # as mostly: each has one copy
+            return [
+                Receipt(event_id, STREAM if copy.seq else SPOOL, duplicate=False, copies=[copy])
+                for (event_id, _), copy in zip(self._events, done, strict=True)
+            ]
         receipts, first = [], 0
         for event_id, count in self._events:
-            copies: list[Any] = self._done_copies[first : first + count]
+            copies = done[first : first + count]
             duplicate = bool(self._repeated and count) and self._repeated.issuperset(range(first, first + count))
             durable = STREAM if all([copy.seq for copy in copies]) else SPOOL  # noqa: C419 - a list: one or two copies
             receipts.append(Receipt(event_id, durable, duplicate, copies))

@@ -80,11 +80,14 @@ class Sequences:
 
     def stamp(self, decided: Iterable[Outbound]) -> None:
         """Number the copies of *decided*, which have none, in the order they will be sent in; all have to be sent."""
-        numbered = sequences.numbered
+        following, number = self._now.counting.next, self._now.number
         for event in decided:
             for copy in event.copies:
-                sequence = self._now.counting.next(copy.source, copy.view) or self._turn(copy.source, copy.view)
-                copy.body = numbered(copy.body, sequence)
+                n = following(copy.source, copy.view)
+                if not n:
+                    n = self._turn(copy.source, copy.view)
+                    following, number = self._now.counting.next, self._now.number
+                copy.body = number(copy.body, n)
 
     def duplicate(self, outgoing: Outgoing, ack: PubAck) -> None:
         """The stream said that it has the event of this copy already, as the message that *ack* names."""
@@ -177,8 +180,8 @@ class Sequences:
         name = sequences.new_epoch(self._clock_ms(), self._chance(CHANCE_BYTES))
         return _Epoch(Counting(name), self._clock_s())
 
-    def _turn(self, source: str, view: str) -> str:
-        """Begin another epoch, for this one counts too many sources; the first sequence in it."""
+    def _turn(self, source: str, view: str) -> int:
+        """Begin another epoch, for this one counts too many sources; the first number in it."""
         self._ended.append(self._now)
         if len(self._ended) > MAX_ENDED:  # nobody could sign for a long time: what they counted stays without a mark
             del self._ended[0]
@@ -190,10 +193,11 @@ class Sequences:
 class _Epoch:
     """An epoch of this process, and where its marks stand."""
 
-    __slots__ = ("began_s", "counting", "index", "marked_s", "over")
+    __slots__ = ("began_s", "counting", "index", "marked_s", "number", "over")
 
     def __init__(self, counting: Counting, now_s: float) -> None:
         self.counting = counting
+        self.number = sequences.numbering(counting.epoch)
         self.began_s = now_s
         self.marked_s = now_s
         self.index = 0

@@ -19,7 +19,7 @@ KEYS = {
     "faststream_publish_ratio": Key("x", what="publish: the same / FastStream on JetStream, bare"),
     "publish_per_s": Key("1/s", what="publish, embedded agent"),
     "publish_async_per_s": Key("1/s", what="nats-py publish_async, same bytes, same account"),
-    "publish_cpu_us": Key("us", better="less", what="publish: our processor time for an event, making it included"),
+    "publish_cpu_us": Key("us", better="less", what="publish: our processor time for an event, from its bytes on"),
     "publish_async_cpu_us": Key("us", better="less", what="nats-py publish_async: its processor time for an event"),
     "core_publish_per_s": Key("1/s", what="nats-py core publish: nothing stored, the ceiling"),
 }
@@ -30,10 +30,17 @@ async def run(quick: bool) -> Mapping[str, Figure]:
     """All through the account of one agent, into one stream on disk, R1."""
     count, rounds = (2_000, 1) if quick else (EVENTS, 5)
     cpu_us: dict[str, list[float]] = {}
+    bodies: list[bytes] = []  # made before the clock runs: an adapter has them, as the peer has its own
+
+    async def ours() -> float:
+        bodies[:] = _events(count)
+        return await timed()
+
     async with mesh() as bench:
         masked = await masked_body(bench)
+        timed = loads.costing(cpu_us, "ours", lambda: loads.publish([bench.agent], bodies), count)
         contestants: dict[str, loads.Measured] = {
-            "ours": loads.costing(cpu_us, "ours", lambda: _ours(bench, count), count),
+            "ours": ours,
             "peer": loads.costing(cpu_us, "peer", lambda: _peer(bench, count, masked), count),
             "core": lambda: peers.core_publish(bench, count, masked),
         }
@@ -54,10 +61,10 @@ async def run(quick: bool) -> Mapping[str, Figure]:
     }
 
 
-async def _ours(bench: Bench, count: int) -> float:
-    """Events a second from bytes in hand to acknowledged."""
+def _events(count: int) -> list[bytes]:
+    """Events that were never published."""
     run_id = uuid4().hex
-    return await loads.publish([bench.agent], [event(number, run_id) for number in range(count)])
+    return [event(number, run_id) for number in range(count)]
 
 
 async def _peer(bench: Bench, count: int, body: bytes) -> float:

@@ -74,21 +74,20 @@ def _match(pattern: str) -> Callable[[str], re.Match[str] | None]:
     return re.compile(pattern).fullmatch
 
 
-def _usual(match: Callable[[str], re.Match[str] | None]) -> Callable[[str], object]:
-    """*match* for values that repeat from event to event: those that matched lately need no second look."""
-    matched: set[str] = set()
+class _Usual(dict[str, bool]):
+    """What matched lately, of values that repeat from event to event: they need no second look, nor a call of ours."""
 
-    def matches(value: str) -> bool:
-        if value in matched:
-            return True
-        if match(value) is None:
+    def __init__(self, match: Callable[[str], re.Match[str] | None]) -> None:
+        super().__init__()
+        self._match = match
+
+    def __missing__(self, value: str) -> bool:
+        if self._match(value) is None:
             return False
-        if len(matched) >= MAX_USUAL:
-            matched.clear()
-        matched.add(value)
+        if len(self) >= MAX_USUAL:
+            self.clear()
+        self[value] = True
         return True
-
-    return matches
 
 
 _media_type = _match(rf"(?=.{{3,256}}\Z){_MEDIA_TYPE}")
@@ -97,8 +96,8 @@ _media_type = _match(rf"(?=.{{3,256}}\Z){_MEDIA_TYPE}")
 GRAMMAR: dict[str, Callable[[str], object]] = {
     "specversion": frozenset({"1.0"}).__contains__,
     "id": _match(_ID),
-    "source": _usual(_match(_URI)),
-    "type": _usual(TYPE_RE.fullmatch),
+    "source": _Usual(_match(_URI)).__getitem__,
+    "type": _Usual(TYPE_RE.fullmatch).__getitem__,
     "time": _match(_TIME),
     "datacontenttype": frozenset({"application/json"}).__contains__,
     "subject": _match(rf"{_STRING}{{1,{MAX_STRING_CHARS}}}"),

@@ -8,16 +8,15 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
-from functools import lru_cache
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from mesh.errors import Denied
 from mesh.event import encode
 from mesh.policy.routes import routed
-from mesh.subjects import physical, slot_of, stream_name, versioned
+from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
     from mesh.event import Draft
@@ -27,12 +26,18 @@ if TYPE_CHECKING:
 _PARTITION = b"mesh-partition"  # BLAKE2b personalisation: the same key never answers two questions alike
 _SLOT = b"mesh-slot"
 _DIGEST_BYTES = 16
-_subject = lru_cache(4096)(physical)  # subjects repeat: types x views x 16 slots
+MAX_ADDRESSES = 1024  # views of types that are remembered, about 2 KB each
 
 
-@lru_cache(4096)
-def _stream(site: str, type_: str) -> str:
-    return stream_name(site, type_.partition(".")[0])
+class _Address(NamedTuple):
+    """Where the copies of a type in a view go, by slot, and in which stream they rest.
+
+    `marks` ends every such copy: no event that was accepted has these members, so they need no look.
+    """
+
+    subjects: tuple[str, ...]
+    stream: str
+    marks: bytes
 
 
 class Copy(msgspec.Struct, gc=False):
@@ -49,7 +54,7 @@ class Copy(msgspec.Struct, gc=False):
     route: str = ""
 
 
-class Outbound(msgspec.Struct):
+class Outbound(msgspec.Struct, gc=False):
     """What the policies make of one event: why, and the copies to publish (none where nobody may read it).
 
     Copies whose `route` is set are of new events, which routes make; of a moved event there are no others.
@@ -83,7 +88,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_dedupe_key", "_marked", "_marks", "_site", "_slot_hash", "keys", "plans")
+    __slots__ = ("_addresses", "_dedupe_key", "_marks", "_site", "_slot_hash", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -92,9 +97,9 @@ class Departures:
         self.keys = keys
         self._site = site
         self._dedupe_key = dedupe_key
-        self._slot_hash = blake2b(digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT)
+        self._slot_hash = blake2b(digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT).copy
         self._marks = {"tenant": tenant, "policyrevision": revision}
-        self._marked: dict[str, bytes] = {}  # by view: the last members of its copies, as they are encoded
+        self._addresses: dict[tuple[str, str], _Address] = {}  # by view and type
 
     def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
         """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
@@ -106,7 +111,11 @@ class Departures:
         Raises:
             Denied: Policy refuses this publish; `rule` and `reason` say why.
         """
-        fields, plans = draft.fields, self.plans
+        return self.of(draft.fields, now_ms)
+
+    def of(self, fields: dict[str, Any], now_ms: int | None = None) -> Outbound:
+        """`outbound` of an event that is at hand as the fields of a draft."""
+        plans = self.plans
         decision = plans.decide(fields, now_ms=now_ms)
         if not decision.allowed:
             raise denial(decision, fields)
@@ -125,35 +134,31 @@ class Departures:
         """One copy of the event *fields* for each of *views* that shows it."""
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition = fields.get("partitionkey")
-        hashed = self._slot_hash.copy()  # as `slot` does, without hashing the key each time
+        hashed = self._slot_hash()  # as `slot` does, without hashing the key each time
         hashed.update((event_id if partition is None else partition).encode())
         place = slot_of(hashed.digest())
         copies = []
         for view in views:
-            if not view.rows(fields):
+            if view.filters and not view.rows(fields):
                 continue
             shown = view.mask(fields, self.keys)
             if partition is not None:
                 shown["partitionkey"] = partition_token(self._dedupe_key, partition)
-            copies.append(
-                Copy(
-                    view=view.name,
-                    subject=_subject(self._site, view.name, place, type_),
-                    stream=_stream(self._site, type_),
-                    body=encode(shown)[:-1] + (self._marked.get(view.name) or self._mark(view.name)),
-                    source=source,
-                    event_id=event_id,
-                    type=type_,
-                    traceparent=fields.get("traceparent"),
-                    route=route,
-                )
-            )
+            name = view.name
+            subjects, stream, marks = self._addresses.get((name, type_)) or self._address(name, type_)
+            body, trace = encode(shown)[:-1] + marks, fields.get("traceparent")
+            copies.append(Copy(name, subjects[place], stream, body, source, event_id, type_, trace, route))
         return copies
 
-    def _mark(self, view: str) -> bytes:
-        """What ends every copy in *view*: no event that was accepted has these members, so they need no look."""
-        marked = self._marked[view] = b"," + encode({**self._marks, "view": view})[1:]
-        return marked
+    def _address(self, view: str, type_: str) -> _Address:
+        if len(self._addresses) >= MAX_ADDRESSES:
+            self._addresses.clear()
+        marks = b"," + encode({**self._marks, "view": view})[1:]
+        subjects = tuple(physical(self._site, view, place, type_) for place in range(SLOTS))
+        known = self._addresses[view, type_] = _Address(
+            subjects, stream_name(self._site, type_.partition(".")[0]), marks
+        )
+        return known
 
 
 def outbound(

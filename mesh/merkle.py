@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 HASH_BYTES = 32
 _LEAF = hashlib.sha256(b"\x00")  # RFC 9162 2.1.1: 0x00 before a leaf's input, 0x01 before two children
@@ -31,6 +31,16 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return state.digest()
 
 
+def leaf_hashes(statements: Iterable[bytes]) -> list[bytes]:
+    """`leaf_hash` of each of *statements*."""
+    leaves, start = [], _LEAF.copy
+    for statement in statements:
+        state = start()
+        state.update(statement)
+        leaves.append(state.digest())
+    return leaves
+
+
 def tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
     """Build the tree over *leaves*.
 
@@ -45,8 +55,13 @@ def tree(leaves: Sequence[bytes]) -> tuple[bytes, list[bytes]]:
     if not leaves:
         raise ValueError("a tree needs at least one leaf")
     levels = [list(leaves)]
+    start = _NODE.copy
     while len(below := levels[-1]) > 1:
-        level = [node_hash(below[i], below[i + 1]) for i in range(0, len(below) - 1, 2)]
+        level = []
+        for i in range(0, len(below) - 1, 2):  # as `node_hash`
+            state = start()
+            state.update(below[i] + below[i + 1])
+            level.append(state.digest())
         if len(below) % 2:
             level.append(below[-1])
         levels.append(level)

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mesh.jsontext import decode
 from mesh.statements import b64u
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CHANCE_BYTES: Final = 4
 DIGITS: Final = 12  # of a number: 30,000 a second for a year
@@ -67,9 +70,14 @@ def read(sequence: object) -> Number | None:
     return None if match is None or not int(match[2]) else Number(match[1], int(match[2]))
 
 
-def numbered(body: bytes, sequence: str) -> bytes:
-    """The encoded event *body*, which has none, with its `sequence` as the last member."""
-    return b'%b%b%b"}' % (body[:-1], _KEY, sequence.encode())
+def numbering(epoch: str) -> Callable[[bytes, int], bytes]:
+    """`number(body, n)`: the encoded event *body*, which has none, with its `sequence` as the last member."""
+    start = _KEY + epoch.encode() + b"-"
+
+    def number(body: bytes, n: int) -> bytes:
+        return b'%b%b%012d"}' % (body[:-1], start, n)  # `DIGITS`
+
+    return number
 
 
 def number_of(body: bytes) -> Number | None:

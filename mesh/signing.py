@@ -34,13 +34,16 @@ from mesh.errors import (
     UnknownKey,
 )
 from mesh.event import decode
-from mesh.merkle import Climber, leaf_hash, root_from_proof, tree
+from mesh.merkle import Climber, leaf_hash, leaf_hashes, root_from_proof, tree
 from mesh.statements import (
     MAX_BATCH,
     MESSAGE_ID,
+    MESSAGE_IDS,
     SALT_BYTES,
+    STATEMENT,
     Header,
     b64u,
+    b64u_all,
     message_id,
     pae,
     root_signed,
@@ -139,18 +142,24 @@ def seal(
         raise ValueError(f"a batch has 1 to {MAX_BATCH} events and a salt for each, not {size} and {len(salts)}")
     if not signer.not_before_ms <= signed_ms <= signer.not_after_ms:
         raise _outside(signed_ms, signer.not_before_ms, signer.not_after_ms, kid=signer.kid)
-    leaves: list[bytes] = []
-    texts: list[str] = []
-    for (subject, msg_id, body), salt in zip(items, salts, strict=True):
-        if len(salt) != SALT_BYTES or MESSAGE_ID.fullmatch(msg_id) is None or "\n" in subject:
-            raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
-        texts.append(text := b64u(salt))
-        leaves.append(leaf_hash(statement(subject, msg_id, text, body)))
-    root, proofs = tree(leaves)
+    sizes, subjects = set(map(len, salts)), {item[0] for item in items}
+    ids = "\n".join([item[1] for item in items]) + "\n"
+    if sizes != {SALT_BYTES} or MESSAGE_IDS.fullmatch(ids) is None or any("\n" in subject for subject in subjects):
+        raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
+    texts = b64u_all(salts)
+    root, proofs = tree(
+        leaf_hashes(
+            [  # as `statement`, without a call for each
+                f"{STATEMENT}{subject}\n{msg_id}\n{text}\n".encode() + body
+                for (subject, msg_id, body), text in zip(items, texts, strict=True)
+            ]
+        )
+    )
     kid = signer.kid
     end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))
     start = f"1.{kid}.{signed_ms}."
-    return [f"{start}{texts[i]}.{i}.{size}.{b64u(proofs[i])}.{end}" for i in range(size)]
+    parts = enumerate(zip(texts, b64u_all(proofs), strict=True))
+    return [f"{start}{text}.{i}.{size}.{proof}.{end}" for i, (text, proof) in parts]
 
 
 class Verifier:

@@ -17,6 +17,7 @@ from mesh.merkle import HASH_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+STATEMENT = "mesh-event-v1\n"
 ROOT_TYPE = "application/vnd.mesh.root.v1"
 DEDUPE_KEY_BYTES = (16, 64)  # below, ids could be guessed; above, BLAKE2b has no room
 MAX_BATCH = 256  # events under one signature; above 32 nothing is gained, and the proof grows
@@ -27,9 +28,11 @@ _PARTS = 8
 
 _ID = r"[A-Za-z0-9_-]{21}[AQgw]"  # 16 bytes in canonical base64url: the last character ends in four bits of zero
 MESSAGE_ID = re.compile(_ID)
+MESSAGE_IDS = re.compile(rf"(?:{_ID}\n)++")  # one a line
 _BATCH_PARTS = re.compile(rf"{_ID}\.(0|[1-9][0-9]{{0,14}})\.[A-Za-z0-9_-]{{85}}[AQgw]")
 NUMBERS = {str(number): number for number in range(MAX_BATCH + 1)}  # the one spelling of each index and size
 _MAX_PROOF_BYTES = (MAX_BATCH - 1).bit_length() * HASH_BYTES
+_ID_CHARS = 22  # 16 bytes in base64url
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # `!` is in no base64 alphabet
 _PADDING = (b"", b"!", b"==", b"=")  # by length modulo 4
@@ -72,7 +75,16 @@ class MessageIds:
         """See `message_id`."""
         state = self._begun.copy()
         state.update(f"{source}\n{event_id}\n{subject}\n{generation}".encode())
-        return b64u(state.digest())
+        return b2a_base64(state.digest(), newline=False).translate(_TO_URL)[:_ID_CHARS].decode()  # as `b64u`
+
+    def of_each(self, events: Iterable[tuple[str, str, str]]) -> list[str]:
+        """`of` generation 0 of each of *events*: source, id, subject."""
+        start, digests = self._begun.copy, []
+        for source, event_id, subject in events:
+            state = start()
+            state.update(f"{source}\n{event_id}\n{subject}\n0".encode())
+            digests.append(state.digest())
+        return b64u_all(digests) if digests else []
 
 
 def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, generation: int = 0) -> str:
@@ -93,7 +105,7 @@ def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, gene
 
 def statement(subject: str, msg_id: str, salt: str, body: bytes) -> bytes:
     """The bytes a signature speaks for. Unambiguous, since no part but the last may hold a newline."""
-    return f"mesh-event-v1\n{subject}\n{msg_id}\n{salt}\n".encode() + body
+    return f"{STATEMENT}{subject}\n{msg_id}\n{salt}\n".encode() + body
 
 
 def pae(payload_type: str, body: bytes) -> bytes:

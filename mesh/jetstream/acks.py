@@ -115,50 +115,68 @@ def ack_prefix(stream: str) -> bytes:
     return b'{"stream":"%b","seq":' % stream.encode()
 
 
+MAX_ALIKE = 256  # streams and lengths of sequences that are remembered: a publisher has a few streams
 _AROUND = len(ack_prefix("")) + 1  # bytes of a plain ack beside the stream's name and the digits
+
+
+class Acks(NamedTuple):
+    """Plain acks of one stream that came together: tokens of ack subjects, and where the stream has each event."""
+
+    stream: str
+    tokens: list[str]
+    sequences: list[int]
 
 
 class AckRun:
     """Reads plain publish acks that stand one behind the other in what was read, all of them in one search.
 
-    A stream acks in bursts: hundreds of acks come in one read, alike but for token and sequence. Cut and handed on one
-    by one, they took a third of what a publisher does for an event.
+    A stream acks in bursts: hundreds of acks come in one read, alike but for the digits of token and sequence. Cut and
+    handed on one by one, they took a third of what a publisher does for an event. The first ack says what the others
+    have to look like; where one differs, in its stream or in the number of digits, another run begins.
 
     Args:
         inbox: What their subjects begin with; a token of digits follows.
         sid: Of the subscription to it.
     """
 
-    __slots__ = ("_each", "_one", "_start", "_whole")
+    __slots__ = ("_alike", "_one", "_sid", "_start")
 
     def __init__(self, inbox: str, sid: int) -> None:
         self._start = b"MSG %b" % inbox.encode()
-        one = (
-            rb"%b([0-9]{1,18}) %d ([0-9]{1,5})\r\n"
-            rb'\{"stream":"([A-Za-z0-9_-]{1,255})","seq":([0-9]{1,18})\}\r\n'
-        ) % (re.escape(self._start), sid)
-        self._one = re.compile(one)
-        self._each = re.compile(one.decode())
-        self._whole = re.compile(b"(?:%b)++" % one.replace(b"(", b"(?:"))
+        self._sid = sid
+        self._one = re.compile(
+            rb"%b[0-9]{1,18} %d ([0-9]{1,5})\r\n"
+            rb'\{"stream":"([A-Za-z0-9_-]{1,255})","seq":([0-9]{1,18})\}\r\n' % (re.escape(self._start), sid)
+        )
+        self._alike: dict[tuple[bytes, int], tuple[re.Pattern[bytes], re.Pattern[str]]] = {}
 
-    def read(self, data: bytes, position: int) -> tuple[int, list[tuple[str, str, int]]]:
-        """The acks that stand at *position*: where they end, and token, stream and sequence of each in order."""
-        found = self._whole.match(data, position) if data.startswith(self._start, position) else None
-        if found is None:
-            return position, []
-        rows: list[tuple[str, str, int]] = []
-        for token, size, stream, digits in self._each.findall(found[0].decode()):
-            if int(size) != _AROUND + len(stream) + len(digits):  # not what follows: no plain ack, whatever it is
-                return self._end(data, position, len(rows)), rows
-            rows.append((token, stream, int(digits)))
-        return found.end(), rows
+    def read(self, data: bytes, position: int) -> tuple[int, Acks | None]:
+        """The acks that stand at *position*: where they end, and what they say; None where there are none."""
+        first = self._one.match(data, position) if data.startswith(self._start, position) else None
+        if first is None:
+            return position, None
+        size, stream, digits = first.groups()
+        if int(size) != _AROUND + len(stream) + len(digits):
+            return position, None  # not what follows: no plain ack, whatever it is
+        whole, each = self._alike.get((stream, len(digits))) or self._learn(stream, len(digits))
+        found = whole.match(data, position)
+        if found is None:  # `0` before the digits of its size
+            return position, None
+        rows = each.findall(found[0].decode())
+        return found.end(), Acks(stream.decode(), [row[0] for row in rows], [int(row[1]) for row in rows])
 
-    def _end(self, data: bytes, position: int, count: int) -> int:
-        """Where *count* acks end that stand at *position*."""
-        for _ in range(count):
-            one = self._one.match(data, position)
-            position = one.end() if one is not None else position
-        return position
+    def _learn(self, stream: bytes, digits: int) -> tuple[re.Pattern[bytes], re.Pattern[str]]:
+        """What finds the acks of *stream* whose sequences have so many *digits*: all of them, and the parts of each."""
+        if len(self._alike) >= MAX_ALIKE:
+            self._alike.clear()
+        sizes = self._sid, _AROUND + len(stream) + digits
+        one = rb"%b([0-9]{1,18}) %d %d\r\n" % (re.escape(self._start), *sizes)
+        one += rb'\{"stream":"%b","seq":([0-9]{%d})\}\r\n' % (stream, digits)
+        known = self._alike[stream, digits] = (
+            re.compile(b"(?:%b)++" % one.replace(b"(", b"(?:")),
+            re.compile(one.decode()),
+        )
+        return known
 
 
 def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:

@@ -3,7 +3,7 @@
 A durable's events come in bursts: a hundred and more in one read, nearly all just as our publishers write them. Cut,
 checked and handed on one by one, through a callback each, that was a fifth of what a consumer does for an event.
 
-Only what `wire.event_frame` writes is taken here, whole. Anything else, whatever it is, is left to `FrameReader`.
+Only what `wire.event_frames` writes is taken here, whole. Anything else, whatever it is, is left to `FrameReader`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DeliveryRun:
 
 
 def _headers(block: bytes) -> tuple[str, str] | None:
-    """Message id and signature of a header block such as `event_frame` writes; None for any other."""
+    """Message id and signature of a header block such as `event_frames` writes; None for any other."""
     head = block.decode("latin-1")
     if not (head.startswith(EVENT_START) and head.startswith(_SIGNATURE, _ID_END) and head.endswith("\r\n\r\n")):
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -12,11 +13,22 @@ from mesh.jetstream.acks import PubAck
 NEVER = float("inf")
 
 
-class Outgoing(msgspec.Struct, kw_only=True, eq=False):
+class Together(Protocol):
+    """Who hears of many events at once that they are stored."""
+
+    def stored(self, items: Sequence[Outgoing], sequences: Sequence[int]) -> None:
+        """What `on_done` would say of each of *items*: its stream has it, new, at the place in *sequences*."""
+
+
+class Outgoing(msgspec.Struct, kw_only=True, eq=False, gc=False):
     """An event on its way into a stream, sealed each time it is sent anew after a while.
 
-    `on_done` is called once, in the event loop, with the stream's ack or with why there is none. `generation` enters
-    the message id: it rises when an ack would no more prove that a copy was stored which consumers accept.
+    `on_done` is called once, in the event loop, with the stream's ack or with why there is none; events that come from
+    one place can have a `together` for most of their acks. `generation` enters the message id: it rises when an ack
+    would no more prove that a copy was stored which consumers accept.
+
+    The garbage collector does not look at events: thousands are in flight, and whoever they lead to lets go of them
+    when they are done.
     """
 
     subject: str
@@ -25,6 +37,7 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False):
     source: str
     event_id: str
     on_done: Callable[[Outgoing, PubAck | MeshError], None]
+    together: Together | None = None
     traceparent: str | None = None
     generation: int = 0
     base_id: str = ""  # the msg_id of generation 0

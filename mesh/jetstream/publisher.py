@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 
 from mesh import logs
 from mesh.errors import Disconnected, MeshError, Overloaded, TooLarge
@@ -17,8 +19,8 @@ from mesh.jetstream import acks, wire
 from mesh.jetstream.acks import ApiError, PubAck
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.former import Former
-from mesh.jetstream.listeners import callback_failed, guarded
-from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.listeners import guarded
+from mesh.jetstream.outgoing import NEVER, Outgoing, Together
 from mesh.jetstream.room import Room
 from mesh.jetstream.sealing import ACK_COUNTS_MS, Seal, Sealer
 from mesh.jetstream.window import NO_CONNECTION, Lane, Rules, refusal
@@ -47,6 +49,7 @@ OVERTAKEN = counter(
 )
 
 log = logs.get("publisher")
+_together: Callable[[Outgoing], Together | None] = attrgetter("together")
 
 TakeOver = Callable[[str, list[Outgoing]], None]
 """`take_over(stream, events)`: the stream does not acknowledge; these were in flight, in this order, until now."""
@@ -142,22 +145,22 @@ class Publisher:
             raise self._closed
         if len(batch) > self.room:
             raise Overloaded("the publisher's window is full", expected=f"at most {self.room}", got=f"{len(batch)}")
-        limit = self.max_body
-        for item in batch:
-            if len(item.body) > limit:
-                raise TooLarge("event over the server's limit", limit=limit, size=len(item.body))
+        limit, sizes = self.max_body, [len(item.body) for item in batch]
+        if max(sizes, default=0) > limit:
+            raise TooLarge("event over the server's limit", limit=limit, size=max(sizes))
         now = self._now()
         refused = []
         lanes = {stream: self._lane(stream, now) for stream in {item.stream for item in batch}}
         if any([lane.refusing for lane in lanes.values()]):  # noqa: C419 - a list: one or two lanes
             refused = [item for item in batch if lanes[item.stream].refuses(item.subject, now)]
             batch = [item for item in batch if item not in refused]
+            sizes = [len(item.body) for item in batch]
         shut = {stream for stream, lane in lanes.items() if not lane.open(now)}
         sending = [item for item in batch if item.stream not in shut] if shut else batch
         frames = self._sealer.admit(batch, sending, self._clock_ms())
         for stream, lane in lanes.items():
             lane.extend(batch if len(lanes) == 1 else [item for item in batch if item.stream == stream], now)
-        self._bytes += sum([len(item.body) for item in batch])
+        self._bytes += sum(sizes)
         self._write(frames, sending, now)
         for item in refused:
             guarded(item.on_done, item, refusal(item))
@@ -239,8 +242,9 @@ class Publisher:
             self._connection.write(frames)
         except Disconnected:
             return  # the lanes are offline, or about to hear of it
-        for item in items:
-            self._lanes[item.stream].sent(item, now)
+        for item in items:  # as `Lane.sent`
+            item.sent_at = now
+            item.sends += 1
 
     def _resend(self, items: Sequence[Outgoing], now: float) -> None:
         sealer = self._sealer
@@ -282,54 +286,51 @@ class Publisher:
 
         def run(data: bytes, position: int) -> int:
             end, found = read(data, position)
-            if found:
+            if found is not None:
                 guarded(self._on_acks, found)
             return end
 
         return run
 
-    def _on_acks(self, found: Sequence[tuple[str, str, int]]) -> None:
-        """Plain acks that came together: their tokens, streams and sequences.
-
-        What `_stored` does for each of a stream's acks is done here once for all that come in the order of its lane.
-        """
-        sealer, now, oldest_ms = self._sealer, self._now(), self._clock_ms() - ACK_COUNTS_MS
-        item_of, believed = sealer.by_token.get, not sealer.distrusts
-        runs: dict[str, list[tuple[str, Outgoing, int]]] = {}
-        for token, stream, sequence in found:
-            item = item_of(token)
-            if item is None:
-                continue  # as in `_on_ack`
-            if item.stream != stream:
+    def _on_acks(self, found: acks.Acks) -> None:
+        """Plain acks that came together: what `_stored` does for each is done once for all in the order of the lane."""
+        stream, tokens, sequences = found
+        item_of, lane = self._sealer.by_token.get, self._lanes.get(stream)
+        run = [item_of(token) for token in tokens]
+        taken, oldest_ms = 0, self._clock_ms() - ACK_COUNTS_MS
+        if lane is not None and not self._sealer.distrusts:
+            known = [item for item in run if item is not None and item.first_signed_ms >= oldest_ms]
+            if len(known) == len(run):
+                taken = lane.acked_in_order(known, sequences, self._now())
+                self._stored_in_order(known[:taken], sequences)
+        for token, item, sequence in zip(tokens[taken:], run[taken:], sequences[taken:], strict=True):
+            if item is None or item_of(token) is not item:
+                continue  # done, or by an ack before it under way under a new id
+            if item.stream == stream:
+                self._stored(item, PubAck(stream, sequence))
+            else:
                 _foreign(item)
-                continue
-            believed = believed and item.first_signed_ms >= oldest_ms
-            runs.setdefault(stream, []).append((token, item, sequence))
-        for stream, run in runs.items():
-            if believed:  # what the acks of another stream set off may have ended some of these, or sent them anew
-                acked = [(item, sequence) for token, item, sequence in run if item_of(token) is item]
-                taken = self._lanes[stream].acked_in_order(acked, now) if acked else 0
-                self._stored_in_order(acked[:taken])
-            for token, item, sequence in run:
-                if item_of(token) is item:  # neither done nor, by an ack before it, under way under a new id
-                    self._stored(item, PubAck(stream, sequence))
 
-    def _stored_in_order(self, run: Sequence[tuple[Outgoing, int]]) -> None:
+    def _stored_in_order(self, items: Sequence[Outgoing], sequences: Sequence[int]) -> None:
         """What `_stored` does beside the lane."""
         by_token, former = self._sealer.by_token, self._former
         remembers = len(former) > 0
-        size = 0
-        for item, _ in run:
+        size = at = 0
+        for item in items:
             del by_token[item.token]
             size += len(item.body)
             if remembers or item.generation:
                 former.stored(item)
         self._bytes -= size
-        for item, sequence in run:
-            try:  # as `guarded`, without a call more for every event
-                item.on_done(item, PubAck(item.stream, sequence))
-            except Exception as error:  # noqa: BLE001 - as in `guarded`
-                callback_failed(error)
+        for together, part in groupby(items, _together):
+            some = list(part)
+            places = sequences[at : at + len(some)]
+            at += len(some)
+            if together is not None:
+                guarded(together.stored, some, places)
+                continue
+            for item, sequence in zip(some, places, strict=True):
+                guarded(item.on_done, item, PubAck(item.stream, sequence))
         self._room.admit()
 
     def _on_ack(self, subject: str, _reply: str, headers: bytes | None, data: bytes) -> None:

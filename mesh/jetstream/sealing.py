@@ -26,7 +26,7 @@ RESIGN_AFTER_MS = 30_000  # of a resend; consumers accept up to 120 s between si
 ACK_COUNTS_MS = (
     100_000  # age of the first signature of an id up to which an ack proves a fresh copy: 120 s less a margin
 )
-MAX_SUBJECTS = 4096  # whose bytes are kept; a publisher uses tens
+MAX_SUBJECTS = 4096  # that are known to be sound; a publisher uses tens
 
 Seal = Callable[[Sequence[tuple[str, str, bytes]]], list[str]]
 """`seal([(subject, msg_id, body), ...])` of one batch gives the `Mesh-Signature` values, in the same order."""
@@ -45,9 +45,10 @@ class Sealer:
     def __init__(self, seal: Seal, message_id: Callable[[Outgoing], str], *, inbox: str, former: Former) -> None:
         self._seal = seal
         self._message_id = message_id
-        self._inbox = wire.checked_subject(inbox)
+        wire.checked_subject(inbox)
+        self._inbox = inbox
         self._former = former
-        self._subjects: dict[str, bytes] = {}
+        self._subjects: set[str] = set()  # that were checked
         self._last_token = 0
         self._distrusted: set[str] = set()
         self.by_token: dict[str, Outgoing] = {}
@@ -61,16 +62,24 @@ class Sealer:
             BadSubject, BadHeader: A field that could not stand in a frame.
             MeshError: Whatever `seal` raises.
         """
-        former, message_id = self._former, self._message_id
+        message_id, by_token, known = self._message_id, self.by_token, len(self._former) > 0
         try:
+            for subject in {item.subject for item in taken}:
+                self._check(subject)
             for item in taken:
-                if item.subject not in self._subjects:
-                    self._subject(item.subject)
                 if not item.base_id:
                     item.base_id = message_id(item)
-                if former:
-                    former.resume(item)
-                self._identify(item)
+                if known:
+                    self._former.resume(item)
+                if item.generation:
+                    self._identify(item)
+                else:  # as `_identify`, without a call for each
+                    self._last_token += 1
+                    token = item.token = str(self._last_token)
+                    item.msg_id = item.base_id
+                    item.signature = ""
+                    item.sends = 0
+                    by_token[token] = item
             return self.frames(sending, now_ms)
         except BaseException:
             for item in taken:
@@ -79,33 +88,14 @@ class Sealer:
 
     def frames(self, items: Sequence[Outgoing], now_ms: int) -> bytes:
         """One buffer of frames for *items*, sealed anew where there is no signature young enough."""
-        for view in _views([item for item in items if self._renews(item, now_ms)]):
+        new = [item for item in items if not (item.first_signed_ms or item.signature)]
+        unsigned = new if len(new) == len(items) else [item for item in items if self._renews(item, now_ms)]
+        for view in _views(unsigned):
             for start in range(0, len(view), MAX_BATCH):
-                batch = view[start : start + MAX_BATCH]
-                signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
-                kid = _kid(signatures[0])
-                first = (kid,)  # one for all: most have no other
-                for item, signature in zip(batch, signatures, strict=True):
-                    item.signature = signature
-                    item.signed_ms = now_ms
-                    if not item.first_signed_ms:
-                        item.first_signed_ms = now_ms
-                    if kid not in item.kids:
-                        item.kids = (*item.kids, kid) if item.kids else first
-        inbox, subjects, frame = self._inbox, self._subjects, wire.event_frame
-        return b"".join(
-            [
-                frame(
-                    subjects.get(item.subject) or self._subject(item.subject),
-                    inbox + item.token.encode(),
-                    item.msg_id,
-                    item.signature,
-                    item.traceparent,
-                    item.body,
-                )
-                for item in items
-            ]
-        )
+                self._sign(view[start : start + MAX_BATCH], now_ms)
+        for subject in {item.subject for item in items}:
+            self._check(subject)
+        return wire.event_frames(items, self._inbox)
 
     def ack_counts(self, item: Outgoing, now_ms: int) -> bool:
         """Whether an ack now proves that a copy was stored which consumers accept."""
@@ -146,6 +136,20 @@ class Sealer:
         item.sends = 0
         self.by_token[item.token] = item
 
+    def _sign(self, batch: Sequence[Outgoing], now_ms: int) -> None:
+        signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
+        kid = _kid(signatures[0])
+        first = (kid,)  # one for all: most have no other
+        for item, signature in zip(batch, signatures, strict=True):
+            item.signature = signature
+            item.signed_ms = now_ms
+            if not item.first_signed_ms:
+                item.first_signed_ms = now_ms
+            if not item.kids:
+                item.kids = first
+            elif kid not in item.kids:
+                item.kids = (*item.kids, kid)
+
     def _renews(self, item: Outgoing, now_ms: int) -> bool:
         """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""
         if not (item.first_signed_ms or item.signature):
@@ -159,13 +163,13 @@ class Sealer:
         self.resealed += 1
         return True
 
-    def _subject(self, subject: str) -> bytes:
-        checked = self._subjects.get(subject)
-        if checked is None:
+    def _check(self, subject: str) -> None:
+        """Raise BadSubject for what could not stand in a frame."""
+        if subject not in self._subjects:
+            wire.checked_subject(subject)
             if len(self._subjects) >= MAX_SUBJECTS:
                 self._subjects.clear()
-            checked = self._subjects[subject] = wire.checked_subject(subject)
-        return checked
+            self._subjects.add(subject)
 
 
 def _kid(signature: str) -> str:
@@ -179,8 +183,10 @@ def _view(subject: str) -> str:
     return ".".join(subject.split(".", 3)[:3])
 
 
-def _views(items: Sequence[Outgoing]) -> list[list[Outgoing]]:
+def _views(items: list[Outgoing]) -> list[list[Outgoing]]:
     """*items* by view: a batch under one signature never mixes views, since proofs hold the siblings' hashes."""
+    if len({_view(subject) for subject in {item.subject for item in items}}) == 1:
+        return [items]
     views: dict[str, list[Outgoing]] = {}
     for item in items:
         views.setdefault(_view(item.subject), []).append(item)

@@ -156,34 +156,36 @@ class Lane:
         item.sent_at = now
         item.sends += 1
 
-    def acked_in_order(self, acks: Sequence[tuple[Outgoing, int]], now: float) -> int:
-        """`acked` for as many of *acks* (an event, and where the stream has it) as come exactly as they should.
+    def acked_in_order(self, items: Sequence[Outgoing], sequences: Sequence[int], now: float) -> int:
+        """`acked` for as many of *items*, which the stream has at *sequences*, as come exactly as they should.
 
-        That is: while the lane flows, holds nothing and refuses nothing, each for the oldest event, sent once, and each
-        at a place behind the last one. Most acks do; what `acked` asks of each is then asked of all of them at once.
-        Returns how many, whose `acked` would have had nothing to send.
+        That is: while the lane flows and refuses nothing, each for the oldest event, sent once, and each at a place
+        behind the last one; the ack that would let held events go is left to `acked`. Most acks do; what `acked` asks
+        of each is then asked of all of them at once. Returns how many, whose `acked` would have had nothing to send.
         """
-        if not self.flowing or self._held or self._refused or acks[0][0].order < self._newest_acked:
+        if not self.flowing or self._refused or items[0].order < self._newest_acked:
             return 0
         queue, place, count = self._queue, self._silence.place, 0
-        first = acks[0][0]
-        for item, sequence in acks:
-            if not queue or item is not queue[0] or sequence < place or item.sends != 1:
+        ends = self._held[0].order - 1 if self._held else NEVER
+        first = items[0]
+        for item, sequence in zip(items, sequences, strict=True):
+            if not queue or item is not queue[0] or sequence < place or item.sends != 1 or item.order >= ends:
                 break
             place = sequence
             item.done = True
-            while queue and queue[0].done:  # as `_trim`
-                queue.popleft()
+            queue.popleft()
+            if queue and queue[0].done:
+                self._trim()
             count += 1
         if not count:
             return 0
         if first.sent_at >= self._last_ack_at:
             self._silence.took(now - first.sent_at)
-        last = acks[count - 1][0]
+        last = items[count - 1]
         self._last_ack_at = now
         self._newest_acked = max(self._newest_acked, last.order)
         self._silence.placed(last.order, place)
-        for subject in reversed(dict.fromkeys(item.subject for item, _ in reversed(acks[:count]))):
+        for subject in reversed(dict.fromkeys([item.subject for item in items[count - 1 :: -1]])):
             self._remember(subject)
         return count
 

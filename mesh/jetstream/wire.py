@@ -12,9 +12,9 @@ Source: NATS client protocol; ADR-4 (headers).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from mesh.errors import BadHeader, BadSubject
 
@@ -39,7 +39,6 @@ _ID_AT = len(_EVENT_START)
 _ID_END = _ID_AT + 22
 _SIGNATURE_AT = _ID_END + len(_SIGNATURE_START)
 _BETWEEN_ACKS = " 4\r\n+ACK\r\nPUB "
-_EVENT_LINES = 5  # LFs in the header block of `event_frame`, without `traceparent`
 
 
 class WireError(ValueError):
@@ -198,7 +197,7 @@ def event_headers(block: bytes | None) -> tuple[tuple[str, ...], str | None]:
     """
     if block is None:
         return (), None
-    if block.startswith(_EVENT_START) and block.find(_CRLF, _ID_AT) == _ID_END:  # as `event_frame` writes it: each once
+    if block.startswith(_EVENT_START) and block.find(_CRLF, _ID_AT) == _ID_END:  # as `event_frames` does: each once
         end = block.find(_CRLF, _SIGNATURE_AT)
         lone = block.find(_ID_LINE, _ID_END) < 0 and block.find(_SIGNATURE_LINE, end) < 0
         if lone and block.startswith(_SIGNATURE_START, _ID_END):
@@ -236,25 +235,35 @@ def checked_subject(subject: str) -> bytes:
     return subject.encode()
 
 
-def event_frame(  # noqa: PLR0917 - once per event: keywords would cost
-    subject: bytes, reply: bytes, msg_id: str, signature: str, traceparent: str | None, body: bytes
-) -> bytes:
-    """One event as an HPUB frame. *subject* and *reply* come from `checked_subject`.
+class Sealed(Protocol):
+    """An event that is ready to go."""
+
+    subject: str
+    token: str
+    msg_id: str
+    signature: str
+    traceparent: str | None
+    body: bytes
+
+
+def event_frames(events: Sequence[Sealed], inbox: str) -> bytes:
+    """Events as HPUB frames, one behind the other. All subjects, and *inbox* with a token, are `checked_subject`s.
 
     Raises:
         BadHeader: A CR or LF in one of the header values.
     """
-    lines, trace = _EVENT_LINES, ""
-    if traceparent is not None:
-        lines, trace = _EVENT_LINES + 1, f"traceparent: {traceparent}\r\n"
-    block = (
-        "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\n"
-        f"Nats-Msg-Id: {msg_id}\r\nMesh-Signature: {signature}\r\n{trace}\r\n"
-    ).encode()
-    if block.count(b"\n") != lines or block.count(b"\r") != lines:
+    values = "".join([event.msg_id + event.signature + (event.traceparent or "") for event in events])
+    if "\n" in values or "\r" in values:
         raise BadHeader("a header value with a line break in it")
-    size = len(block)
-    return b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(body), block, body)
+    frames: list[bytes] = []
+    for event in events:
+        body, trace = event.body, event.traceparent
+        trace = "" if trace is None else f"{EVENT_TRACE}{trace}\r\n"
+        block = f"{EVENT_START}{event.msg_id}{EVENT_SIGNATURE}{event.signature}\r\n{trace}\r\n"
+        size = len(block) if block.isascii() else len(block.encode())
+        head = f"HPUB {event.subject} {inbox}{event.token} {size} {size + len(body)}\r\n{block}"
+        frames += (head.encode(), body, _CRLF)
+    return b"".join(frames)
 
 
 def publish_frame(subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> bytes:

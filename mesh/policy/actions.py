@@ -130,8 +130,6 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     key = checked_key(domain, keys.domain, KEY_BYTES, "pseudonym domain")
     prefix = f"p{key_id(key)}_"
     size = params.bits // 8
-    padding = -size % 3
-    length = None if padding == 0 else -padding
     table = _URL_SAFE
     keyed: Any = blake2b(digest_size=size, key=key)
     if params.algorithm == "hmac-sha256":
@@ -151,7 +149,7 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
             return None
         digest = begun()
         digest.update(data)
-        return prefix + b2a_base64(digest.digest()[:size], newline=False)[:length].translate(table).decode()
+        return prefix + b2a_base64(digest.digest()[:size], newline=False).translate(table, b"=").decode()
 
     return mask
 

@@ -44,15 +44,17 @@ class ViewPlan:
         name: The view.
         masking: Shared by all types that the same classifications cover.
         mask: `Masking.apply`: `(fields, keys)` to the fields to encode, a fresh dict at the top.
+        filters: Whether there are events that `rows` leaves out.
     """
 
-    __slots__ = ("_rows", "mask", "masking", "name")
+    __slots__ = ("_rows", "filters", "mask", "masking", "name")
 
     def __init__(self, name: str, masking: Masking, rows: tuple[Condition, ...]) -> None:
         self.name = name
         self.masking = masking
         self.mask = masking.apply
         self._rows = tuple(row.evaluate for row in rows)
+        self.filters = bool(rows)
 
     def rows(self, fields: Mapping[str, Any]) -> bool:
         """Whether the view shows this event at all; a filter that fails on it says no."""

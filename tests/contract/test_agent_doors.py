@@ -631,12 +631,22 @@ async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_p
         assert (receipt.id, receipt.durable, len(receipt.copies)) == ("embedded-1", "stream", 2)
         receipts = await agent.publish_many([event(id=f"many-{n}") for n in range(1000)])
         assert [r.id for r in receipts] == [f"many-{n}" for n in range(1000)]
+        receipts = await agent.publish_many([msgspec.json.encode(event(id=f"many-{n}")) for n in range(999, 1001)])
+        assert [(r.id, r.duplicate, len(r.copies)) for r in receipts] == [
+            ("many-999", True, 2),
+            ("many-1000", False, 2),
+        ]
         before = await streams.stored()
         with pytest.raises(InputError) as malformed:
             await agent.publish_many([event(), event(type="Crm")])
         with pytest.raises(Denied) as denied:
             await agent.publish_many([event(), event(), event(source="/billing")])
         assert (malformed.value.details["index"], denied.value.details["index"]) == (1, 2)
+        with pytest.raises(InputError) as unread:
+            await agent.publish_many([msgspec.json.encode(event()), msgspec.json.encode(event()), b'{"id": NaN}'])
+        with pytest.raises(Denied) as read_and_denied:
+            await agent.publish_many([msgspec.json.encode(event()), msgspec.json.encode(event(source="/billing"))])
+        assert (unread.value.details["index"], read_and_denied.value.details["index"]) == (2, 1)
         assert await streams.stored() == before
     with pytest.raises(Draining):
         await agent.publish(event())

@@ -192,9 +192,9 @@ async def test_what_is_refused_uses_up_no_rate(streams: Streams, tmp_path: Path)
         with pytest.raises(Overloaded):
             await agent.publish_many([event(), event()])
         agent.outbound.room.leave(16)
-        assert len(await agent.publish_many([event(), event()])) == 2
+        assert len(await agent.publish_many([event(), msgspec.json.encode(event())])) == 2
         with pytest.raises(RateLimited):
-            await agent.publish(event())
+            await agent.publish_many([msgspec.json.encode(event())])
 
 
 async def _another_source(agent: Agent) -> None:

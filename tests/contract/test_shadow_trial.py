@@ -16,6 +16,7 @@ from mesh.control.door import pack
 from mesh.control.shadow import ShadowTrial
 from mesh.control.trail import stored_trail
 from mesh.errors import BadAttribute, Denied, NotFound, PolicyError, PolicyErrors
+from mesh.event import encode
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
 from mesh.policy.candidate import Candidate, seal_candidate
@@ -103,7 +104,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def test_a_candidate_reports_and_changes_nothing(world: World) -> None:
     """What it would deny is published all the same, and told with rules, counts and an id."""
     said = await world.start()
-    receipts = await world.agent.publish_many([event(data={"country": c}) for c in ("DE", "FR", "AT")])
+    receipts = await world.agent.publish_many([encode(event(data={"country": c})) for c in ("DE", "FR", "AT")])
     await world.agent.publish(event(id="evt-last", data={"country": "IT"}))
     assert [len(receipt.copies) for receipt in receipts] == [2, 2, 2]
     assert await world.streams.stored() == 8

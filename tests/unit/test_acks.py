@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.errors import MeshError, RequestFailed, StreamUnavailable
-from mesh.jetstream.acks import AckRun, AckSubject, ApiError, Delivered, PubAck, ack_prefix, answer_of
+from mesh.jetstream.acks import AckRun, Acks, AckSubject, ApiError, Delivered, PubAck, ack_prefix, answer_of
 
 NS = "1795300000123456789"
 MS = 1_795_300_000_123
@@ -102,12 +102,21 @@ def _ack(token: str = "7", sid: int = 3, size: int = 0, data: bytes = b'{"stream
 
 
 def test_a_run_of_acks_is_read_whole() -> None:
-    """Tokens, streams and sequences in order, and where the run ends: what is cut off there waits for the next read."""
-    first, last = _ack("9"), _ack("10", data=b'{"stream":"EV","seq":9007199254740993}')
+    """Tokens and sequences in order, and where the run ends: what is cut off there waits for the next read."""
+    first, last = _ack("9"), _ack("10", data=b'{"stream":"EV_a-b","seq":40}')
     data = b"PING\r\n" + first + last + _ack("11")[:-1]
-    end, found = AckRun(INBOX, 3).read(data, 6)
-    assert found == [("9", "EV_a-b", 41), ("10", "EV", 9007199254740993)]
-    assert end == 6 + len(first) + len(last)
+    assert AckRun(INBOX, 3).read(data, 6) == (6 + len(first) + len(last), Acks("EV_a-b", ["9", "10"], [41, 40]))
+
+
+@pytest.mark.parametrize("other", [b'{"stream":"EV_a-c","seq":42}', b'{"stream":"EV_a-b","seq":9007199254740993}'])
+def test_acks_of_another_stream_or_length_are_a_run_of_their_own(other: bytes) -> None:
+    """Each run is read to its end, and the next one begins there."""
+    first, second, run = _ack("9"), _ack("10", data=other), AckRun(INBOX, 3)
+    position, found = 0, []
+    while position < len(data := first + second + first):
+        position, some = run.read(data, position)
+        found.append(some)
+    assert [some and some.tokens for some in found] == [["9"], ["10"], ["9"]]
 
 
 @pytest.mark.parametrize(
@@ -131,11 +140,11 @@ def test_a_run_of_acks_is_read_whole() -> None:
 )
 def test_whatever_is_no_plain_ack_is_left(frame: bytes) -> None:
     """Duplicates, errors, other subscriptions and frames that are not what they say go the way every message goes."""
-    assert AckRun(INBOX, 3).read(frame, 0) == (0, [])
+    assert AckRun(INBOX, 3).read(frame, 0) == (0, None)
 
 
 def test_a_run_ends_before_what_does_not_fit() -> None:
     """Those before it are read, once: else a reader that takes one message at a time would read the rest each time."""
     sound, odd = _ack("9"), _ack("10", size=29)
     end, found = AckRun(INBOX, 3).read(sound + sound + odd + sound, 0)
-    assert (end, [token for token, _, _ in found]) == (2 * len(sound), ["9", "9"])
+    assert (end, found) == (2 * len(sound), Acks("EV_a-b", ["9", "9"], [41, 41]))

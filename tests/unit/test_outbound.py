@@ -220,11 +220,11 @@ class Landing:
 
     def __init__(self, *events: Outbound) -> None:
         self.landings: list[Flight] = []
-        self.views: list[tuple[str, bool]] = []
+        self.views: list[tuple[str, int, int]] = []
         self.voids: list[tuple[str, PubAck | None]] = []
         self.flight = Flight(
             events,
-            on_copy=lambda view, durable: self.views.append((view, durable)),
+            on_copies=lambda view, count, durable: self.views.append((view, count, durable)),
             on_landed=self.landings.append,
             on_void=lambda outgoing, ack: self.voids.append((outgoing.event_id, ack)),
         )
@@ -289,7 +289,20 @@ def test_a_batch_that_is_durable_in_part_says_which() -> None:
         landing.flight.receipts()
     assert caught.value is not cause
     assert caught.value.details == {"accepted": 2, "failed": [1]}
-    assert landing.views == [("clear", True), ("clear", False), ("clear", True)]
+    assert landing.views == [("clear", 1, 1), ("clear", 1, 0), ("clear", 1, 1)]
+
+
+def test_copies_that_are_stored_together_are_told_together() -> None:
+    """Acks that come together land a flight as each would have by itself, and are counted in one go."""
+    landing = Landing(decided("a", "clear"), decided("b", "clear"), decided("c", "clear"))
+    first, *others = landing.outgoing
+    assert others[0].together is not None
+    others[0].together.stored(others, [8, 9])
+    assert landing.landings == []
+    first.on_done(first, ack(7))
+    assert landing.landings == [landing.flight]
+    assert [receipt.copies[0].seq for receipt in landing.flight.receipts()] == [7, 8, 9]
+    assert landing.views == [("clear", 2, 2), ("clear", 1, 1)]
 
 
 # --- room ------------------------------------------------------------------------------------------------------------

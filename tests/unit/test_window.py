@@ -685,9 +685,10 @@ def test_acks_read_together_mean_what_they_mean_one_by_one(
                 bench.lane.acked(items[n], bench.now, PubAck("EV", 5))
         bench.now += 0.001
         acks = [(items[n], places[n]) for n in order if n < count and items[n].sends and not items[n].done]
-        taken = bench.lane.acked_in_order(acks, bench.now) if together and acks else 0
+        acked, at = [each for each, _ in acks], [place for _, place in acks]
+        taken = bench.lane.acked_in_order(acked, at, bench.now) if together and acks else 0
         again: list[list[Outgoing]] = [[]] * taken + [
-            bench.lane.acked(each, bench.now, PubAck("EV", at)) for each, at in acks[taken:]
+            bench.lane.acked(each, bench.now, PubAck("EV", place)) for each, place in acks[taken:]
         ]
         agains.append([[each.event_id for each in some] for some in again])
         dones.append([each.done for each in items])
@@ -701,7 +702,7 @@ def test_acks_in_order_are_all_taken_at_once() -> None:
     items = [item(name=str(n)) for n in range(5)]
     bench.submit(*items)
     bench.now += 0.001
-    assert bench.lane.acked_in_order([(each, n + 1) for n, each in enumerate(items[:4])], bench.now) == 4
+    assert bench.lane.acked_in_order(items[:4], [1, 2, 3, 4], bench.now) == 4
     assert [each.done for each in items] == [True] * 4 + [False]
 
 
@@ -712,4 +713,4 @@ def test_an_ack_out_of_order_is_not_taken_with_others(odd: tuple[int, ...]) -> N
     items = [item(name=str(n)) for n in range(3)]
     bench.submit(*items)
     expected = 0 if odd[0] else 2 if odd[1] == 1 else 1
-    assert bench.lane.acked_in_order([(items[n], place) for place, n in enumerate(odd, 1)], bench.now) == expected
+    assert bench.lane.acked_in_order([items[n] for n in odd], range(1, len(odd) + 1), bench.now) == expected

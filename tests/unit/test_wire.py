@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.errors import BadHeader, BadSubject
+from mesh.jetstream.outgoing import Outgoing
 from mesh.jetstream.wire import (
     MAX_FRAME_BYTES,
     MAX_LINE_BYTES,
@@ -17,7 +18,7 @@ from mesh.jetstream.wire import (
     WireError,
     ack_frame,
     ack_frames,
-    event_frame,
+    event_frames,
     event_headers,
     headers_sound,
     parse_headers,
@@ -28,7 +29,7 @@ from mesh.jetstream.wire import (
 Message = tuple[int, bytes, bytes, bytes | None, bytes]
 
 ID = "A" * 22
-AS_WRITTEN = (  # by `event_frame`, all but the last line break
+AS_WRITTEN = (  # by `event_frames`, all but the last line break
     b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: %b\r\nMesh-Signature: s\r\n" % ID.encode()
 )
 
@@ -198,10 +199,20 @@ def test_headers_of_a_reply() -> None:
     assert parse_headers(None) == {}
 
 
+def _sealed(
+    *, msg_id: str = ID, signature: str = "1.sig", traceparent: str | None = None, body: bytes = b'{"a":1}'
+) -> Outgoing:
+    """An event that is ready to go."""
+    return Outgoing(
+        subject="ev.a", stream="EV", body=body, source="/a", event_id="1", on_done=lambda _item, _result: None,
+        token="1", msg_id=msg_id, signature=signature, traceparent=traceparent,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("traceparent", [None, "00-" + "a" * 32 + "-" + "b" * 16 + "-01"])
 def test_an_event_frame_reads_back(traceparent: str | None) -> None:
     """The frame of an event is one message with its headers, id, signature and body."""
-    frame = event_frame(b"ev.a", b"_INBOX.1", ID, "1.sig", traceparent, b'{"a":1}')
+    frame = event_frames([_sealed(traceparent=traceparent)], "_INBOX.")
     [(_, subject, reply, block, body)] = Reader().feed(_as_delivered(frame)).messages
     assert (subject, reply, body) == (b"ev.a", b"_INBOX.1", b'{"a":1}')
     assert block is not None
@@ -211,12 +222,18 @@ def test_an_event_frame_reads_back(traceparent: str | None) -> None:
     assert parse_headers(block) == expected | ({"traceparent": traceparent} if traceparent else {})
 
 
+def test_events_stand_one_behind_the_other() -> None:
+    """Each frame ends where the next one begins, whatever is in between."""
+    one, other = _sealed(), _sealed(traceparent="00-1-2-01", body=b"")
+    assert event_frames([one, other], "r") == event_frames([one], "r") + event_frames([other], "r")
+
+
 @pytest.mark.parametrize("bad", ["a\r\nX: 1", "a\nb", "a\rb", "\r\n"])
 def test_an_event_frame_takes_no_line_breaks(bad: str) -> None:
     """No header value can end its line and begin another."""
     for msg_id, signature, traceparent in ((bad, "s", None), (ID, bad, None), (ID, "s", bad)):
         with pytest.raises(BadHeader):
-            event_frame(b"ev.a", b"r", msg_id, signature, traceparent, b"")
+            event_frames([_sealed(msg_id=msg_id, signature=signature, traceparent=traceparent)], "r")
 
 
 @pytest.mark.parametrize(
