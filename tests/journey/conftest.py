@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mesh.cli import operator
 from mesh.cli.output import PIPE_WIDTH, console
+from mesh.cli.policy import request
 from tests.journey.meshes import RunningMesh, mesh_up, policies_with
 
 
@@ -15,6 +17,13 @@ from tests.journey.meshes import RunningMesh, mesh_up, policies_with
 def wide() -> None:
     """Commands that run in this process print as into a pipe, whatever the size of the terminal the tests run in."""
     console.width = PIPE_WIDTH
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> None:
+    """Commands that run in this process wait for a busy machine longer than somebody at a terminal would."""
+    operator.CONNECT_TIMEOUT_S = 20.0
+    request.READS_S |= dict.fromkeys(request.READS_S, 30.0)
 
 
 @pytest.fixture(scope="module")

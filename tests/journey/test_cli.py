@@ -291,8 +291,11 @@ async def test_a_question_about_no_source_and_no_place(
     assert (done.returncode, error_of(done)["code"]) == (status, code)
 
 
-async def test_mesh_that_does_not_run_is_a_no(mesh: RunningMesh, tmp_path: Path) -> None:
+async def test_mesh_that_does_not_run_is_a_no(
+    mesh: RunningMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A context whose server is gone: exit 1, saying that NATS is not reached."""
+    monkeypatch.setattr("mesh.cli.operator.CONNECT_TIMEOUT_S", 0.5)
     file = json.loads((mesh.data / "mesh.json").read_bytes())
     gone = tmp_path / "mesh.json"
     gone.write_text(json.dumps({**file, "nats_url": "nats://127.0.0.1:9"}))
