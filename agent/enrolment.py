@@ -52,7 +52,8 @@ log = logs.get("agent")
 
 def our_id(settings: AgentSettings) -> str:
     """The SPIFFE id that this agent has."""
-    return settings.spiffe_id or str(SpiffeId.for_agent(settings.trust_domain, settings.tenant, settings.name))
+    namespace = settings.namespace or settings.tenant
+    return settings.spiffe_id or str(SpiffeId.for_agent(settings.trust_domain, namespace, settings.name))
 
 
 class Enroller:

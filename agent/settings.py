@@ -44,6 +44,7 @@ class AgentSettings:
     team: str = _setting("", why="the team the agent belongs to, and reads as; what it may do the policies decide")
     site: str = _setting("local", why="first part of every subject; one value for a single site")
     trust_domain: str = _setting("mesh.local", why="the SPIFFE trust domain of the mesh's CA")
+    namespace: str = _setting("", why="of the pod, where it is another than the tenant: then the SPIFFE id has it")
     spiffe_id: str = _setting("", why="where the policies' `identities` give another than the usual one")
 
     nats_url: str = _setting("nats://127.0.0.1:4222", why="where NATS listens")

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mesh.errors import ConfigError
-from mesh.kubernetes.names import DOOR_VOLUME, PLACEHOLDER, SIDECAR
+from mesh.kubernetes.names import DOOR_VOLUME, PLACEHOLDER, SIDECAR, TENANT_VARIABLE
 
 _DIGEST_CHARS = 16
 
@@ -46,6 +46,14 @@ class Fragment:
             if mount["name"] == DOOR_VOLUME:
                 return {"name": DOOR_VOLUME, "mountPath": mount["mountPath"], "readOnly": True}
         return None
+
+    def container_of(self, tenant: str) -> dict[str, Any]:
+        """The sidecar of a pod that is *tenant*'s; empty: the namespace names it, as the file says."""
+        env = self.container.get("env", ())
+        if not tenant:
+            return dict(self.container)
+        others = [variable for variable in env if variable["name"] != TENANT_VARIABLE]
+        return {**self.container, "env": [{"name": TENANT_VARIABLE, "value": tenant}, *others]}
 
     def volumes_of(self, agent: str) -> list[dict[str, Any]]:
         """The volumes of the pod of *agent*."""

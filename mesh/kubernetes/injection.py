@@ -2,7 +2,9 @@
 
     the sidecar is the first of initContainers, so that it is up before anything else of the pod starts
     the application's containers mount the token of the door, and no other volume of the agent
-    the agent is named by the pod's service account, and the tenant by its namespace: no annotation can be forged
+    the agent is named by the pod's service account; the tenant by its namespace, or its label in a team's
+
+Neither can be forged: the control plane certifies the namespace and the account that the API server vouches for.
 
 What is there already is left alone, so a second pass over the result, or over what another webhook made of it, adds
 what is lacking and nothing else. A pod may bring its sidecar, also one of another version: see `brought`.
@@ -18,7 +20,7 @@ from typing import Any, Final, TypeAlias
 from mesh.errors import BadName, NotInjectable
 from mesh.kubernetes import brought
 from mesh.kubernetes.fragment import Fragment
-from mesh.kubernetes.names import DOOR_VOLUME, INJECTED, SHARED_VOLUMES, SIDECAR
+from mesh.kubernetes.names import DOOR_VOLUME, INJECTED, SHARED_VOLUMES, SIDECAR, TENANT
 from mesh.subjects import check_name
 
 Operation: TypeAlias = dict[str, Any]
@@ -45,13 +47,14 @@ def patch(pod: Mapping[str, Any], namespace: str, fragment: Fragment) -> list[Op
         NotInjectable: It cannot have one.
     """
     spec = pod.get("spec", {})
-    agent = _agent(spec, namespace)
+    tenant = (pod.get("metadata", {}).get("labels") or {}).get(TENANT, "")
+    agent = _agent(spec, tenant or namespace)
     _check_shared(spec)
     _check_containers(spec, fragment)
     _, sidecar = next(iter(brought.of(spec)), (0, fragment.container))
     mounted = {mount.get("name") for mount in sidecar.get("volumeMounts") or ()}  # an older sidecar may have fewer
     volumes = [volume for volume in fragment.volumes_of(agent) if volume["name"] in mounted]
-    made = [*_sidecar(spec, fragment), *_volumes(spec, volumes), *_doors(spec, fragment)]
+    made = [*_sidecar(spec, fragment, tenant), *_volumes(spec, volumes), *_doors(spec, fragment)]
     if spec.get("terminationGracePeriodSeconds", MIN_GRACE_S) < MIN_GRACE_S:
         made.append({"op": "replace", "path": GRACE, "value": MIN_GRACE_S})
     annotations = pod.get("metadata", {}).get("annotations")
@@ -63,7 +66,7 @@ def patch(pod: Mapping[str, Any], namespace: str, fragment: Fragment) -> list[Op
 # --- what keeps a pod from having one --------------------------------------------------------------------------------
 
 
-def _agent(spec: Mapping[str, Any], namespace: str) -> str:
+def _agent(spec: Mapping[str, Any], tenant: str) -> str:
     account: str = spec.get("serviceAccountName") or "default"
     if account == "default":
         raise NotInjectable(
@@ -72,7 +75,7 @@ def _agent(spec: Mapping[str, Any], namespace: str) -> str:
             got=account,
             next="create a ServiceAccount with the agent's name, and name it in the pod",
         )
-    for what, name in (("service account", account), ("namespace", namespace)):
+    for what, name in (("service account", account), ("namespace", tenant)):
         try:
             check_name(name)
         except BadName as error:
@@ -132,7 +135,7 @@ def _others(spec: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 # --- what it lacks ---------------------------------------------------------------------------------------------------
 
 
-def _sidecar(spec: Mapping[str, Any], fragment: Fragment) -> list[Operation]:
+def _sidecar(spec: Mapping[str, Any], fragment: Fragment, tenant: str) -> list[Operation]:
     at, theirs = "/spec/initContainers", brought.of(spec)
     for index, container in theirs:
         other = brought.foreign(container, fragment.container) or ("that there are two" if len(theirs) > 1 else "")
@@ -144,7 +147,7 @@ def _sidecar(spec: Mapping[str, Any], fragment: Fragment) -> list[Operation]:
                 next="remove it: the injector adds it",
             )
         return [{"op": "move", "from": f"{at}/{index}", "path": f"{at}/0"}] if index else []
-    return _insert(at, spec.get("initContainers"), dict(fragment.container), first=True)
+    return _insert(at, spec.get("initContainers"), fragment.container_of(tenant), first=True)
 
 
 def _volumes(spec: Mapping[str, Any], wanted: list[dict[str, Any]]) -> list[Operation]:

@@ -16,7 +16,7 @@ PLURALS: Final = {
     "Subscription": "subscriptions", "PolicyTest": "policytests",
 }  # fmt: skip
 
-TENANT: Final = f"{DOMAIN}/tenant"  # label of a namespace: whose policies stand in it
+TENANT: Final = f"{DOMAIN}/tenant"  # label of a namespace: whose policies stand in it; of a pod: whose agent it has
 TEAM: Final = f"{DOMAIN}/team"  # label of a team's namespace, or of a Subscription in the tenant's own
 OWNER: Final = f"{DOMAIN}/owner"  # annotation of a policy: who must agree to a widening
 
@@ -29,6 +29,7 @@ INJECT: Final = f"{DOMAIN}/inject"  # label of a pod: "true" asks for the sideca
 INJECTED: Final = f"{DOMAIN}/injected"  # annotation that the injector sets: which sidecar this is
 
 SIDECAR: Final = "mesh-agent"  # the container
+TENANT_VARIABLE: Final = "MESH_AGENT_TENANT"  # of the sidecar
 DOOR_VOLUME: Final = "mesh-door"  # the token of the door
 CONFIG_VOLUME: Final = "mesh-config"  # the agent's settings, its team's own
 TLS_VOLUME: Final = "mesh-tls"  # the certificate that is shown to NATS: a Secret, or an SVID

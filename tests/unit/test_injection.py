@@ -115,6 +115,19 @@ def test_what_was_there_stays(name: str) -> None:
     assert kept == before["metadata"].get("annotations", {})
 
 
+def test_in_a_team_s_namespace_a_label_of_the_pod_names_the_tenant() -> None:
+    """A pod of namespace acme-billing is no agent of a tenant acme-billing; its id has the namespace all the same."""
+    pod = pod_of()
+    pod["metadata"]["labels"]["mesh.dev/tenant"] = "acme"
+    made = applied(pod, patch(pod, "acme-billing", FRAGMENT))
+    env = made["spec"]["initContainers"][0]["env"]
+    assert [e for e in env if e["name"] == "MESH_AGENT_TENANT"] == [{"name": "MESH_AGENT_TENANT", "value": "acme"}]
+    assert {"fieldPath": "metadata.namespace"} in [e["valueFrom"]["fieldRef"] for e in env if "valueFrom" in e]
+    assert patch(made, "acme-billing", FRAGMENT) == []
+    with pytest.raises(NotInjectable, match="cannot name a tenant"):
+        patch(pod | {"metadata": {"labels": {"mesh.dev/tenant": "a..b"}}}, "acme-billing", FRAGMENT)
+
+
 # --- twice -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 
 from agent import settings
+from agent.enrolment import our_id
 from agent.settings import AgentSettings, load
 from mesh.errors import ConfigError
+from mesh.identity import SpiffeId
 
 NAMED = 'name = "crm-adapter"\ntenant = "acme"\n'
 
@@ -35,6 +37,12 @@ def test_everything_can_come_from_the_environment() -> None:
     """No file is needed where variables say it all; the one that names the file is no setting."""
     environ = {"MESH_AGENT_NAME": "a", "MESH_AGENT_TENANT": "t", "MESH_AGENT_CONFIG": "/x/agent.toml"}
     assert load("", environ).settings.name == "a"
+
+
+def test_an_id_has_the_pod_s_namespace() -> None:
+    """In a team's namespace that is another than the tenant, and what is attested there has it."""
+    name = SpiffeId.for_agent("mesh.local", "acme-billing", load(NAMED).settings.name)
+    assert our_id(load(NAMED, {"MESH_AGENT_NAMESPACE": "acme-billing"}).settings) == str(name)
 
 
 @pytest.mark.parametrize(
