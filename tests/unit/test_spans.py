@@ -8,9 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
+import anyio
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -18,8 +21,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, format_span_id, format_trace_id
 
 from agent import core
+from agent.pull.handing import Handing
 from agent.receipts import CopyReceipt, Receipt
 from agent.settings import AgentSettings
+from agent.tasks import Tasks
 from agent.traced import publish
 from mesh import logs, spans
 from mesh.conventions import MAX_NAMES, OTHER
@@ -236,7 +241,7 @@ class Handler:
         self.team, self.address = "support", SimpleNamespace(durable="support--contacts")
         self.settler = self.protection = self.feed = self.settler_of = self
         self._outcome = outcome
-        pulled = Pulled(event, event.key, None, None)  # type: ignore[arg-type]  # neither is looked at
+        pulled = Pulled(event, event.key, SimpleNamespace(body=b"{}"), None)  # type: ignore[arg-type]  # a stand-in
         self.delivery = Delivery(pulled, self, None)  # type: ignore[arg-type]  # a stand-in
 
     def __getattr__(self, _: str) -> Any:
@@ -340,6 +345,39 @@ def test_what_is_fetched_is_linked_event_by_event(made: Made) -> None:
     delivery.settle_below(within)
     delivery.ack()
     assert below(made.spans[f"ack {TYPE}"], span)
+
+
+async def test_what_is_leased_is_settled_below_its_fetch(made: Made) -> None:
+    """The pull door: the request's trace has the fetch, and what the application says of the event is below that."""
+    delivery = Handler(admitted(traceparent=SAMPLED)).delivery
+    tasks = Tasks()
+    handing = Handing("contacts", limit=1, settle_s=1.0, idle_s=60.0, leave=anyio.sleep_forever, tasks=tasks)
+
+    class Subscription:
+        async def next(self) -> Delivery:
+            return delivery
+
+    try:
+        (lease,) = await handing.take(Subscription(), 1, 30.0, {"traceparent": SAMPLED})  # type: ignore[arg-type]  # so
+        assert handing.ack(lease.token)
+    finally:
+        await tasks.cancel()
+    fetch, ack = made.spans[f"fetch {TYPE}"], made.spans[f"ack {TYPE}"]
+    assert fetch.parent is not None
+    assert format_trace_id(fetch.parent.trace_id) == TRACE
+    assert below(ack, fetch)
+
+
+async def test_an_embedded_agent_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its process would, where the environment asks for it; and no longer."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:9/v1/traces")
+    agent: Any = SimpleNamespace(settings=Agent.settings, _telemetry=AsyncExitStack())
+    for step in ("start", "wait_ready", "drain", "close"):
+        setattr(agent, step, AsyncMock())
+    assert await core.Agent.__aenter__(agent) is agent
+    assert spans.tracer is not None
+    await core.Agent.__aexit__(agent, None, None, None)
+    assert spans.tracer is None
 
 
 def test_a_fetch_that_nobody_records_has_no_span(made: Made) -> None:
