@@ -1,4 +1,4 @@
-"""What every test shares: the event loop's kind, real servers, Node, and three rules of the house.
+"""What every test shares: the event loop's kind, real servers, Node, quick processes, and three rules of the house.
 
 1. A skip that is not in `ALLOWED_SKIPS` fails under `CI=true`: a test that does not run keeps no promise.
 2. Property tests are the same in every CI run; by hand they go on looking, and remember what they found.
@@ -87,6 +87,19 @@ def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
             yield server
         finally:
             portal.call(server.stop)
+
+
+# --- processes: see `forks` ------------------------------------------------------------------------------------------
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where processes of ours may be started: begin with what they import."""
+    if any(item.path.parent.name != "unit" for item in session.items):
+        from tests import forks
+
+        forks.install()
+        forks.begin()
+        session.config.add_cleanup(forks.end)
 
 
 # --- rule 1: no silent skips -----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import signal
 import ssl
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -285,4 +286,4 @@ def end_with_parent(number: int) -> Callable[[], object] | None:
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)  # loaded here, not in the forked child
-    return lambda: libc.prctl(_PR_SET_PDEATHSIG, number)
+    return partial(libc.prctl, _PR_SET_PDEATHSIG, number)

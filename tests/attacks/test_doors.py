@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +19,17 @@ from mesh.control.local import LocalWorkloads
 from tests.attacks.insider import CONTACT
 from tests.attacks.world import World
 from tests.contract.agent_mesh import Http, event
+from tests.forks import whole
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """A mesh of this file's own: its processes have the environments that they have with a user."""
+    with whole():
+        async with World.running(tmp_path_factory.mktemp("mesh")) as running:
+            yield running
 
 
 def address(world: World) -> AgentAddress:

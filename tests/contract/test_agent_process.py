@@ -16,6 +16,7 @@ import pytest
 from mesh.control.agents import AgentProcess
 from mesh.errors import ConfigError
 from tests.contract.agent_mesh import PATIENT, Http, Streams, event, read_answer, until, write_directory
+from tests.forks import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -245,7 +246,8 @@ async def test_what_an_agent_said_last_is_repeated(
 
 async def test_it_is_light(streams: Streams, tmp_path: Path) -> None:
     """At rest the process takes no more than the design allows, and never loads the command line library."""
-    running = await Running.start(write_directory(tmp_path), streams.server.url)
+    with whole():
+        running = await Running.start(write_directory(tmp_path), streams.server.url)
     try:
         http = await running.ready()
         assert (await http.post(event())).status == 202

@@ -24,6 +24,7 @@ from mesh.control.reader import reading
 from mesh.deadletters import DeadLetterRecord
 from mesh.jetstream.manage import api, consumer_info, stream_info
 from mesh.signing import Received
+from tests import forks
 
 START_S = 60.0
 # A stream that is there is waited for, however busy the machine is: nothing goes to the spool meanwhile.
@@ -90,13 +91,13 @@ class RunningMesh:
         self.printed = b""
 
     def children(self) -> dict[int, str]:
-        """Its child processes: command line by process id."""
+        """Its child processes: command line by process id; not the one that forks them in a test."""
         found = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 if stat.read_text().rpartition(")")[2].split()[1] == str(self.pid):
                     found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().replace("\0", " ")
-        return found
+        return {pid: command for pid, command in found.items() if not command.startswith(forks.TITLE)}
 
     @property
     def file(self) -> MeshFile:

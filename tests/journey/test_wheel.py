@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
-# Installing the locked wheels once more takes the greater part; a machine with slow disks needs room.
+# Copying the locked packages takes a part of it; a machine with slow disks needs room.
 pytestmark = pytest.mark.timeout(300)
 
 KEYS = [
@@ -62,17 +64,31 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def _copy(installed: Distribution, packages: Path) -> None:
+    """Put a package of our own environment, which pip installed from the same lock, into another's *packages*.
+
+    Scripts stay behind: they name our Python.
+    """
+    for file in installed.files or []:
+        source, target = Path(str(file.locate())), packages / file
+        if source.exists() and not (".." in file.parts and source.read_bytes().startswith(b"#!")):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)  # with its time, by which Python knows what it has compiled
+
+
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The `bin` of a fresh environment with the locked dependencies and the wheel, and nothing else."""
     environment = tmp_path_factory.mktemp("installed") / "venv"
     _run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=wheel.parent)
-    python = str(environment / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    locked = ["install", "--quiet", "--no-compile", "--no-build-isolation", "--require-hashes", "-r"]
-    for lock in ("requirements-build.lock", "requirements.lock"):  # as the Makefile does: one package is source alone
-        _run(*pip, *locked, ROOT / lock, cwd=wheel.parent)
-    _run(*pip, "install", "--quiet", "--no-deps", "--no-compile", wheel, cwd=wheel.parent)
+    python = environment / "bin" / "python"
+    packages = Path(
+        _run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=wheel.parent).strip()
+    )
+    for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE):
+        _copy(distribution(name), packages)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    _run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=wheel.parent)
     yield environment / "bin"
     shutil.rmtree(environment)  # a few hundred MB
 
