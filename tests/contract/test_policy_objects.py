@@ -23,6 +23,7 @@ from mesh.control.given import Given
 from mesh.control.init import initialise
 from mesh.control.nats_config import plain_config
 from mesh.control.nats_server import NatsServer
+from mesh.control.policies import Policies
 from mesh.control.policy_first import with_cluster
 from mesh.control.policy_sources import SourceOptions, Sources
 from mesh.control.policy_status import UNTOLD
@@ -407,15 +408,21 @@ async def test_a_server_that_is_away_is_tried_again(world: World, monkeypatch: p
 
 
 async def test_a_directory_is_followed_too(mesh: PolicyMesh, tmp_path: Path) -> None:
-    """A change is applied, a fault changes nothing; what is put right is applied again."""
+    """A change is applied, a fault changes nothing; what is put right is applied again. One more tenant begins."""
     directory = tmp_path / "policies"
     directory.mkdir()
+    begun: list[str] = []
+
+    async def begin(tenant: str, given: Given) -> Policies:
+        assert tenant in given.tenants
+        begun.append(tenant)
+        return mesh.policies  # which hold nothing of it
 
     def write(view: str) -> None:
         (directory / "p.yaml").write_text(policies(reads(view))["p.yaml"])
 
     write("masked")
-    sources = Sources(SourceOptions(directory=directory), {"acme": mesh.policies}, nobody_begins)
+    sources = Sources(SourceOptions(directory=directory), {"acme": mesh.policies}, begin)
     async with anyio.create_task_group() as group:
         group.start_soon(sources.run)
         await until(lambda: mesh.policies._plans is not None)
@@ -425,6 +432,9 @@ async def test_a_directory_is_followed_too(mesh: PolicyMesh, tmp_path: Path) -> 
         assert mesh.policies.plans.bundle.revision == 1
         write("bare")
         await until(lambda: mesh.policies.plans.bundle.revision == 2)
+        assert begun == []
+        (directory / "more.yaml").write_text(another_tenant_s()["p.yaml"])
+        await until(lambda: begun == ["above"])
         group.cancel_scope.cancel()
 
 
@@ -452,11 +462,16 @@ async def test_a_mesh_may_begin_with_objects(world: World) -> None:
 
 
 def another_tenant() -> list[Item]:
-    """Objects of tenant `above`, which the mesh begins to serve while it runs; its name comes before the first's."""
+    """Its objects."""
+    return list(objects(another_tenant_s()["p.yaml"], "above").values())
+
+
+def another_tenant_s() -> dict[str, str]:
+    """Policies of tenant `above`, which a mesh begins to serve while it runs; its name comes before the first's."""
     text = policies(reads("masked"), more="")["p.yaml"].replace("acme", "above")
     for agent in ("crm-adapter", "desk", "lake"):
         text = text.replace(agent, f"above-{agent}")
-    return list(objects(text, "above").values())
+    return {"p.yaml": text}
 
 
 async def test_only_who_leads_follows_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
