@@ -1,8 +1,9 @@
 """A policy Struct as a structural schema: the JSON Schema that editors get, in the part of it that Kubernetes takes.
 
-Whole, without references; every node has a type. What a Struct does not know is pruned by the API server, or refused
-where a client asks for strict validation, as kubectl does. Defaults are left to the loader: a stored object says what
-its author wrote.
+Whole, without references; every node has a type. What a Struct does not know is kept by the API server, so that the
+loader sees and refuses it: pruned, a misspelt `when` would be a wider right, and nobody would be told where the client
+does not ask for strict validation, as most controllers do not. Defaults are left to the loader: a stored object says
+what its author wrote.
 
 Source: Kubernetes, "Specifying a structural schema".
 """
@@ -18,6 +19,7 @@ KEPT: Final = (
     "description", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minProperties",
     "maxProperties", "minimum", "maximum", "multipleOf",
 )  # fmt: skip
+OPEN: Final = "x-kubernetes-preserve-unknown-fields"
 _REF: Final = "#/$defs/"
 
 
@@ -39,13 +41,14 @@ def _node(schema: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
     if "enum" in schema:
         return {"type": "string", **made}
     if "type" not in schema:  # any JSON value: what a test puts into an event
-        return {"x-kubernetes-preserve-unknown-fields": True, **made}
+        return {OPEN: True, **made}
     made["type"] = schema["type"]
     if schema["type"] == "array":
         made["items"] = _node(schema["items"], parts)
     elif schema["type"] == "object" and "properties" not in schema:
         made["additionalProperties"] = _node(schema.get("additionalProperties") or {}, parts)
     elif schema["type"] == "object":
+        made[OPEN] = True
         made["properties"] = {key: _node(part, parts) for key, part in schema["properties"].items()}
         if schema.get("required"):
             made["required"] = sorted(schema["required"])

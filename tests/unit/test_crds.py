@@ -18,6 +18,7 @@ from mesh.kubernetes.crds import definition, file_name, kustomization, rendered
 from mesh.kubernetes.names import API_VERSION, PLURALS, TEAM, TENANT
 from mesh.kubernetes.objects import as_object, place
 from mesh.kubernetes.rules import RULES, escaped
+from mesh.kubernetes.structural import OPEN
 from mesh.policy.load import load
 from mesh.policy.model import KINDS
 from mesh.policy_files import read_directory
@@ -26,7 +27,6 @@ from tests.unit.test_policy_schema import documents
 
 SCHEMAS = {kind: definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for kind in PLURALS}
 EXAMPLE = [d for text in read_directory(ROOT / "policies").values() for d in documents(text)]
-OPEN = "x-kubernetes-preserve-unknown-fields"
 RULE = "x-kubernetes-validations"
 ALLOWED = {
     "type", "description", "properties", "required", "items", "additionalProperties", "enum", "pattern", "format",
@@ -88,11 +88,23 @@ def _inside(value: Any, schema: dict[str, Any], at: str) -> Iterator[str]:
         yield from (f"{at}.{name}: missing" for name in schema.get("required", ()) if name not in value)
         for name, item in value.items():
             if name not in schema["properties"]:
-                yield f"{at}.{name}: unknown"
+                yield from () if schema.get(OPEN) else (f"{at}.{name}: unknown",)
             else:
                 yield from refusals(item, schema["properties"][name], f"{at}.{name}")
     elif at == ".metadata":
         yield from refusals(value["name"], schema["properties"]["name"], ".metadata.name")
+
+
+def stored(value: Any, schema: dict[str, Any]) -> Any:
+    """*value* as the API server stores it: without what the schema does not know, where it is not open for that."""
+    if isinstance(value, list):
+        return [stored(item, schema["items"]) for item in value] if "items" in schema else value
+    if not isinstance(value, dict) or "type" not in schema:
+        return value
+    if "additionalProperties" in schema:
+        return {name: stored(item, schema["additionalProperties"]) for name, item in value.items()}
+    known = schema["properties"]
+    return {n: stored(v, known.get(n, {})) for n, v in value.items() if n in known or schema.get(OPEN)}
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,10 +137,10 @@ def test_every_kind_has_a_definition_and_no_other_has() -> None:
 
 @pytest.mark.parametrize("kind", PLURALS)
 def test_a_schema_is_structural(kind: str) -> None:
-    """A type at each node, no reference, no choice of schemas, members or a map but never both, and no node open."""
+    """A type at each node but an event's values, no reference, no choice of schemas, members or a map, never both."""
     for path, node in nodes(SCHEMAS[kind]):
         assert set(node) <= ALLOWED, (path, set(node) - ALLOWED)
-        assert ("type" in node) != (node.get(OPEN) is True), path
+        assert "type" in node or node.get(OPEN) is True, path
         assert not {"properties", "additionalProperties"} <= set(node), path
         if node.get("type") == "object" and path != ".metadata":
             assert ("properties" in node) or ("additionalProperties" in node), path
@@ -137,9 +149,9 @@ def test_a_schema_is_structural(kind: str) -> None:
         assert path != ".metadata" or set(node["properties"]) <= {"name", "generateName"}
 
 
-def test_only_the_values_of_tests_are_open() -> None:
-    """An event may hold anything, so what a PolicyTest puts into one may too; nothing else takes what nobody knows."""
-    found = {(kind, path) for kind, schema in SCHEMAS.items() for path, node in nodes(schema) if OPEN in node}
+def test_only_the_values_of_tests_have_no_type() -> None:
+    """An event may hold anything, so what a PolicyTest puts into one may too."""
+    found = {(kind, path) for kind, schema in SCHEMAS.items() for path, node in nodes(schema) if "type" not in node}
     assert found == {
         ("PolicyTest", ".spec.cases[].set[]"),
         ("PolicyTest", ".spec.cases[].expect.fields[]"),
@@ -311,7 +323,6 @@ def case(**members: Any) -> tuple[str, dict[str, Any]]:
 WRONG = [
     # shapes
     wrong("View", {"mask": [{"tags": ["pii.name"], "as": "hide"}]}),
-    wrong("View", {"otherwize": "redact"}),
     wrong("Subscription", {"types": []}),
     wrong("Subscription", {"types": "crm.>"}),
     wrong("Subscription", {"types": ["crm.>.x"]}),
@@ -397,6 +408,28 @@ def test_a_wrong_object_is_refused_by_the_api_server(kind: str, document: dict[s
     with pytest.raises(PolicyErrors) as refused:
         load({"x.yaml": yaml.safe_dump(document)})
     assert [e for e in refused.value.errors if "unknown tenant" not in str(e) and "no policy document" not in str(e)]
+
+
+UNKNOWN = [
+    allow(publish=["crm.>"], wehn="data.amount > 10"),
+    wrong("Access", {"denny": []}),
+    wrong("View", {"otherwize": "redact"}),
+    wrong("View", {"mask": [{"tags": ["pii.name"], "as": "pseudonym", "with": {"domain": "d", "bit": 64}}]}),
+    wrong("Subscription", {"retry": {"backof": ["1s"]}}),
+    wrong("Tenant", {"teams": {"crm": {"agents": ["crm-adapter"], "agent": []}}}),
+    wrong(
+        "Route", {"routes": [{"id": "r", "match": {"types": ["crm.>"]}, "effect": "copy", "to": "c.v1", "wen": "1"}]}
+    ),
+    case(expext={"decision": "deny"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "document"), UNKNOWN, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_key_that_nobody_knows_is_stored_and_refused(kind: str, document: dict[str, Any]) -> None:
+    """Whatever the client: pruned, a misspelt condition would be a wider right that nobody hears of."""
+    assert stored(document["spec"], SCHEMAS[kind]["properties"]["spec"]) == document["spec"]
+    with pytest.raises(PolicyErrors, match="unknown key"):
+        load({"x.yaml": yaml.safe_dump(document)})
 
 
 def test_each_rule_refuses_something() -> None:
