@@ -66,7 +66,8 @@ class Fleet:
             members.append(member)
             assert member.process.stdout is not None
             with anyio.fail_after(START_S):
-                assert await member.process.stdout.readline() == b"ready\n", f"{name} did not start"
+                ready = await member.process.stdout.readline() == b"ready\n"
+            assert ready, f"{name} did not start: {self._said()}"
 
     async def _spawn(self, options: list[str]) -> Process:
         command = [sys.executable, "-m", "benchmarks.fleet_members", "--data", str(self._data), *options]
@@ -83,13 +84,17 @@ class Fleet:
                 member.process.stdin.close()
             with anyio.fail_after(END_S):
                 for member in members:
-                    assert await member.process.wait() == 0, (self._data / "members.log").read_text()[-2000:]
+                    assert await member.process.wait() == 0, self._said()
         for member in (*self._publishers, *self._readers):
             one = msgspec.json.decode(member.out.read_bytes(), type=Findings)
             found.adoptions.extend(one.adoptions)
             found.sent.extend(one.sent)
             found.seen.extend(one.seen)
         return found
+
+    def _said(self) -> str:
+        """The last of what the processes wrote."""
+        return (self._data / "members.log").read_text(errors="replace")[-2000:]
 
     async def kill(self) -> None:
         """End whatever still runs."""
