@@ -60,10 +60,11 @@ soak: install-bench ## half an hour of load: memory flat, latency steady, nothin
 
 # --- change it -------------------------------------------------------------------------------------------------------
 
-check: lint ## what CI runs: formatting, ruff, mypy --strict, then all tests
+check: ## what CI runs: formatting, ruff, mypy --strict, then all tests
+	@$(MAKE) --no-print-directory -j 2 lint $(STAMP)-node
 	@$(MAKE) --no-print-directory test
 
-lint: install-dev
+lint: $(STAMP)-dev
 	$(call timed,ruff and mypy,$(BIN)/ruff format --check $(SOURCES) && $(BIN)/ruff check $(SOURCES) && $(BIN)/mypy)
 
 test: install-dev ## all tests (ARGS="-k masking" for some)

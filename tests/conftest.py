@@ -29,6 +29,9 @@ ALLOWED_SKIPS = {
     "tests/journey/test_github_webhooks.py": SHARED_DATA / "github_webhooks.json",
 }
 
+# Begun first: a file is one worker's, and the others would wait for it at the end.
+LONGEST = ("test_run.py", "test_worked_example.py")
+
 _CI = os.environ.get("CI") == "true"
 
 # Two shared cores: how long an example takes says nothing, so no deadline and no complaint about slow data.
@@ -87,6 +90,14 @@ def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
             yield server
         finally:
             portal.call(server.stop)
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they were."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 # --- processes: see `forks` ------------------------------------------------------------------------------------------
