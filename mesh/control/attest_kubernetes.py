@@ -5,7 +5,7 @@
 
 The audience keeps a token that was stolen for us from opening anything else, and one that is for the API server from
 enrolling. The pod it is bound to ends it: a token that outlives its pod is refused by the API server. Who reviews needs
-the ClusterRole `system:auth-delegator`, nothing more.
+the right to create `tokenreviews` (ClusterRole `mesh-control-attest`), nothing more.
 
 Source: Kubernetes API, authentication.k8s.io/v1 TokenReview.
 """
@@ -102,7 +102,7 @@ def _status(code: int, content: bytes) -> _Status:
     if code in {401, 403}:
         raise Unavailable(
             "the API server lets us review no tokens",
-            expected="the ClusterRole system:auth-delegator",
+            expected="the right to create tokenreviews: the ClusterRole mesh-control-attest",
             got=f"HTTP {code}",
             next="bind it to the control plane's service account",
         )
