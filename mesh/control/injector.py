@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import anyio
@@ -30,12 +31,14 @@ from mesh.telemetry import counter
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
+    from mesh.kubernetes.admission import Verdict
+
 PATH = "/inject"
 PORT = 9443
 MAX_REVIEW_BYTES = 4 * 1024 * 1024  # the API server takes 3 MiB from whoever creates a pod
-SMALL_BYTES = 64 * 1024  # nearly every pod's; these never wait, so that nobody who sends slowly keeps the others out
+SMALL_BYTES = 64 * 1024  # nearly every pod's; these wait for no body that comes slowly
 LARGE_AT_ONCE = 8  # bodies beyond that, 32 MiB: anybody in the cluster can send us one
-BODY_S = 5.0  # for a whole body; the API server waits no longer for an answer
+BODY_S = 5.0  # for a whole body and its turn; the API server waits no longer for an answer
 CHECK_S = 2.0  # how often the files are looked at; the kubelet itself takes a minute or two to replace them
 
 REVIEWED = counter(
@@ -85,6 +88,7 @@ class Injector:
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._load(self._context)
         self._room = anyio.Semaphore(LARGE_AT_ONCE)
+        self._turn = anyio.Lock()
 
     @property
     def fragment(self) -> Fragment:
@@ -128,7 +132,7 @@ class Injector:
                 body = await _read(request, SMALL_BYTES)
                 async with self._room if len(body) > SMALL_BYTES else nullcontext():
                     body += await _read(request, MAX_REVIEW_BYTES - len(body))
-                    verdict = judge(read_review(_bounded(body)), self._fragment)
+                    verdict = await self._judge(_bounded(body))
         except (BadAdmissionReview, TooLarge, RequestTimeout) as error:  # the API server then refuses the pod
             REVIEWED.add(outcome="invalid")
             log.warning("review_refused", code=error.code, error=error.message, got=error.got)
@@ -137,6 +141,15 @@ class Injector:
         if verdict.refusal is not None:
             log.warning("pod_refused", code=verdict.refusal.code, error=verdict.refusal.message)
         return web.json_response(verdict.review())
+
+    async def _judge(self, body: bytes) -> Verdict:
+        """One after the other, each with a rest as long as it took: half of the loop stays the lead's, whatever comes."""
+        async with self._turn:
+            began = perf_counter()
+            try:
+                return judge(read_review(body), self._fragment)
+            finally:
+                await _rest(perf_counter() - began)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -189,13 +202,17 @@ class Injector:
             raise _unreadable(cert, error, f"a chain in PEM, and its key in {key.name}") from error
 
 
+async def _rest(seconds: float) -> None:
+    await anyio.sleep(seconds)
+
+
 @contextmanager
 def _within(seconds: float) -> Iterator[None]:
     try:
         with anyio.fail_after(seconds):
             yield
     except TimeoutError as error:
-        raise RequestTimeout("the review did not arrive", expected=f"a body within {seconds:.0f} s") from error
+        raise RequestTimeout("the review came too late", expected=f"body and answer within {seconds:.0f} s") from error
 
 
 async def _read(request: web.Request, most: int) -> bytes:

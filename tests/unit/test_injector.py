@@ -97,6 +97,23 @@ async def test_what_is_no_review_is_answered_with_a_code(
                 assert (response.status, (await response.json())["code"]) == (status, code)
 
 
+async def test_half_of_the_loop_is_others(options: InjectorOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may post, on the loop that keeps the lead: a review is followed by a rest as long as it took."""
+    rests: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+
+    ticks = iter((10.0, 12.5, 20.0, 20.25))
+    monkeypatch.setattr(module, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(module, "_rest", rest)
+    async with serving(Injector(options)) as url, session(options) as client:
+        for body in (REVIEW, b"{}"):
+            async with client.post(f"{url}/inject", data=body) as response:
+                await response.read()
+    assert rests == [2.5, 0.25]
+
+
 async def test_a_body_that_does_not_come_costs_its_time_limit(
     options: InjectorOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
