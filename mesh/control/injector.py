@@ -143,7 +143,7 @@ class Injector:
         return web.json_response(verdict.review())
 
     async def _judge(self, body: bytes) -> Verdict:
-        """One after the other, each with a rest as long as it took: half of the loop stays the lead's, whatever comes."""
+        """One after the other, each with a rest as long as it took: half of the loop stays the lead's."""
         async with self._turn:
             began = perf_counter()
             try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +128,17 @@ def test_names_are_those_of_the_manifests() -> None:
     store = values["container"]["env"]["NATS_STORE_KEY"]["valueFrom"]["secretKeyRef"]
     assert f"create secret generic {store['name']} --from-literal={store['key']}=" in PAGE
     assert f"nats-event-mesh:{__version__}" in PAGE
+
+
+def test_the_patch_of_the_injector_s_policy_fits(tmp_path: Path) -> None:
+    """Beside the overlay it lets one block of addresses in to the port, and nobody else."""
+    (patches,) = re.findall(r"(?ms)^```yaml\n(patches:\n.*?)^```", PAGE)
+    where = os.path.relpath(DEPLOY / "overlays/prod", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(f"resources: [{where}]\n{patches}")
+    (policy,) = [d for d in of_kind(rendered(tmp_path), "NetworkPolicy") if d["metadata"]["name"] == "mesh-injector"]
+    (rule,) = policy["spec"]["ingress"]
+    assert rule["from"] == [{"ipBlock": {"cidr": "172.16.0.0/28"}}]
+    assert [port["port"] for port in rule["ports"]] == [9443]
 
 
 def test_figures_are_those_of_the_manifests() -> None:
