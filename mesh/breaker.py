@@ -36,13 +36,14 @@ class Breaker:
     Attributes:
         state: Half open only while a probe is under way, or somebody asked whether one may begin.
         era: Rises with each change of state. A call remembers the era it began in, and hands it back at its end.
+        failures: In a row, since the last success or turn.
     """
 
-    __slots__ = ("_factor", "_failures", "_policy", "_probing", "_until_s", "era", "state")
+    __slots__ = ("_factor", "_policy", "_probing", "_until_s", "era", "failures", "state")
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self._policy = policy
-        self._failures = 0
+        self.failures = 0
         self._factor = 1
         self._until_s = 0.0
         self._probing = False
@@ -70,7 +71,7 @@ class Breaker:
         """A call that began in *era* succeeded."""
         if era != self.era:
             return
-        self._failures = 0
+        self.failures = 0
         if self._probing:
             self._factor = 1
             self._turn(State.CLOSED)
@@ -79,11 +80,11 @@ class Breaker:
         """A call that began in *era* failed."""
         if era != self.era:
             return
-        self._failures += 1
+        self.failures += 1
         if self._probing:
             self._factor = min(2 * self._factor, MAX_OPEN_FACTOR)
             self._open(now_s)
-        elif 0 < self._policy.failures <= self._failures:
+        elif 0 < self._policy.failures <= self.failures:
             self._open(now_s)
 
     def dropped(self, era: int) -> None:
@@ -105,5 +106,5 @@ class Breaker:
     def _turn(self, state: State) -> None:
         self.state = state
         self.era += 1
-        self._failures = 0
+        self.failures = 0
         self._probing = False

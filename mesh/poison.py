@@ -42,15 +42,17 @@ class PoisonCap:
 
     Attributes:
         flow: Where it stands.
+        clean: Whether all that are looked at were handled: one more such changes nothing while events flow.
         era: Rises whenever everything may pass, or nothing may any more. An event remembers the era it began in.
     """
 
-    __slots__ = ("_buried", "_first_pause_s", "_last", "_pause_s", "_policy", "_until_s", "era", "flow")
+    __slots__ = ("_buried", "_first_pause_s", "_last", "_pause_s", "_policy", "_until_s", "clean", "era", "flow")
 
     def __init__(self, policy: PoisonPolicy, *, first_pause_s: float = FIRST_PAUSE_S) -> None:
         self._policy = policy
         self._last: deque[bool] = deque()
         self._buried = 0
+        self.clean = False
         self._first_pause_s = first_pause_s
         self._pause_s = first_pause_s
         self._until_s = 0.0
@@ -79,7 +81,7 @@ class PoisonCap:
 
     def succeeded(self, era: int) -> None:
         """An event was handled."""
-        if self._buried or len(self._last) < self._policy.of:  # else it pushes out one like itself
+        if not self.clean:  # else it pushes out one like itself
             self._settled(buried=False)
         if self.flow is Flow.FLOWING or era != self.era:
             return
@@ -110,6 +112,7 @@ class PoisonCap:
         self._policy = policy
         while len(self._last) > policy.of:
             self._buried -= self._last.popleft()
+        self._count()
         if self.flow is not Flow.FLOWING and policy.share >= 1:
             self._pause_s = self._first_pause_s
             self._turn(Flow.FLOWING)
@@ -120,6 +123,10 @@ class PoisonCap:
         self._buried += buried
         if len(last) > self._policy.of:
             self._buried -= last.popleft()
+        self._count()
+
+    def _count(self) -> None:
+        self.clean = not self._buried and len(self._last) >= self._policy.of
 
     def _over(self) -> bool:
         return len(self._last) >= self._policy.of and self._buried > self._policy.share * self._policy.of

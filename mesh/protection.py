@@ -149,6 +149,8 @@ class Protection:
 
     def handled(self, leave: Pass) -> None:
         """Its handler ended well, and it is acked: `answered` and `settled` in one."""
+        if self.calm and leave is self.current and self._poison.clean and not self._breaker.failures:
+            return  # nearly always: one more of them changes nothing
         breaker, poison = leave
         self._breaker.succeeded(breaker)
         self._poison.succeeded(poison)

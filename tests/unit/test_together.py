@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mesh.signing
 from mesh.errors import VerificationError
 from mesh.merkle import span
 from mesh.signing import MAX_BATCH, Received, Verified, Verifier, tree
 from mesh.together import Together
 from tests.tables import make_signatures as reference
-from tests.unit.test_signing import BAD, BASE, Counter, anybody, leaves_of, received, sealed, verifier_for
+from tests.unit.test_signing import BAD, BASE, SIGNER, Counter, anybody, leaves_of, received, sealed, verifier_for
 
 
 def alone(verifier: Verifier, event: Received) -> Verified | None:
@@ -121,6 +123,40 @@ def test_proofs_are_not_swapped() -> None:
     ]
     verdicts = Together(anybody()).verify(events)
     assert verdicts[2] is verdicts[5] is None
+
+
+SUBJECT = "ev.eu1.clear.s00.crm.contact.v1"
+TRUE = {"specversion": "1.0", "id": "1", "source": "/crm", "type": "crm.contact.v1", "view": "clear", "tenant": "acme"}
+
+
+@pytest.mark.parametrize(
+    ("change", "msg_id", "padding", "verified"),
+    [
+        ({}, "A" * 22, 0, True),
+        ({"type": "crm.other.v1"}, "A" * 22, 0, False),
+        ({"view": "masked"}, "A" * 22, 0, False),
+        ({"tenant": "other"}, "A" * 22, 0, False),
+        ({"specversion": "2.0"}, "A" * 22, 0, False),
+        ({"source": ""}, "A" * 22, 0, False),
+        ({"source": 1}, "A" * 22, 0, False),
+        ({"id": ""}, "A" * 22, 0, False),
+        ({"id": None}, "A" * 22, 0, False),
+        ({}, "A" * 21 + "B", 0, False),
+        ({}, "A" * 22, 1_048_576, False),
+    ],
+)
+def test_what_an_insider_seals_is_judged_all_the_same(
+    change: dict[str, Any], msg_id: str, padding: int, verified: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A good signature is the last of nine checks, and makes up for none of the others."""
+    monkeypatch.setattr(mesh.signing, "MESSAGE_ID", re.compile(".*"))  # theirs: `seal` would refuse it
+    body = msgspec.json.encode(TRUE | change) + b" " * padding
+    header = mesh.signing.seal([(SUBJECT, msg_id, body)], SIGNER, signed_ms=reference.SIGNED_MS, salts=[bytes(16)])[0]
+    monkeypatch.undo()
+    event = Received(SUBJECT, body, (msg_id,), header, "EV_local_crm", 1, reference.STREAM_MS, 1, "")
+    verifier = Verifier(anybody().keyring, lambda *_: True, tenant="acme")
+    assert (alone(verifier, event) is not None) == verified
+    assert Together(verifier).verify([event]) == [alone(verifier, event)]
 
 
 def test_a_grant_is_asked_for_each_time() -> None:
