@@ -168,6 +168,7 @@ class Sources:
             elif self._files is not None and self._files.yaml:
                 outcome = await self._directory(tenant, policies, self._files)
             else:
+                REFUSED.forget(tenant=tenant)  # its objects went: nothing of it can be at fault any more
                 continue
             REFUSED.set(outcome.error is not None, tenant=tenant)
         told = {one.file for one, _ in states}

@@ -9,6 +9,7 @@ import pytest
 
 from mesh.control.change import Applied, Change, checked, next_bundle
 from mesh.control.policy_set import Outcome, take
+from mesh.control.policy_sources import REFUSED, SourceOptions, Sources
 from mesh.errors import NoBundle
 from mesh.kubernetes.names import API_VERSION, TEAM, TENANT
 from mesh.kubernetes.objects import place
@@ -164,3 +165,14 @@ async def test_what_security_says_too_much_is_refused_whole() -> None:
     done = await taken(live, *fault)
     assert (done.revision, live.bundle) == (0, None)
     assert set(done.faults.by_file) == {"kubernetes:acme/View/v3"}
+
+
+async def test_a_tenant_whose_objects_went_is_refused_no_longer() -> None:
+    """It has neither objects nor files: an alert about them would never end."""
+
+    async def begin(_name: str, _given: object) -> Live:
+        raise AssertionError
+
+    REFUSED.set(1, tenant="acme")
+    await Sources(SourceOptions(), {"acme": Live()}, begin).take()
+    assert "acme" not in [attributes["tenant"] for attributes, _ in REFUSED.series()]
