@@ -117,6 +117,7 @@ class Injector:
                     next="--injector-host, --injector-port",
                 ) from error
             port: int = runner.addresses[0][1]
+            REFUSED_FILES.at()  # from 0: the rise from nothing to 1 is none to Prometheus
             log.info("injector_listens", port=port, sidecar=self._fragment.digest)
             task_status.started(port)
             await self._follow_files()

@@ -67,6 +67,7 @@ class Watch:
 
     async def run(self) -> None:
         """Follow it until cancelled."""
+        FAILED.at(path=self._path)  # from 0: the rise from nothing to 1 is none to Prometheus
         while True:
             try:
                 if not self._version:

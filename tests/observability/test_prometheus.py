@@ -17,15 +17,20 @@ from urllib.parse import urlencode
 
 import pytest
 
+from mesh.ca import RootCA
+from mesh.control.reconcile import now_ms
 from tests.conftest import ROOT
 from tests.journey.replicas import replicas
 from tests.journey.test_lifecycle import AGENT, POLICIES
 from tests.observability.files import RULES, named, tool
 from tests.ports import free_ports
+from tests.unit.test_injection import FRAGMENT_FILE
 
 WAIT_S = 60.0
 T = TypeVar("T")
-ELSEWHERE = re.compile(r"mesh_nats_certificate_.*|mesh_telemetry_.*")  # with TLS to NATS; with a collector
+ELSEWHERE = re.compile(  # with TLS to NATS; with a collector; with a cluster
+    r"mesh_nats_certificate_.*|mesh_telemetry_.*|mesh_control_watch_failed_total"
+)
 CONFIG = """
 global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: [{rules}]
@@ -78,7 +83,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     with ExitStack() as stack:
         mesh = stack.enter_context(replicas(directory, given, "cp-1"))
         (replica,) = mesh.all
-        replica.more = ["--health-port", "0"]
+        replica.more = ["--health-port", "0", "--watch-directory", str(given), *injecting(directory)]
         mesh.start(replica)
         mesh.leader()
         (control,) = re.findall(r'"event":"health".*"port":(\d+)', replica.log.read_text())
@@ -94,6 +99,19 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         stack.callback(process.wait)
         stack.callback(process.kill)
         yield Prometheus(port)
+
+
+def injecting(directory: Path) -> list[str]:
+    """Options of a control plane that answers admission reviews too."""
+    now = now_ms()
+    cert, key = RootCA.create("mesh.local", now_ms=now).issue_ca(now_ms=now).issue_tls_server(["127.0.0.1"], now_ms=now)
+    options = ["--injector-port", "0"]
+    for name, content in {"sidecar": FRAGMENT_FILE.read_bytes(), "cert": cert, "key": key}.items():
+        path = directory / f"injector-{name}"
+        path.touch(0o600)
+        path.write_bytes(content)
+        options += [f"--injector-{name}", str(path)]
+    return options
 
 
 @contextmanager
