@@ -238,7 +238,7 @@ class Agent:
             raise TooLarge(f"{len(events)} events at once, limit {limit}", limit=limit, size=len(events))
         tracer = spans.tracer
         if tracer is None and set(map(type, events)) == {bytes}:
-            return await self.publish_drafts(cast("Sequence[bytes]", events))
+            return await self.publish_drafts(cast("list[bytes]", list(events)))  # the caller may use its own again
         drafts: list[Draft] = []
         for index, event in enumerate(events):
             try:

@@ -233,7 +233,7 @@ class Outbound:
             except (Denied, EventExpired, NoDomainKey, InputError) as error:
                 if isinstance(error, Denied):
                     self._refused(fields, error, revision)
-                if decided or len(events) > 1:
+                if decided or len(events) > 1 or not fields:  # no fields: it could not be read
                     error.details["index"] = len(decided)
                 raise
             decided.append(made)

@@ -145,7 +145,8 @@ class Flight:
                 self._repeated.add(sent.place)
                 self._void(sent, result)
         else:
-            self._done_copies[sent.place] = result
+            # The frames of a traceback hold copies, these lead here, and no collector looks at them: all would stay.
+            self._done_copies[sent.place] = result.with_traceback(None)
             self.undurable += 1
             self._void(sent, None)
         self.waiting -= 1

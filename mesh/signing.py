@@ -144,7 +144,8 @@ def seal(
         raise _outside(signed_ms, signer.not_before_ms, signer.not_after_ms, kid=signer.kid)
     sizes, subjects = set(map(len, salts)), {item[0] for item in items}
     ids = "\n".join([item[1] for item in items]) + "\n"
-    if sizes != {SALT_BYTES} or MESSAGE_IDS.fullmatch(ids) is None or any("\n" in subject for subject in subjects):
+    sound = ids.count("\n") == size and MESSAGE_IDS.fullmatch(ids) is not None
+    if sizes != {SALT_BYTES} or not sound or any("\n" in subject for subject in subjects):
         raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
     texts = b64u_all(salts)
     root, proofs = tree(

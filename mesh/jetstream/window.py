@@ -171,6 +171,8 @@ class Lane:
         for item, sequence in zip(items, sequences, strict=True):
             if not queue or item is not queue[0] or sequence < place or item.sends != 1 or item.order >= ends:
                 break
+            if ends is not NEVER and queue[1].done:  # refused: it may be the last one before those that are held
+                break
             place = sequence
             item.done = True
             queue.popleft()

@@ -647,6 +647,9 @@ async def test_an_embedded_agent_keeps_the_same_promises(streams: Streams, tmp_p
         with pytest.raises(Denied) as read_and_denied:
             await agent.publish_many([msgspec.json.encode(event()), msgspec.json.encode(event(source="/billing"))])
         assert (unread.value.details["index"], read_and_denied.value.details["index"]) == (2, 1)
+        with pytest.raises(InputError) as alone:
+            await agent.publish_many([b"{"])
+        assert alone.value.details["index"] == 0
         assert await streams.stored() == before
     with pytest.raises(Draining):
         await agent.publish(event())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from agent.core import Agent
 from agent.lanes import Lane
 from agent.outbound import Room
 from agent.receipts import CopyReceipt, Flight, Receipt
@@ -303,6 +306,44 @@ def test_copies_that_are_stored_together_are_told_together() -> None:
     assert landing.landings == [landing.flight]
     assert [receipt.copies[0].seq for receipt in landing.flight.receipts()] == [7, 8, 9]
     assert landing.views == [("clear", 2, 2), ("clear", 1, 1)]
+
+
+def test_what_failed_is_let_go_of() -> None:
+    """A flight that was refused goes with its caller, bodies and all: no collector looks for its copies."""
+
+    def refused() -> weakref.ref[Callable[[Flight], None]]:
+        def landed(flight: Flight) -> None:
+            assert flight.undurable == 2
+
+        events = decided("a", "clear"), decided("b", "clear")
+        one = lane(Window(refuses=SignerExpired("ended")), Clock())
+        flight = Flight(events, on_landed=landed, on_copies=lambda *_: None, on_void=lambda *_: None)
+        one.put(flight.outgoing)
+        flight.outgoing = []
+        one.pump()
+        assert not flight.waiting
+        return weakref.ref(landed)
+
+    assert refused()() is None
+
+
+def test_a_list_of_bytes_is_the_callers_again() -> None:
+    """Whoever fills its list with the next events, while these are published, changes nothing about these."""
+    given = [b"{}"] * 3
+
+    class Embedded:
+        settings = SimpleNamespace(max_batch_events=3)
+
+        def check_open(self) -> None:
+            """It is open."""
+
+        async def publish_drafts(self, events: list[bytes]) -> list[bytes]:
+            given.clear()
+            return events
+
+    agent: Any = Embedded()
+    published: list[Any] = asyncio.run(Agent.publish_many(agent, given))
+    assert published == [b"{}"] * 3
 
 
 # --- room ------------------------------------------------------------------------------------------------------------

@@ -180,9 +180,10 @@ def test_a_weak_dedupe_key_is_refused(length: int) -> None:
         ({}, []),
         ({"msg_id": "short"}, None),
         ({"msg_id": "a" * 21 + "\n"}, None),
+        ({"msg_id": "A" * 22 + "\n" + "A" * 22}, None),
         ({"subject": "a\nb"}, None),
     ],
-    ids=["short salt", "no salt", "short id", "id with LF", "subject with LF"],
+    ids=["short salt", "no salt", "short id", "id with LF", "two ids", "subject with LF"],
 )
 def test_sealing_refuses_what_nobody_could_verify(change: dict[str, str], salts: list[bytes] | None) -> None:
     """A salt of another length, a missing one, and a newline in a part end at the signer."""

@@ -706,6 +706,19 @@ def test_acks_in_order_are_all_taken_at_once() -> None:
     assert [each.done for each in items] == [True] * 4 + [False]
 
 
+def test_what_is_held_behind_a_refused_event_goes_with_the_last_ack() -> None:
+    """Where the stream refused the event before the held ones, the ack of the one before that lets them go."""
+    bench = Bench()
+    first, refused, held = (item(name=str(n)) for n in range(3))
+    bench.submit(first, refused)
+    bench.now += 0.2
+    bench.submit(held)
+    assert held.sends == 0
+    assert bench.lane.drop(refused) == []
+    assert bench.lane.acked_in_order([first], [1], bench.now) == 0
+    assert bench.ack(first) == [held]
+
+
 @pytest.mark.parametrize("odd", [(1, 2), (0, 1, 0), (0, 2)])
 def test_an_ack_out_of_order_is_not_taken_with_others(odd: tuple[int, ...]) -> None:
     """An ack of a later event, or of one that is done, stops there: it may mean that something was lost."""
