@@ -170,10 +170,11 @@ class Judge:
     def take_all(self, events: list[Received], puller: Puller) -> None:
         """Judge events that came together: as `take` one by one, and what they have in common is looked at once."""
         plans, reading, now_ms = self._bundle.plans, self.reading, self._now_ms()
-        plain = reading is not None and reading.plans is plans and now_ms <= self._reliance.fresh_until_ms
+        reliance = self._reliance
+        plain = reading is not None and reading.plans is plans and now_ms <= reliance.fresh_until_ms
         verdicts = self._plain(events) if plain and not self.parked else [None] * len(events)
         for received, verified in zip(events, verdicts, strict=True):
-            if verified is None or reading is None or plans is None or self.parked:
+            if verified is None or reading is None or plans is None or self.parked or now_ms > reliance.fresh_until_ms:
                 guarded(self.take, received, puller)
                 continue
             try:

@@ -84,8 +84,11 @@ def span(leaves: Sequence[bytes], start: int, size: int, first: bytes, last: byt
         last: The proof of the last one, which has those to the right.
 
     Returns:
-        The root that the leaves and these proofs lead to, and the proof of each leaf that leads there. Where a proof is
-        too short, or a hash in it wrong, that is a root nobody signed.
+        The root that the leaves and these proofs lead to, and the proof of each leaf that leads there. Where a hash in
+        a proof is wrong, that is a root nobody signed.
+
+    Raises:
+        ValueError: A proof is too short. Whoever signs a root could have one lead there: by nobody else's reckoning.
     """
     level, at, width, proofs = list(leaves), start, size, [b""]
     levels: list[tuple[int, list[bytes]]] = []  # and how many nodes each has in front that are not above our leaves
@@ -95,10 +98,10 @@ def span(leaves: Sequence[bytes], start: int, size: int, first: bytes, last: byt
         end = at + len(level) - 1
         if end & 1 or end + 1 < width:
             if not end & 1:
-                level.append(last[:HASH_BYTES])
+                level.append(_whole(last[:HASH_BYTES]))
             last = last[HASH_BYTES:]
         if at & 1:
-            level.insert(0, sibling)
+            level.insert(0, _whole(sibling))
         levels.append((at & 1, level))
         below, level = level, [sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
         if len(below) % 2:
@@ -111,6 +114,12 @@ def span(leaves: Sequence[bytes], start: int, size: int, first: bytes, last: byt
             for i in range(before, count)
         ]
     return level[0], proofs[: len(leaves)]
+
+
+def _whole(node: bytes) -> bytes:
+    if len(node) != HASH_BYTES:
+        raise ValueError("a proof that is too short")
+    return node
 
 
 class Climber:

@@ -19,6 +19,7 @@ WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publis
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
 _IN_PROCESS = 10158  # "duplicate message id is in process": the first one is not replicated yet
 _FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
+_MAX_CHARS = 1024  # of an ack subject: a few names of at most 255, and numbers; more digits than Python reads are none
 _V1_OWN_TOKENS = 5  # behind the names
 _HASH_CHARS = 8  # of the base62 account hash; names of our durables have `--` in them
 _V2_TOKENS = 11  # at least: newer servers add a random token at the end
@@ -46,6 +47,8 @@ class AckSubject:
         `$JS.ACK.<stream>.<durable>.<delivered>.<seq>.<consumer seq>.<ns>.<pending>`, and with ack v2
         `$JS.ACK.<domain>.<account hash>.<stream>.<durable>. ...`.
         """
+        if len(reply) > _MAX_CHARS:
+            return None
         if reply.startswith(self._v1):
             tokens = reply[self._v1_chars :].split(".")
             if len(tokens) != _V1_OWN_TOKENS:

@@ -105,7 +105,13 @@ class Listeners:
         far = position + wire.MAX_LINE_BYTES
         at = data.find(b" ", data.find(b" ", position, far) + 1, far) + 1  # `MSG <subject> <sid> ...`, and HMSG
         run = self._runs.get(data[at : data.find(b" ", at, at + _SID_CHARS)])
-        return position if run is None else run(data, position)
+        if run is None:
+            return position
+        try:
+            return run(data, position)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: the message is delivered by itself
+            callback_failed(error)
+            return position
 
     def deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes | None, data: bytes) -> None:
         """Hand a message to its listener; never raises."""

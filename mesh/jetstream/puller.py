@@ -268,7 +268,7 @@ class Puller:
         def run(data: bytes, position: int) -> int:
             end, events = read(data, position)
             if events:
-                self._on_events(events)
+                guarded(self._on_events, events)
             return end
 
         return run

@@ -28,6 +28,8 @@ MS = 1_795_300_000_123
         (f"$JS.ACK.EV.d.x.17.20.{NS}.5", None),
         (f"$JS.ACK.EV.d.3.-17.20.{NS}.5", None),
         ("$JS.ACK.EV.d.3.17.20.1e9.5", None),
+        (f"$JS.ACK.EV.d.3.{'9' * 5000}.20.{NS}.5", None),
+        (f"$JS.ACK.{'9' * 5000}.abcdefgh.EV.d.3.17.20.{NS}.5.random", None),
         ("_INBOX.x", None),
         ("", None),
         (f"$js.ack.EV.d.3.17.20.{NS}.5", None),

@@ -7,6 +7,7 @@ import pytest
 from mesh.jetstream import wire
 from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.deliveries import DeliveryRun
+from mesh.jetstream.listeners import Listeners
 from mesh.jetstream.wire import FrameReader
 from mesh.signing import Received
 
@@ -120,3 +121,17 @@ def test_anything_else_is_left_to_the_reader(left: bytes) -> None:
     assert run.read(left, 0) == (0, [])
     end, events = run.read(frame(1) + left, 0)
     assert (end, len(events)) == (len(frame(1)), 1)
+
+
+def test_where_reading_many_breaks_each_is_read_by_itself() -> None:
+    """A defect of ours, found by whatever comes: the connection, which is everybody's, goes on."""
+
+    def broken(_data: bytes, _position: int) -> int:
+        raise RuntimeError
+
+    heard: list[bytes] = []
+    listeners = Listeners(lambda _: None)
+    listener = listeners.add("_INBOX.x.*", lambda *message: heard.append(message[3]), None, lambda _sid: broken)
+    reader = FrameReader(listeners.deliver, listeners.run)
+    assert reader.feed(frame(1, body=b"1", sid=listener.sid) + b"PING\r\n" + frame(2, sid=listener.sid)) == [b"PING"]
+    assert heard == [b"1", b"{}"]

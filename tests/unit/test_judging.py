@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 import msgspec
@@ -15,8 +15,12 @@ from mesh.inbound import Admitted, Reading
 from mesh.jetstream.puller import Puller
 from mesh.judging import Judge
 from mesh.signing import Received, Verifier
+from mesh.staleness import FRESH_S, Ruling, Staleness
 from mesh.trust_watch import TrustWatch
 from mesh.watch import BundleWatch
+
+if TYPE_CHECKING:
+    from mesh.identity import Keyring
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +190,28 @@ def test_events_that_came_together_keep_their_order(
     judge.take_all(events, puller)
     assert together.admitted == admitted
     assert [received.sequence for received, _ in judge.parked] == parked
+
+
+@pytest.mark.parametrize(
+    ("ruling", "admitted"),
+    [(Ruling.MARK, [(1, False), (2, True), (3, True)]), (Ruling.PAUSE, [(1, False)])],
+)
+def test_what_stands_behind_the_turn_of_trust_is_not_taken_for_fresh(
+    judge: Judge, puller: Puller, handing: Handing, ruling: Ruling, admitted: list[tuple[int, bool]]
+) -> None:
+    """Time goes by while a read is judged: what was ready at the turn is judged again, and nothing else would be."""
+    Together(judge, e2="alone")
+    clock, found = iter((1, 2, 2)), []
+    held = SimpleNamespace(issued_ms=1 - int(FRESH_S * 1000))  # fresh until 1
+    plans = SimpleNamespace(staleness=Staleness(strict=ruling is Ruling.PAUSE))
+    judge._bundle = cast("BundleWatch", SimpleNamespace(plans=plans))
+    cast("SimpleNamespace", judge.reading).plans = plans
+    judge._reliance._keyring = cast("Keyring", SimpleNamespace(statement=held))
+    judge._now_ms = lambda: next(clock)
+    judge._admitted = lambda _event, received, _puller, stale: found.append((received.sequence, stale))
+    judge.take_all([msgspec.structs.replace(EVENT, sequence=number) for number in (1, 2, 3)], puller)
+    assert found == admitted
+    assert [received.sequence for received in handing.back] == ([] if ruling is Ruling.MARK else [2, 3])
 
 
 def test_events_that_come_while_others_wait_wait_too(judge: Judge, puller: Puller) -> None:
