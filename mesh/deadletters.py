@@ -24,6 +24,7 @@ MAX_REASON_CHARS = 200  # a label in lists
 MAX_ERROR_CHARS = 500  # a handler's error text; more of it helps nobody and may be an event
 MAX_HISTORY = 20  # attempts told of: more than any policy has in a day
 MAX_TOLD_CHARS = 200  # of each attempt's error: 10,000 events that fail take 40 MB at most
+MAX_HEADER_CHARS = 1024  # of message id and signature: true ones are shorter; a forger's may be as long as a message
 MAX_TRACE_CHARS = 256  # of traceparent and correlation: W3C wants 55, an id has at most as many
 _TERM = "dlq:"
 
@@ -53,7 +54,7 @@ class DeadLetterRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         attempts: Times that a handler had it, as far as is known; at least as many as `history` tells of.
         stream, sequence, subject, stream_ms: Where the event lies, or lay, and since when.
         dead_ms: When it was given up, Unix milliseconds.
-        msg_id, signature: As delivered.
+        msg_id, signature: As delivered, as far as `MAX_HEADER_CHARS`.
         first_error, last_error: What its handling said, class included.
         first_ms, last_ms: When the first and the last attempt failed, Unix milliseconds; 0 where nobody knows.
         history: The last attempts, oldest first.
@@ -262,8 +263,8 @@ def record(
         subject=received.subject,
         stream_ms=received.stream_ms,
         dead_ms=dead_ms,
-        msg_id=received.msg_ids[0] if received.msg_ids else "",
-        signature=received.signature or "",
+        msg_id=received.msg_ids[0][:MAX_HEADER_CHARS] if received.msg_ids else "",
+        signature=(received.signature or "")[:MAX_HEADER_CHARS],
         first_error=first_error or cause.error[:MAX_ERROR_CHARS],
         last_error=cause.error[:MAX_ERROR_CHARS],
         first_ms=first_ms,

@@ -72,7 +72,7 @@ class Together:
         batch: _Batch | None = None
         permits, tenant = self._verifier.permits, self._verifier.tenant
         for number, received in enumerate(events):
-            parts = (received.signature or "").split(".")
+            parts = (received.signature or "").split(".", _PARTS)  # a header of dots alone is not taken apart
             if len(parts) != _PARTS or len(received.msg_ids) != 1:
                 continue
             version, kid, signed, salt, index, count, proof, signature = parts

@@ -210,15 +210,14 @@ def event_headers(block: bytes | None) -> tuple[tuple[str, ...], str | None]:
 
 
 def _values(block: bytes, line: bytes) -> tuple[str, ...]:
+    values = []
     at = block.find(line)
-    if at < 0:
-        return ()
-    start = at + len(line)
-    end = block.find(_CRLF, start)
-    value = block[start:end].lstrip(b" ").decode()  # as the server reads it for its duplicate check
-    if block.find(line, end) < 0:
-        return (value,)
-    return (value, *_values(block[end:], line))
+    while at >= 0:
+        start = at + len(line)
+        end = block.find(_CRLF, start)
+        values.append(block[start:end].lstrip(b" ").decode())  # as the server reads it for its duplicate check
+        at = block.find(line, end)
+    return tuple(values)
 
 
 # --- out -------------------------------------------------------------------------------------------------------------

@@ -252,3 +252,11 @@ def test_what_is_no_redriven_letter_is_refused(body: bytes) -> None:
 def test_a_subject_names_its_owner() -> None:
     """A workload may write on its own."""
     assert deadletters.subject("support", "contacts") == "dlq.support.contacts"
+
+
+def test_what_a_forger_wrote_into_headers_fits_into_a_letter() -> None:
+    """A letter that is too large to be stored would be tried for ever, and its event stay in hand."""
+    long = "\x01" * 500_000  # six characters each, in JSON
+    forged = msgspec.structs.replace(RECEIVED, msg_ids=(long,), signature=long)
+    kept = letter(forged, verified=False)
+    assert kept.msg_id == kept.signature == long[:1024]

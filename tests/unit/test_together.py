@@ -176,6 +176,22 @@ def test_an_insider_cannot_bring_a_proof_of_another_length(length: int) -> None:
     assert (alone(anybody(), true) is None) == (length < HASH_BYTES)  # else the test would prove nothing
 
 
+def test_a_header_of_dots_is_not_taken_apart() -> None:
+    """It may be as long as a message: no more of it is looked at than a signature has parts."""
+
+    class Text(str):
+        __slots__ = ()
+
+        def split(self, sep: Any = None, maxsplit: Any = -1) -> list[str]:
+            parts.extend(found := super().split(sep, maxsplit))
+            return found
+
+    parts: list[str] = []
+    event = msgspec.structs.replace(next(sealed(1)), signature=Text("." * 100_000))
+    assert Together(anybody()).verify([event]) == [None]
+    assert len(parts) == 9
+
+
 def test_a_grant_is_asked_for_each_time() -> None:
     """What policy allowed for the events before says nothing of those that come next."""
     granted = True

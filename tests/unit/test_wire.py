@@ -185,6 +185,8 @@ def test_a_status_stands_in_the_first_line_only(block: bytes | None, status: Sta
         (AS_WRITTEN.replace(b"A" * 8, b"\r\nx: AAA", 1) + b"\r\n", ("",), "s"),
         (AS_WRITTEN + b"Nats-Msg-Id: k\r\n\r\n", (ID, "k"), "s"),
         (AS_WRITTEN + b"Mesh-Signature: t\r\n\r\n", (ID,), "s,t"),
+        (b"NATS/1.0\r\n" + b"Nats-Msg-Id: k\r\n" * 2000 + b"\r\n", ("k",) * 2000, None),
+        (b"NATS/1.0\r\n" + b"Mesh-Signature: s\r\n" * 2000 + b"\r\n", (), ",".join("s" * 2000)),
     ],
 )
 def test_every_id_and_signature_is_seen(block: bytes | None, ids: tuple[str, ...], signature: str | None) -> None:
