@@ -19,11 +19,14 @@ def wide() -> None:
     console.width = PIPE_WIDTH
 
 
-@pytest.fixture(scope="session", autouse=True)
-def patient() -> None:
+@pytest.fixture(scope="module", autouse=True)  # and no longer: tests of other directories look at these figures
+def patient() -> Iterator[None]:
     """Commands that run in this process wait for a busy machine longer than somebody at a terminal would."""
-    operator.CONNECT_TIMEOUT_S = 20.0
-    request.READS_S |= dict.fromkeys(request.READS_S, 30.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operator, "CONNECT_TIMEOUT_S", 20.0)
+        for verb in request.READS_S:
+            patch.setitem(request.READS_S, verb, 30.0)
+        yield
 
 
 @pytest.fixture(scope="module")
