@@ -93,6 +93,8 @@ class Puller:
         self._open = self._unsettled.replies
         self._now = asyncio.get_running_loop().time
         self._listener: Listener | None = None
+        self._before: Listener | None = None  # while its inbox is being left
+        self._one_leaves = asyncio.Lock()
         self._inbox = ""
         self._heard_at = 0.0
         self._pause_until = 0.0
@@ -140,11 +142,24 @@ class Puller:
     async def stop(self) -> None:
         """Pull nothing more; what the server had sent still arrives, and what arrived can be settled."""
         self._pulling = False
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            await self._last_pull_known()
-            await self._connection.drain(listener)
+        await self._leave()
         self._wake.set()
+
+    async def _leave(self) -> None:
+        """Pull nothing more on this inbox; what the server had sent to it still arrives.
+
+        Closed at once, it would lose what the server sends before it reads that, until ack_wait has passed.
+        """
+        async with self._one_leaves:  # who comes second returns when all has come, too
+            listener, self._before, self._listener = self._listener, self._listener, None
+            if listener is None:
+                return
+            try:
+                await self._last_pull_known()
+                await self._connection.drain(listener)
+            finally:
+                self._before = None
+                listener.close()
 
     async def _last_pull_known(self) -> None:
         """Return once the server has read our pulls: one that it reads after our inbox is gone, it serves to nobody.
@@ -154,6 +169,7 @@ class Puller:
         """
         if not self._credit.asked:
             return
+        self._known.clear()
         with suppress(Unavailable, TimeoutError):  # no link: it has no pull of ours either
             self._connection.write(wire.publish_frame(self._next, _NOTHING_FITS, f"{self._inbox}.{_MARK}"))
             async with asyncio.timeout(_KNOWN_S):
@@ -175,9 +191,11 @@ class Puller:
 
     def _lose(self) -> None:
         self._credit.lose_pulls()
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        self._known.set()  # as far as they ever will be
+        for listener in (self._listener, self._before):
+            if listener is not None:
+                listener.close()
+        self._listener = None
 
     def _pull(self, *, all_of_it: bool = False) -> None:
         """Ask for more, if enough credit is free and nothing says to wait."""
@@ -230,7 +248,10 @@ class Puller:
         except Unavailable:
             await self._connection.rebuild()
             return
-        if self._heard_at == before:  # everything sent before the PONG is here, and nothing of ours was among it
+        if self._heard_at != before:
+            return
+        await self._leave()  # everything sent before the PONG was here, and nothing of ours was among it
+        if self._listener is None and self._connection.connected:  # else it was or will be begun anew with the link
             self._restart()
 
     # --- messages ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import select
+import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -367,8 +371,11 @@ async def test_settlements_made_while_disconnected_are_sent_later(nats_server: N
         await until(lambda: len(desk.events) == 6)
 
 
-async def test_a_hang_is_noticed_by_its_missing_heartbeats(nats_server: NatsServer, control: Connection) -> None:
+async def test_a_hang_is_noticed_by_its_missing_heartbeats(nats_server: NatsServer) -> None:
     """A server that hangs for several beats costs a pull, not the subscription."""
+    control = await Connection.open(nats_server.url, name="control")
+    await make_stream(control)
+    await make_durable(control, ack_wait=2)  # where it hung for so long that the link is cut, with the event on its way
     async with desk_at(nats_server.url, heartbeat_s=0.1, expires_s=5.0) as desk:
         await publish(control, 1)
         await until(lambda: desk.events)
@@ -378,7 +385,40 @@ async def test_a_hang_is_noticed_by_its_missing_heartbeats(nats_server: NatsServ
         nats_server.resume()
         await until(lambda: desk.connection.connected and control.connected)
         await publish(control, 1, start=2)
+        await until(lambda: 2 in desk.bodies)
+    await control.close()
+
+
+async def test_what_is_sent_while_pulls_are_given_up_arrives(
+    nats_server: NatsServer, control: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that comes after the PONG that proved our pulls lost is handed over, not left for its ack_wait."""
+    async with desk_at(nats_server.url, heartbeat_s=60, expires_s=300) as desk:
+        await until(lambda: desk.puller._credit.asked)
+        await desk.puller.flush(DEADLINE_S)
+        flush, lately = desk.connection.flush, [1]
+
+        async def and_then_it_comes(timeout_s: float) -> None:
+            await flush(timeout_s)
+            if lately:
+                control.write(wire.publish_frame(SUBJECT, b"%d" % lately.pop()))
+                control._keeper.link._write_out()  # type: ignore[union-attr]
+                _until_it_waits_to_be_read(desk.connection, SUBJECT.encode())
+
+        monkeypatch.setattr(desk.connection, "flush", and_then_it_comes)
+        await desk.puller._recover()
+        await publish(control, 1, start=2)
         await until(lambda: len(desk.events) == 2)
+        assert [(event.body, event.deliveries) for event in desk.events] == [(b"1", 1), (b"2", 1)]
+
+
+def _until_it_waits_to_be_read(connection: Connection, what: bytes) -> None:
+    """Hold the loop until the kernel has *what* for us."""
+    ours = connection._keeper.link._socket().get_extra_info("socket")  # type: ignore[union-attr]
+    with socket.socket(fileno=os.dup(ours.fileno())) as same:
+        until_s = time.monotonic() + DEADLINE_S
+        while not (select.select([same], [], [], DEADLINE_S)[0] and what in same.recv(65_536, socket.MSG_PEEK)):
+            assert time.monotonic() < until_s
 
 
 async def test_a_pull_that_got_lost_is_sent_again(nats_server: NatsServer, control: Connection) -> None:
