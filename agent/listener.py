@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import stat
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +15,7 @@ from aiohttp.web_server import Server
 
 from agent.connections import LINGER_S, Connection
 from mesh import logs
+from mesh.ports import lasting_ports
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,7 +73,7 @@ class Listener:
         handler: Answers requests; what it raises becomes a problem document.
         settings: Limits.
         host: An IP address.
-        port: 0 takes any free one.
+        port: 0 takes a free one that it can have again after a restart.
         path: A Unix socket instead.
     """
 
@@ -117,11 +120,18 @@ class Listener:
             self.own_names = frozenset({"localhost"})  # a Unix socket has no port to name
         else:
             host, port = self._address
-            self._server = await loop.create_server(self._http, host, port, backlog=BACKLOG)
+            self._server = await self._bind(host, port)
             self.port = self._server.sockets[0].getsockname()[1]
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
             self.own_names = frozenset(f"{name}:{self.port}" for name in LOOPBACK_NAMES)
         log.info("listening", door=self.name, url=self.url)
+
+    async def _bind(self, host: str, port: int) -> asyncio.Server:
+        create = partial(asyncio.get_running_loop().create_server, self._http, host, backlog=BACKLOG)
+        for lasting in () if port else lasting_ports(host):
+            with suppress(OSError):  # somebody was told of it, too
+                return await create(lasting)
+        return await create(port)
 
     async def close(self, timeout_s: float) -> None:
         """Stop listening, let requests in progress end, close the connections."""

@@ -29,6 +29,7 @@ from mesh.control.nats_binary import find_binary
 from mesh.control.nats_config import operator_config, plain_config
 from mesh.errors import ConfigError
 from mesh.jetstream.tls import TlsFiles, client_context
+from mesh.ports import lasting_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,6 +43,7 @@ _STOP_TIMEOUT_S = 10.0  # SIGTERM flushes and closes the streams; after this the
 _RELOAD_TIMEOUT_S = 5.0  # a reload takes a millisecond
 _POLL_S = 0.01
 _MAX_INFO_BYTES = 65_536
+_TAKEN = "address already in use"  # in the server's last words
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -98,7 +100,7 @@ class NatsServer:
         Args:
             config: From `plain_config` or `operator_config`: everything but port and log.
             directory: Gets `<name>-server.conf` and `<name>.log`, readable by us alone. Made when absent.
-            port: On loopback. 0 lets the server take a free one; a restart keeps it.
+            port: On loopback. 0 for a free one; a restart keeps it.
             name: For file names, where one directory holds several servers.
             tls: For a server whose configuration has TLS.
             environment: Variables that the configuration names.
@@ -106,13 +108,17 @@ class NatsServer:
         Raises:
             ConfigError: The server ended, or did not answer in time; says its last log line.
         """
-        server = cls(config, directory, port=port, name=name, tls=tls, environment=environment)
-        try:
-            await server._run()
-        except BaseException:
-            server.kill()
-            raise
-        return server
+        for chosen in [port] if port else lasting_ports():
+            server = cls(config, directory, port=chosen, name=name, tls=tls, environment=environment)
+            try:
+                await server._run()
+            except BaseException as error:
+                server.kill()
+                if port or not (isinstance(error, ConfigError) and _TAKEN in error.got):
+                    raise
+            else:
+                return server
+        raise ConfigError("nats-server found no free port on loopback", next="name one")
 
     @property
     def url(self) -> str:
@@ -159,7 +165,7 @@ class NatsServer:
         Raises:
             ConfigError: It goes on with what it had; says its last log line.
         """
-        self._write_config()  # the first one left the port open
+        self._write_config()
         self._signal(signal.SIGHUP)
         with anyio.move_on_after(_RELOAD_TIMEOUT_S):
             while not await self._shows_its_file():  # noqa: ASYNC110 - a reload ends without an event to wait for
@@ -189,8 +195,6 @@ class NatsServer:
         self._write_config()
         self._spawn()
         with anyio.move_on_after(_START_TIMEOUT_S):
-            if self.port == 0:
-                self.port = await self._chosen_port()
             while not await self._answers():
                 self._check_alive()
                 await anyio.sleep(_POLL_S)
@@ -203,13 +207,11 @@ class NatsServer:
         lines = [
             self._config,
             f"server_name: {self._server_name}",
-            f"port: {self.port or -1}",  # -1: the server takes a free port itself, so no other process can steal it
+            f"port: {self.port}",
             f"log_file: {json.dumps(str(self.log_path))}",
             "logfile_size_limit: 32MB",
             "logfile_max_num: 4",
         ]
-        if not self.port:
-            lines.append(f"ports_file_dir: {json.dumps(str(self._directory))}")
         with _open_private(self.config_path, os.O_TRUNC) as file:
             file.write("\n".join([*lines, ""]).encode())
 
@@ -226,18 +228,6 @@ class NatsServer:
                 # At once, not SIGTERM: the next start on this store must not meet this one still closing its streams.
                 preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, no lock, no allocation
             )
-
-    async def _chosen_port(self) -> int:
-        ports = self._directory / f"nats-server_{self.pid}.ports"
-        while True:
-            self._check_alive()
-            try:
-                url = json.loads(ports.read_bytes())["nats"][0]
-            except (FileNotFoundError, ValueError):
-                await anyio.sleep(_POLL_S)
-            else:
-                ports.unlink()
-                return int(url.rpartition(":")[2])
 
     async def _answers(self) -> bool:
         try:

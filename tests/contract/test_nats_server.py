@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import anyio
 import pytest
 
+from mesh.control import nats_server
 from mesh.control.nats_server import NatsServer, find_binary, plain_config
 from mesh.errors import ConfigError
+from mesh.ports import lasting_ports
 
 pytestmark = pytest.mark.anyio
 
@@ -55,6 +58,18 @@ async def test_two_servers_side_by_side(tmp_path: Path) -> None:
         await two.stop()
     assert not await answers(one.port)
     assert (one.running, one.pid) == (False, 0)
+
+
+async def test_a_port_that_somebody_took_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between being told of it and listening there: the server takes the next one."""
+    with socket.socket() as quicker:
+        quicker.bind(("127.0.0.1", next(lasting_ports())))
+        quicker.listen()
+        taken, free = quicker.getsockname()[1], next(lasting_ports())
+        monkeypatch.setattr(nats_server, "lasting_ports", lambda: iter([taken, free]))
+        server = await NatsServer.start(plain_config(tmp_path / "store"), tmp_path)
+        assert server.port == free
+        await server.stop()
 
 
 async def test_a_restart_keeps_the_port(tmp_path: Path) -> None:
