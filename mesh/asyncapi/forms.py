@@ -12,7 +12,7 @@ from typing import Any, Final
 from mesh.policy.actions import REDACTED
 from mesh.policy.generalize import edge_text
 from mesh.policy.masktable import Mask, describe
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 
 _REDACTED: Final = r"\[REDACTED\]"
 _STYLES: Final = {

@@ -15,7 +15,7 @@ from mesh.control.reader import ANY_VIEW, reading
 from mesh.control.trail import last_sequence, stored_trail
 from mesh.errors import MeshError
 from mesh.jetstream.manage import stream_info
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.replay import Recorded
 from mesh.subjects import Pattern, physical_pattern
 

@@ -152,7 +152,7 @@ class _Dumper(yaml.SafeDumper):
 
 def rendered(kind: str) -> str:
     """The definition of *kind* as the text of its file."""
-    head = "# Written by `python -m mesh.kubernetes.crds` from mesh/policy/model.py; edit that.\n"
+    head = "# Written by `python -m mesh.kubernetes.crds` from mesh/policy/model*.py; edit that.\n"
     return head + yaml.dump(definition(kind), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from mesh.policy.check import RESERVED_SUBSCRIPTIONS
 from mesh.policy.check_masks import MAX_GEO_DECIMALS, MAX_V4_BITS, MAX_V6_BITS
-from mesh.policy.model import WITH_KEYS, With
+from mesh.policy.model_masks import WITH_KEYS, With
 
 # Words of CEL that no field name may be: https://kubernetes.io/docs/reference/using-api/cel/
 RESERVED: Final = frozenset((
@@ -152,7 +152,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "Only": (Rule("has(self.subscribe) != has(self.publish)", "`only` has exactly one of `subscribe` and `publish`"),),
     "Invariant": (Rule("has(self.never) != has(self.only)", "an invariant has exactly one of `never` and `only`"),),
 }
-"""By the name of the Struct in `mesh/policy/model.py`."""
+"""By the name of the Struct in `mesh/policy/model*.py`."""
 
 RESERVED_NAMES: Final = Rule(
     " && ".join(f"self.metadata.name != '{name}'" for name in sorted(RESERVED_SUBSCRIPTIONS)),

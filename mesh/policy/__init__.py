@@ -2,6 +2,7 @@
 
 What is written:
 model.py                                the kinds of documents, as types; schema.py: their shapes, for editors
+model_*.py                              what kinds share (words), and what one of them is mostly made of
 nodes.py, bind.py                       YAML text, strictly, to those types, with lines
 check*.py, crosscheck.py, load.py       what a document, and a set of them, must hold
 expressions.py, cel/                    conditions, a subset of CEL

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mesh.errors import ConfigError
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 
 REDACTED: Final = "[REDACTED]"
 DROPPED: Final[Any] = object()  # an action's answer that means: the member is not there

@@ -1,6 +1,6 @@
 """YAML nodes to Structs: every shape error of a document at once, each with its line and the fix.
 
-msgspec stops at the first error and knows no lines, so the shapes of `model.py` are walked here beside the nodes; the
+msgspec stops at the first error and knows no lines, so the shapes of `model*.py` are walked here beside the nodes; the
 Struct itself is still made by msgspec, from data that has passed.
 """
 

@@ -8,7 +8,8 @@ from mesh.policy.bind import Path as At
 from mesh.policy.bind import shown
 from mesh.policy.check_fields import attempt
 from mesh.policy.check_masks import Note
-from mesh.policy.model import Case, Never, Only, PolicyTest
+from mesh.policy.model import PolicyTest
+from mesh.policy.model_cases import Case, Never, Only
 from mesh.policy.paths import Path
 from mesh.policy.texts import instant_ms, is_rule_id
 from mesh.subjects import Glob, Pattern, check_type

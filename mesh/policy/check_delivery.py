@@ -6,7 +6,7 @@ from mesh.policy.bind import Path as At
 from mesh.policy.bind import shown
 from mesh.policy.check_fields import attempt
 from mesh.policy.check_masks import Note
-from mesh.policy.model import Breaker, Poison, Retry, SubscriptionSpec
+from mesh.policy.model_delivery import Breaker, Poison, Retry, SubscriptionSpec
 from mesh.policy.texts import per_second, seconds
 from mesh.retry import MAX_DELAY_S
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from mesh.errors import MeshError
 from mesh.policy.bind import Path as At
 from mesh.policy.masktable import is_secret
-from mesh.policy.model import WITH_KEYS, MaskLine, With
+from mesh.policy.model_masks import WITH_KEYS, MaskLine, With
 from mesh.subjects import check_name
 
 MAX_V4_BITS = 28  # 16 hosts are left; `truncate-ip` outranks a pseudonym, so it has to hide something

@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 from mesh.attributes import ATTRIBUTES_NEVER_MASKED
 from mesh.errors import BadPattern
 from mesh.policy.actions import REDACTED, Masker, MaskKeys, checked_key, key_id
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, Path
 
 CIPHER_KEY_BYTES: Final = 64  # AES-SIV takes two AES-256 keys in one

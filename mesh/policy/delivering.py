@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 
 from mesh.limits import BreakerPolicy, PoisonPolicy, RateLimit
 from mesh.policy.grants import DEFAULT_MAX_IN_FLIGHT
-from mesh.policy.model import Breaker, Delivery, Poison, Retry, SubscriptionSpec
+from mesh.policy.model_delivery import Breaker, Delivery, Poison, Retry, SubscriptionSpec
 from mesh.policy.texts import per_second, seconds
 from mesh.retry import RetryPolicy
 

@@ -26,7 +26,7 @@ import msgspec
 
 from mesh.policy.actions import REDACTED, key_id
 from mesh.policy.ciphers import cipher_name, decrypt_fields
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 from mesh.policy.paths import Path
 from mesh.policy.places import MISSING, Place, find, value_at, written
 from mesh.policy.trial import TRIAL_KEYS

@@ -11,7 +11,7 @@ from mesh.policy.joint import TooManyPlaces
 from mesh.policy.judge import Judge, Judged
 from mesh.policy.mask import Masking
 from mesh.policy.masktable import CLEAR
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, Path
 from mesh.policy.reach import places
 

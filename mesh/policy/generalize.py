@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from mesh.policy.actions import Masker, redact
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 
 V4_BITS: Final = 24  # the last octet goes: what is left is shared by 256 hosts
 V6_BITS: Final = 48  # a site (RFC 6177): what a household or a company is given is gone

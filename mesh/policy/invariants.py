@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from mesh.policy.expectations import Mismatch
 from mesh.policy.matrix import Matrix
-from mesh.policy.model import Invariant, Never, Only
+from mesh.policy.model_cases import Invariant, Never, Only
 from mesh.subjects import Glob, Pattern
 
 

@@ -12,7 +12,7 @@ from typing import Final
 from mesh.attributes import ATTRIBUTES_NEVER_MASKED
 from mesh.policy import paths as walk
 from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable, strictest
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, Path, Position
 
 AS_THEY_ARE: Final = ATTRIBUTES_NEVER_MASKED | {"partitionkey"}  # partitionkey is a pseudonym in every view

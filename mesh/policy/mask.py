@@ -25,7 +25,7 @@ from mesh.policy.ciphers import Current, encrypt
 from mesh.policy.generalize import generalize, truncate_ip
 from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair
 from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 from mesh.policy.traces import PathTrace, trace
 from mesh.policy.walkers import SCALARS, UNMET, Node, dropping_dict, item_list, masking_dict, unmet, whole
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from mesh.policy.ciphers import cipher_name
 from mesh.policy.generalize import V4_BITS, V6_BITS, edge_text
-from mesh.policy.model import STRICTNESS, MaskLine, With
+from mesh.policy.model_masks import STRICTNESS, MaskLine, With
 from mesh.subjects import Glob
 
 Mask: TypeAlias = tuple[str, With]

@@ -19,7 +19,7 @@ from mesh.policy.compile import Plans
 from mesh.policy.fields import Fields
 from mesh.policy.judge import Judged
 from mesh.policy.masktable import CLEAR, Mask, describe
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.subjects import Pattern, versioned
 
 UNCLASSIFIED: Final = "unclassified"

@@ -1,137 +1,50 @@
-"""The policy documents as types: one frozen Struct per kind, and the few words they share.
+"""The policy documents as types: one frozen Struct per kind.
 
     Tenant           teams, their agents, defaults of subscriptions, what consumers do while trust is stale
     Classification   what each field of a type is (tags), owned by the producing team
-    View             what a reader sees: row filter, masks per tag, and `otherwise` for everything else
+    View             what a reader sees: row filter, masks per tag (`model_masks.py`), and `otherwise` for the rest
     Access           who may publish what, and who may read what in which view
     Route            copies and moves of events to other types, by content
-    Subscription     what a team has delivered
-    PolicyTest       what the others have to come to: cases and invariants; it stands in no bundle
+    Subscription     what a team has delivered (`model_delivery.py`)
+    PolicyTest       what the others have to come to (`model_cases.py`); it stands in no bundle
 
-A Struct here says the shape; `check.py` says what a set of documents must hold together. `omit_defaults` keeps a bundle
-readable for an agent one version older, as long as nothing new is used.
+A Struct here says the shape, of texts that `model_words.py` says; `check.py` says what a set of documents must hold
+together. `omit_defaults` keeps a bundle readable for an agent one version older, as long as nothing new is used.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, field
 
-from mesh.globs import MAX_SOURCE_CHARS
-from mesh.policy import texts
-from mesh.subjects import MAX_NAME_CHARS, NAME_RE
+from mesh.policy.model_cases import PolicyTestSpec
+from mesh.policy.model_delivery import Delivery, SubscriptionSpec
+from mesh.policy.model_masks import MaskLine, Otherwise
+from mesh.policy.model_words import (
+    MAX_FIELDS,
+    MAX_LIST,
+    MAX_TEXT_CHARS,
+    Agent,
+    Agents,
+    Duration,
+    Expression,
+    Instant,
+    Name,
+    RuleId,
+    SourcePatterns,
+    Spec,
+    SpiffeId,
+    Tags,
+    Teams,
+    Text,
+    TypeName,
+    TypePatterns,
+)
 
 API_VERSION: Final = "mesh/v1"
-
-# --- bounds ----------------------------------------------------------------------------------------------------------
-
-MAX_LIST = 256  # patterns, tags or rules in one list: a page nobody reads is a policy nobody checks
-MAX_FIELDS = 1024  # classified paths in one document
-MAX_TEXT_CHARS = 1000  # a reason, a contact
 MAX_IDENTITIES = 16_384  # of one tenant; one a team at the very least
-MAX_CONDITION_CHARS = 1000  # design section 4: expressions are bounded
-MAX_FAILURES = 1000  # in a row; a handler that fails more often than that has been failing for minutes
-MIN_POISON_OF, MAX_POISON_OF = 10, 10_000  # of fewer a share says nothing; more are gone before anybody notices
-
-Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
-Expression: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_CONDITION_CHARS)]
-
-
-# --- small grammars --------------------------------------------------------------------------------------------------
-
-# What schemas say of texts that have a grammar; `check.py` parses them and says more. No look-around: RE2 knows none.
-MOST_CHARS = "x-most-chars"  # becomes `maxLength`, which msgspec would give back the one of `Text`
-
-
-def _grammar(pattern: str, most: int = MAX_TEXT_CHARS) -> Meta:
-    return Meta(extra_json_schema={"pattern": f"^(?:{pattern})$", MOST_CHARS: most})
-
-
-_NAME = NAME_RE.pattern
-_TYPE_CHARS, _TAG_CHARS = 8 * 65 + 64, 8 * 65  # the longest there can be
-
-Name: TypeAlias = Annotated[Text, _grammar(_NAME, MAX_NAME_CHARS)]
-Agent: TypeAlias = Annotated[Text, _grammar(f"(?:{_NAME}/)?{_NAME}", 2 * MAX_NAME_CHARS + 1)]
-TypeName: TypeAlias = Annotated[Text, _grammar(r"[a-z0-9_-]{1,64}(?:\.[a-z0-9_-]{1,64}){1,7}", _TYPE_CHARS)]
-TypePattern: TypeAlias = Annotated[
-    Text, _grammar(r"(?:(?:[a-z0-9_-]{1,64}|\*)\.){0,8}(?:[a-z0-9_-]{1,64}|\*|>)", _TYPE_CHARS)
-]
-Tag: TypeAlias = Annotated[Text, _grammar(texts.TAG_RE.pattern, _TAG_CHARS)]
-TagPattern: TypeAlias = Annotated[
-    Text, _grammar(r"(?:[a-z0-9_-]{1,64}|\*\*?)(?:\.(?:[a-z0-9_-]{1,64}|\*\*?)){0,7}", _TAG_CHARS)
-]
-SourcePattern: TypeAlias = Annotated[Text, Meta(extra_json_schema={MOST_CHARS: MAX_SOURCE_CHARS})]
-RuleId: TypeAlias = Annotated[Text, _grammar(texts.RULE_RE.pattern, texts.MAX_RULE_ID_CHARS)]
-Duration: TypeAlias = Annotated[Text, _grammar(texts.DURATION_RE.pattern, 11)]
-Rate: TypeAlias = Annotated[Text, _grammar(texts.RATE_RE.pattern, 13)]
-Instant: TypeAlias = Annotated[Text, _grammar(texts.RFC3339_RE.pattern, 35)]
-SpiffeId: TypeAlias = Annotated[Text, _grammar(texts.SPIFFE_RE.pattern, 2048)]
-Start: TypeAlias = Annotated[Text, _grammar(f"new|all|{texts.RFC3339_RE.pattern}", 35)]
-
-Teams: TypeAlias = Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MAX_LIST)]
-Agents: TypeAlias = Annotated[tuple[Agent, ...], Meta(min_length=1, max_length=MAX_LIST)]
-TypePatterns: TypeAlias = Annotated[tuple[TypePattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
-TagPatterns: TypeAlias = Annotated[tuple[TagPattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
-Tags: TypeAlias = Annotated[tuple[Tag, ...], Meta(min_length=1, max_length=MAX_LIST)]
-SourcePatterns: TypeAlias = Annotated[tuple[SourcePattern, ...], Meta(min_length=1, max_length=MAX_LIST)]
-
-# --- actions ---------------------------------------------------------------------------------------------------------
-
-Action: TypeAlias = Literal[
-    "clear", "encrypt", "pseudonym", "partial", "generalize", "truncate-ip", "redact", "drop"
-]  # fmt: skip
-Otherwise: TypeAlias = Literal["clear", "redact", "drop"]
-
-STRICTNESS: dict[str, int] = {
-    "clear": 0, "encrypt": 1, "pseudonym": 2, "partial": 3, "generalize": 4, "truncate-ip": 4, "redact": 5, "drop": 6,
-}  # fmt: skip
-WITH_KEYS: dict[str, frozenset[str]] = {
-    "partial": frozenset({"style", "first", "last"}),
-    "pseudonym": frozenset({"domain", "algorithm", "bits"}),
-    "encrypt": frozenset({"mode", "readers"}),
-    "generalize": frozenset({"date", "number", "geo"}),
-    "truncate-ip": frozenset({"v4", "v6"}),
-}
-
-
-class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Base of everything written in a document."""
-
-
-class With(Spec, frozen=True):
-    """Parameters of one mask action.
-
-    partial       style; or first, last: how many characters stay
-    pseudonym     domain; algorithm, bits
-    encrypt       mode; for: the teams that can open it
-    generalize    date; or number: the edges of the buckets; or geo: how many decimals stay
-    truncate-ip   v4, v6: how many bits stay
-    """
-
-    style: Literal["email", "phone", "iban", "pan"] | None = None
-    first: Annotated[int, Meta(ge=0, le=64)] | None = None
-    last: Annotated[int, Meta(ge=0, le=64)] | None = None
-    domain: Name | None = None
-    algorithm: Literal["blake2b", "hmac-sha256"] = "blake2b"
-    bits: Annotated[int, Meta(ge=64, le=256, multiple_of=8)] = 128
-    mode: Literal["deterministic", "random"] | None = None
-    readers: Teams | None = field(name="for", default=None)
-    date: Literal["year", "month", "day"] | None = None
-    number: Annotated[tuple[float, ...], Meta(min_length=1, max_length=64)] | None = None
-    geo: Annotated[int, Meta(ge=0, le=6)] | None = None
-    v4: Annotated[int, Meta(ge=0, le=32)] | None = None
-    v6: Annotated[int, Meta(ge=0, le=128)] | None = None
-
-
-class MaskLine(Spec, frozen=True):
-    """`{tags: [...], as: action, with: {...}}`: what becomes of a field that carries one of these tags."""
-
-    tags: TagPatterns
-    action: Action = field(name="as")
-    params: With = field(name="with", default=With())
-
 
 # --- metadata --------------------------------------------------------------------------------------------------------
 
@@ -162,35 +75,6 @@ class TeamMetadata(Spec, frozen=True):
 # --- Tenant ----------------------------------------------------------------------------------------------------------
 
 
-class Retry(Spec, frozen=True):
-    """How often and when an event is delivered again. Durations are text such as `500ms`, `30s`, `5m`, `1h`."""
-
-    attempts: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    backoff: Annotated[tuple[Duration, ...], Meta(min_length=1, max_length=32)] | None = None
-    ack_wait: Duration | None = None
-
-
-class Breaker(Spec, frozen=True):
-    """A handler that failed `failures` times in a row (0: never mind) is left alone for `open`, such as `10s`."""
-
-    failures: Annotated[int, Meta(ge=0, le=MAX_FAILURES)] | None = None
-    open: Duration | None = None
-
-
-class Poison(Spec, frozen=True):
-    """More than this share of the last `of` events became dead letters: the subscription pauses. 1 never pauses."""
-
-    share: float | None = None
-    of: Annotated[int, Meta(ge=MIN_POISON_OF, le=MAX_POISON_OF)] | None = None
-
-
-class Delivery(Spec, frozen=True):
-    """What a tenant's subscriptions use where they say nothing."""
-
-    retry: Retry = Retry()
-    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-
-
 class Team(Spec, frozen=True):
     """A team and the agents that run for it; another tenant's agent is `tenant/agent`."""
 
@@ -213,7 +97,7 @@ class TenantSpec(Spec, frozen=True):
     """Who there is, and what holds for all of them."""
 
     teams: Annotated[dict[Name, Team], Meta(min_length=1, max_length=MAX_FIELDS)]
-    identities: Annotated[dict[Agent, SpiffeId], Meta(max_length=MAX_IDENTITIES)] = {}
+    identities: Annotated[dict[Agent, SpiffeId], Meta(max_length=MAX_IDENTITIES)] = field(default_factory=dict)
     delivery: Delivery = Delivery()
     trust: Trust = Trust()
 
@@ -366,24 +250,6 @@ class Route(_Owned, tag="Route", frozen=True):
 # --- Subscription ----------------------------------------------------------------------------------------------------
 
 
-class SubscriptionSpec(Spec, frozen=True):
-    """What a team has delivered, from when, in what order, how failures are retried, and when it pauses by itself.
-
-    `client` says who pulls: `mesh`, our library or agent, or `nats`, any NATS client. `rate` is text such as `200/s`.
-    """
-
-    types: TypePatterns
-    view: Name | None = None
-    start: Start = "new"
-    retry: Retry = Retry()
-    max_in_flight: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    order_by: Literal["partitionkey"] | None = None
-    client: Literal["mesh", "nats"] = "mesh"
-    rate: Rate | None = None
-    breaker: Breaker = Breaker()
-    poison: Poison = Poison()
-
-
 class Subscription(_Document, tag="Subscription", frozen=True):
     """A team's durable subscription."""
 
@@ -398,78 +264,6 @@ class Subscription(_Document, tag="Subscription", frozen=True):
 
 
 # --- PolicyTest ------------------------------------------------------------------------------------------------------
-
-
-class Principal(Spec, frozen=True):
-    """Who a case is about: a team that reads, or an agent that publishes; exactly one of them."""
-
-    team: Name | None = None
-    agent: Agent | None = None
-
-
-class Expect(Spec, frozen=True):
-    """What a case has to come to.
-
-    `fields` maps a path to a JSON value, or to `absent`, `clear`, `redacted`, `{pseudonym: domain}`,
-    `{encrypted: [teams]}`, `{equals: value}`.
-    """
-
-    decision: Literal["allow", "deny"]
-    rule: RuleId | None = None
-    reason: Text | None = None
-    view: Name | None = None
-    fields: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
-
-
-class Case(Spec, frozen=True):
-    """One question to the policies and its answer.
-
-    Exactly one of `subscribe` and `publish` holds the type. `event` is a fixture; `set` and `unset` change it by path.
-    """
-
-    principal: Principal = field(name="as")
-    expect: Expect
-    name: Text | None = None
-    subscribe: TypeName | None = None
-    publish: TypeName | None = None
-    view: Name | None = None
-    event: Text | None = None
-    set: Annotated[dict[Text, Any], Meta(max_length=MAX_FIELDS)] = {}
-    unset: Annotated[tuple[Text, ...], Meta(max_length=MAX_LIST)] = ()
-    now: Instant | None = None
-
-
-class Never(Spec, frozen=True):
-    """Nobody (but `except`) sees fields with these tags under one of these actions, or can test guesses of them."""
-
-    see: TagPatterns | None = None
-    actions: Annotated[tuple[Action, ...], Meta(min_length=1, max_length=MAX_LIST)] = field(
-        name="as", default=("clear",)
-    )
-    guess: TagPatterns | None = None
-    exceptions: Teams | None = field(name="except", default=None)
-
-
-class Only(Spec, frozen=True):
-    """Only these teams may subscribe to, or publish, any of these types."""
-
-    teams: Teams
-    subscribe: TypePatterns | None = None
-    publish: TypePatterns | None = None
-
-
-class Invariant(Spec, frozen=True):
-    """What holds of the whole matrix; exactly one of the two."""
-
-    never: Never | None = None
-    only: Only | None = None
-
-
-class PolicyTestSpec(Spec, frozen=True):
-    """Cases and invariants."""
-
-    cases: Annotated[tuple[Case, ...], Meta(max_length=MAX_FIELDS)] = ()
-    invariants: Annotated[tuple[Invariant, ...], Meta(max_length=MAX_LIST)] = ()
 
 
 class PolicyTest(_Owned, tag="PolicyTest", frozen=True):

@@ -14,7 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from mesh.errors import NotFound
-from mesh.policy.model import KINDS, MOST_CHARS
+from mesh.policy.model import KINDS
+from mesh.policy.model_words import MOST_CHARS
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/"

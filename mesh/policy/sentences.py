@@ -19,7 +19,6 @@ from mesh.policy.model import (
     Allow,
     Classification,
     Deny,
-    MaskLine,
     PolicyTest,
     Route,
     RouteLine,
@@ -27,8 +26,8 @@ from mesh.policy.model import (
     Tenant,
     View,
     Who,
-    With,
 )
+from mesh.policy.model_masks import MaskLine, With
 from mesh.policy.pacing import unusual
 
 AGENT_ONLY: Final = "agent only"

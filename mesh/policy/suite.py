@@ -26,7 +26,8 @@ from mesh.policy.documents import Document, PolicySet
 from mesh.policy.expectations import Mismatch, compare
 from mesh.policy.invariants import broken, named, types_named
 from mesh.policy.matrix import Matrix
-from mesh.policy.model import Case, Expect, Invariant, PolicyTest
+from mesh.policy.model import PolicyTest
+from mesh.policy.model_cases import Case, Expect, Invariant
 from mesh.policy.places import changed
 from mesh.policy.texts import instant_ms
 from mesh.policy.trial import Answer, accepted, ask_delivery, ask_publisher, plans_of

@@ -24,7 +24,7 @@ from mesh.policy.actions import DROPPED, Masker, drop, redact
 from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair, same_or_looser
 from mesh.policy.mask import keyless, put
 from mesh.policy.masktable import CLEAR, Mask, MaskTable
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.paths import Path, Position
 from mesh.policy.walkers import CONTAINERS, UNMET
 

@@ -14,7 +14,7 @@ import pytest
 
 from mesh.merkle import leaf_hash
 from mesh.policy.actions import pseudonym
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 from mesh.statements import statement, unb64u
 from tests.attacks.insider import CONTACT, CRM, Wire, batch, contact, sealed, until
 from tests.attacks.world import World

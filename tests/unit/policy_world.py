@@ -14,7 +14,7 @@ from mesh.policy.compile import Plans
 from mesh.policy.load import load
 from mesh.policy.mask import Masking
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import MaskLine
+from mesh.policy.model_masks import MaskLine
 from mesh.policy.paths import Path
 
 BASE = {

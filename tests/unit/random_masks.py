@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mesh.policy.model import STRICTNESS
+from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, Path
 
 Place = tuple[object, ...]

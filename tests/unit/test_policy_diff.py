@@ -11,7 +11,7 @@ from mesh.policy.compile import Plans
 from mesh.policy.diff import Change, Delivery, compare
 from mesh.policy.expressions import compile_condition
 from mesh.policy.masktable import Mask
-from mesh.policy.model import With
+from mesh.policy.model_masks import With
 from mesh.policy.replay import Recorded, Tally, replay
 from mesh.policy.wider import Saying, Sight, conjuncts, disjuncts, kind_of, normal, shows_no_more
 from tests.unit.policy_world import BASE, access, document, event, plans

@@ -11,7 +11,7 @@ from mesh.attributes import ATTRIBUTES_NEVER_MASKED
 from mesh.errors import BadPattern, ConfigError
 from mesh.policy.actions import key_id, pseudonym
 from mesh.policy.mask import Masking
-from mesh.policy.model import STRICTNESS, With
+from mesh.policy.model_masks import STRICTNESS, With
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER, MAX_PATH_CHARS, MAX_STEPS, Path
 from tests.conftest import ROOT
 from tests.unit.policy_world import Keys, event, masking

@@ -13,7 +13,7 @@ from mesh.errors import ConfigError
 from mesh.policy.ciphers import CIPHER_KEY_BYTES, cipher_name, decrypt_fields, leads_to
 from mesh.policy.mask import Masking
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import MaskLine, With
+from mesh.policy.model_masks import MaskLine, With
 from mesh.policy.paths import ANY_ITEM, Path
 from tests.unit.policy_world import Keys, event
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.policy.ciphers import decrypt_fields
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import STRICTNESS, MaskLine
+from mesh.policy.model_masks import STRICTNESS, MaskLine
 from tests.unit.policy_world import Keys, event, masking
 from tests.unit.random_masks import (
     CLASSES,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mesh.policy.check_masks import check_mask
 from mesh.policy.masktable import CLEAR, DROP, REDACT, MaskTable, describe, mask_of
-from mesh.policy.model import MaskLine
+from mesh.policy.model_masks import MaskLine
 from mesh.policy.paths import ANY_ITEM, ANY_MEMBER
 from mesh.policy.traces import PathTrace
 from tests.unit.policy_world import Keys, event, masking

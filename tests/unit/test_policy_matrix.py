@@ -17,7 +17,7 @@ from mesh.policy.compile import Plans
 from mesh.policy.fields import TOO_MANY
 from mesh.policy.invariants import broken
 from mesh.policy.matrix import UNCLASSIFIED, Cell, Matrix
-from mesh.policy.model import Invariant, Never
+from mesh.policy.model_cases import Invariant, Never
 from mesh.policy.paths import Path
 from mesh.policy.seen import who_can_see
 from mesh.policy.trial import TRIAL_KEYS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mesh.policy.expressions import compile_condition
 from mesh.policy.mask import Masking
 from mesh.policy.masktable import MaskTable
-from mesh.policy.model import MaskLine
+from mesh.policy.model_masks import MaskLine
 from mesh.policy.paths import Path
 from mesh.policy.tighten import Side, Tightening
 from tests.unit.policy_world import Keys, event

@@ -20,7 +20,8 @@ from mesh.policy.check import check
 from mesh.policy.crosscheck import meaning, references
 from mesh.policy.documents import Document, Findings, PolicySet
 from mesh.policy.load import load
-from mesh.policy.model import Access, Allow, Classification, Deny, MaskLine, PolicyTest, Route, Tenant, View, With
+from mesh.policy.model import Access, Allow, Classification, Deny, PolicyTest, Route, Tenant, View
+from mesh.policy.model_masks import MaskLine, With
 from mesh.policy.suite import run
 from mesh.policy_files import read_policies
 from tests.conftest import ROOT
