@@ -2,7 +2,7 @@
 
 Its rooms:
 
-    policies    apply, rollback, status, history of one tenant, in an order that loses nothing
+    policies    apply and rollback of one tenant, in an order that loses nothing; in_force: what is so now, and was
     change, given, bundles    what is asked for and has to hold; what `mesh up` was given; where signed bundles lie
     enforce, durables, accounts, drain, expiry    rights in NATS: taken away, added, settled; old views; grants that end
     rollout, door, proof    who runs which revision; requests over NATS, and that they come from an operator

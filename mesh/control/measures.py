@@ -25,7 +25,7 @@ from mesh.telemetry import Counter, Gauge, Shown, counter, gauge
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mesh.control.policies import Policies
+    from mesh.control.in_force import InForce
     from mesh.control.trust import Authority
     from mesh.jetstream.connection import Connection
     from mesh.jetstream.durables import Durable
@@ -95,7 +95,7 @@ class Measures:
         authority: Its CA's certificate.
     """
 
-    def __init__(self, connection: Connection, policies: Policies, authority: Authority) -> None:
+    def __init__(self, connection: Connection, policies: InForce, authority: Authority) -> None:
         self._connection = connection
         self._policies = policies
         self._authority = authority

@@ -1,4 +1,4 @@
-"""The policies of one tenant, live: apply, rollback, status, history. One object a tenant, in the control plane.
+"""The policies of one tenant, live: apply and rollback, beside what `in_force.py` says of them. One object a tenant.
 
 A revision is handed out in an order that loses no event and lends nobody a right (design section 4):
 
@@ -13,8 +13,7 @@ Revisions only rise. A rollback is a new revision with the policies of an older 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from msgspec.structs import replace
@@ -24,48 +23,41 @@ from mesh.control.change import (
     Applied,
     Audit,
     Change,
-    NoWorkloads,
     Progress,
     Steps,
     Workloads,
     behind,
     check_durables,
     checked,
-    facts,
     narrowed,
     next_bundle,
 )
-from mesh.control.drain import Drain
-from mesh.control.expiry import Expiry
-from mesh.control.opening import bounded_starts, opened_ms
+from mesh.control.in_force import InForce
 from mesh.control.reconcile import notice, now_ms, team_workload
-from mesh.control.rollout import running, wait_adopted
-from mesh.errors import BundleChain, MeshError, NoBundle, NotFound
+from mesh.control.rollout import wait_adopted
+from mesh.errors import BundleChain, MeshError
 from mesh.policy.bundle import Bundle, ordered
 from mesh.policy.compile import Plans
-from mesh.reports import read_reports
 
 if TYPE_CHECKING:
     from mesh.control.bundles import BundleStore
     from mesh.control.enforce import Enforcer
     from mesh.jetstream.connection import Connection
-    from mesh.policy.grants import Grants, SubscriptionGrant
-
-HISTORY = 20  # revisions shown unless asked for more
+    from mesh.policy.grants import Grants
 
 log = logs.get("control")
 
 
-class Policies:
-    """The live policies of one tenant.
+class Policies(InForce):
+    """The live policies of one tenant, and how they change.
 
     Args:
-        tenant: Whose.
-        connection: The control plane's, in the tenant account.
-        enforcer: Brings NATS to what the policies say.
-        store: Where the bundles lie.
+        tenant: As `InForce`.
+        connection: As `InForce`.
+        enforcer: As `InForce`.
+        store: As `InForce`.
         site, trust_domain: Of every bundle.
-        workloads: Files and processes of agents and teams; None where others run them.
+        workloads: As `InForce`.
         audit: Told each change of policies: a kind and facts, never a value.
     """
 
@@ -81,86 +73,10 @@ class Policies:
         workloads: Workloads | None = None,
         audit: Audit = lambda *_, **__: None,
     ) -> None:
-        self.tenant = tenant
-        self.connection = connection
-        self.store = store
+        super().__init__(tenant, connection=connection, enforcer=enforcer, store=store, workloads=workloads)
         self.audit = audit
-        self._enforcer = enforcer
         self._site = site
         self._trust_domain = trust_domain
-        self._workloads = workloads or NoWorkloads()
-        self._lock = anyio.Lock()
-        self._plans: Plans | None = None
-        self._drain = Drain(enforcer, self._lock)
-        self._expiry = Expiry(enforcer, self._drain, self._lock)
-
-    @property
-    def plans(self) -> Plans:
-        """Of the bundle in force.
-
-        Raises:
-            NoBundle: Nothing was applied yet.
-        """
-        if self._plans is None:
-            raise NoBundle("no policies are in force", expected="a bundle", next="run `mesh policy apply`")
-        return self._plans
-
-    @property
-    def grants(self) -> Grants:
-        """What NATS enforces now."""
-        return self.plans.grants(now_ms=now_ms())
-
-    @property
-    def changing(self) -> anyio.Lock:
-        """Held while rights change: what somebody finds and makes under it fits together."""
-        return self._lock
-
-    @property
-    def draining(self) -> list[str]:
-        """Durables that still deliver an old view."""
-        return self._drain.durables
-
-    async def open(self) -> Bundle | None:
-        """Take up the bundle in force, and bring NATS to what it says now; None where there is none yet.
-
-        Raises:
-            RequestFailed, Unavailable: NATS refused or did not answer.
-        """
-        await self._enforcer.foundation()
-        bundle = await self.store.in_force()
-        if bundle is None:
-            return None
-        plans, at_ms = Plans(bundle), now_ms()
-        grants = await self._bounded(plans.grants(now_ms=at_ms), bundle, bundle)
-        await self._enforcer.withdraw(plans, grants)
-        await self._workloads.prepare(grants)
-        await self._enforcer.extend(grants)
-        await self._enforcer.narrow(grants)
-        self._adopt(plans, at_ms)
-        await self._drain.begin(grants)
-        return bundle
-
-    async def opened_ms(self, grant: SubscriptionGrant) -> int:
-        """Since when stored copies of what *grant* reads are open to its team: see `opening.opened_ms`.
-
-        Raises:
-            RequestFailed, Unavailable: The store does not answer.
-        """
-        bundle, entry = self.plans.bundle, await self.store.entry()
-        began_ms = bundle.created_ms if entry is None else entry.at_ms
-
-        async def past(revision: int) -> Bundle:
-            return await self.store.past(bundle, revision)
-
-        return await opened_ms(grant, self.grants, bundle, past, began_ms=began_ms)
-
-    async def run(self) -> None:
-        """Take ended grants away and drain old views, until cancelled."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._drain.run)
-            group.start_soon(self._expiry.run)
-
-    # --- changes -----------------------------------------------------------------------------------------------------
 
     async def apply(
         self,
@@ -311,21 +227,6 @@ class Policies:
             await self.store.forget(past.revision for past in current.lineage if past not in candidate.lineage)
         return plans
 
-    async def _bounded(self, grants: Grants, bundle: Bundle, current: Bundle | None) -> Grants:
-        """*grants* of *bundle*, whose new durables begin no earlier than their teams' rights."""
-
-        async def past(revision: int) -> Bundle:
-            if current is None:
-                raise NotFound(f"there is no bundle of revision {revision}")
-            return await self.store.past(current, revision)
-
-        existing = await self._enforcer.subscriptions()
-        return await bounded_starts(grants, bundle, past, existing=existing)
-
-    def _adopt(self, plans: Plans, at_ms: int) -> None:
-        self._plans = plans
-        self._expiry.follow(plans, at_ms)
-
     def _tell(self, bundle: Bundle) -> None:
         log.info("bundle_handed_out", tenant=self.tenant, revision=bundle.revision, rollback_of=bundle.rollback_of)
         told = {"revision": bundle.revision, "digest": bundle.digest, "author": bundle.author}
@@ -383,32 +284,3 @@ class Policies:
         applied.behind = [behind(report) for report in late]
         for report in late:
             log.warning("revision_not_adopted", workload=report.workload, instance=report.instance)
-
-    # --- questions ---------------------------------------------------------------------------------------------------
-
-    async def status(self) -> dict[str, Any]:
-        """What is in force, and who runs it.
-
-        Raises:
-            RequestFailed, Unavailable: The reports cannot be read.
-        """
-        bundle = self.plans.bundle
-        instances = running(await read_reports(self.connection), self.grants.agents, bundle, at_ms=now_ms())
-        told = [asdict(one) for one in instances]
-        return {"tenant": self.tenant, **facts(bundle), "instances": told, "draining": self.draining}
-
-    async def history(self, limit: int = HISTORY) -> list[dict[str, Any]]:
-        """The last *limit* revisions, newest first; one that the store has lost has an `error` instead of an author.
-
-        Raises:
-            RequestFailed, Unavailable: The store does not answer.
-        """
-        bundle = self.plans.bundle
-        found = [{**facts(bundle), "in_force": True}]
-        for past in bundle.lineage[::-1][: max(0, limit - 1)]:
-            try:
-                told = facts(await self.store.past(bundle, past.revision))
-            except MeshError as error:
-                told = {"revision": past.revision, "digest": past.digest, "error": error.code}
-            found.append({**told, "in_force": False})
-        return found

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mesh.control.change import Audit
-    from mesh.control.policies import Policies
+    from mesh.control.in_force import InForce
     from mesh.control.replay_reach import Point
     from mesh.control.replay_runs import State
     from mesh.policy.grants import SubscriptionGrant
@@ -53,7 +53,7 @@ class Replays:
         audit: Told what begins and ends.
     """
 
-    def __init__(self, policies: Policies, audit: Audit) -> None:
+    def __init__(self, policies: InForce, audit: Audit) -> None:
         self._policies = policies
         self._connection = policies.connection
         self._audit = audit

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from mesh.control.accounts import Accounts
     from mesh.control.door import Handler
     from mesh.control.identities import Identity
+    from mesh.control.in_force import InForce
     from mesh.control.live import Live
-    from mesh.control.policies import Policies
     from mesh.control.reconcile import Operator
     from mesh.control.standing import Standing
     from mesh.jetstream.changes import Actual
@@ -59,7 +59,7 @@ class TrustAudit:
         system: Connection,
         operator: Operator,
         accounts: Accounts,
-        policies: Policies,
+        policies: InForce,
         standing: Standing | None = None,
     ) -> None:
         self._system = system
