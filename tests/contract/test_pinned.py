@@ -4,35 +4,77 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
 
 from mesh.control.nats_server import NatsServer
+from mesh.errors import Unavailable
 from mesh.jetstream import pinned, wire
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.pinned import PinnedPuller
 from mesh.jetstream.topology import PIN_GROUP
 from mesh.signing import Received
-from tests.contract.streams import DEADLINE_S, STREAM, consumer, make_durable, make_stream, until
+from tests.contract.streams import DEADLINE_S, STREAM, api, consumer, make_durable, make_stream, until
 
 pytestmark = pytest.mark.anyio
 
 DURABLE = "team--sub--s00"
-PIN_S = 2.0  # far longer than a busy machine keeps the renewals waiting
+SHORT_S = 2.0  # of a pin that is to lapse
+LONG_S = 60.0  # of one that no busy machine lets lapse
 
 
 @pytest.fixture
-async def control(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connection]:
-    """A connection that may do everything, with a durable whose pin lasts for `PIN_S`."""
-    monkeypatch.setattr(pinned, "PIN_TIMEOUT_S", PIN_S)
-    connection = await Connection.open(nats_server.url, name="control")
+async def connection(nats_server: NatsServer) -> AsyncIterator[Connection]:
+    """One that may do everything."""
+    opened = await Connection.open(nats_server.url, name="control")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def control(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> Connection:
+    """The same, with a durable whose pin lasts long."""
+    await make_pinned(connection, LONG_S, monkeypatch)
+    return connection
+
+
+async def make_pinned(connection: Connection, pin_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stream and durable, with a pin that lasts for *pin_s*, as its holder's clock has it, too."""
+    monkeypatch.setattr(pinned, "PIN_TIMEOUT_S", pin_s)
     await make_stream(connection)
     pinned_config: dict[str, Any] = {"priority_groups": [PIN_GROUP], "priority_policy": "pinned_client"}
-    await make_durable(connection, DURABLE, **pinned_config, priority_timeout=int(PIN_S * 1e9))
-    yield connection
-    await connection.close()
+    await make_durable(connection, DURABLE, **pinned_config, priority_timeout=int(pin_s * 1e9))
+
+
+class Stalls:
+    """How long the server at most kept us waiting, or this machine us."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+
+    @asynccontextmanager
+    async def watched(self, connection: Connection) -> AsyncIterator[None]:
+        """Look for the length of the block."""
+        watching = asyncio.create_task(self._watch(connection))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch(self, connection: Connection) -> None:
+        now = asyncio.get_running_loop().time
+        last = now()
+        try:
+            while True:
+                with suppress(Unavailable):
+                    await connection.flush(DEADLINE_S)
+                self.longest_s, last = max(self.longest_s, now() - last), now()
+                await asyncio.sleep(0.02)
+        finally:
+            self.longest_s = max(self.longest_s, now() - last)
 
 
 class Holder:
@@ -96,23 +138,43 @@ def deaf(holder: Holder) -> Iterator[list[str]]:
     listener.callback = before
 
 
-async def keep(holder: Holder, seconds: float) -> None:
-    """Renew for a while, as a slot does."""
-    for _ in range(round(seconds / 0.1)):
+async def keep(holder: Holder, times: int) -> None:
+    """Renew, as a slot does, and hear every answer."""
+    for _ in range(times):
         holder.puller.renew()
-        await asyncio.sleep(0.1)
+        await until(lambda: not holder.puller._renewals)
+        await asyncio.sleep(0.05)
 
 
-async def test_a_pin_lasts_as_long_as_it_is_renewed(nats_server: NatsServer, control: Connection) -> None:
+async def test_a_pin_lasts_as_long_as_it_is_renewed(
+    nats_server: NatsServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Though its holder takes nothing meanwhile; once it is silent, whoever waits has it, and the old id is refused."""
-    async with holder_at(nats_server.url, max_in_flight=2) as first, holder_at(nats_server.url) as second:
+    while True:
+        await make_pinned(connection, SHORT_S, monkeypatch)
+        stalls = Stalls()
+        try:
+            async with stalls.watched(connection):
+                await _kept_and_lost(nats_server.url, connection)
+        except (AssertionError, TimeoutError):
+            if stalls.longest_s < SHORT_S / 4:
+                raise
+            await api(connection, f"STREAM.DELETE.{STREAM}")  # a renewal was late: it lapsed by right, so once more
+        else:
+            return
+
+
+async def _kept_and_lost(url: str, control: Connection) -> None:
+    async with holder_at(url, max_in_flight=2) as first, holder_at(url) as second:
         await publish(control, 1, 2, 3)
         await until(lambda: len(first.events) + len(second.events) == 2 or second.events)
         holds, waits = (first, second) if first.events else (second, first)
         if holds is second:  # it takes all there is, so there has to be more for the other to want
             await publish(control, *range(4, 120))
         await until(lambda: holds.puller.holds)
-        await keep(holds, PIN_S * 1.5)
+        until_s = asyncio.get_running_loop().time() + 1.5 * SHORT_S
+        while asyncio.get_running_loop().time() < until_s:
+            await keep(holds, 1)
         assert (waits.bodies, holds.puller.holds) == ([], True)
         await until(lambda: waits.events)
         await until(lambda: waits.puller.holds)
@@ -126,13 +188,13 @@ async def test_a_renewal_takes_no_event(nats_server: NatsServer, control: Connec
     async with holder_at(nats_server.url, max_in_flight=1) as holder:
         await publish(control, 1, 2)
         await until(lambda: holder.bodies == [1])
-        await keep(holder, PIN_S * 1.2)
+        await keep(holder, 20)
         assert holder.bodies == [1]
         assert (await consumer(control, DURABLE))["num_ack_pending"] == 1
         holder.puller.ack(holder.events[0])
         await until(lambda: holder.bodies == [1, 2])
         holder.puller.ack(holder.events[1])
-        await keep(holder, PIN_S * 1.2)
+        await keep(holder, 20)
         assert holder.puller.holds
         assert (holder.bodies, holder.gaps) == ([1, 2], [1])
 
@@ -223,7 +285,7 @@ async def test_a_loss_is_found_though_nothing_comes_after_it(
         holder.puller.ack(holder.events[0])
         async with asyncio.timeout(DEADLINE_S):
             while holder.gaps != [1, 4]:
-                await keep(holder, 0.1)
+                await keep(holder, 1)
         assert holder.bodies == [1, 2]
 
 
