@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import anyio
@@ -15,7 +16,7 @@ import pytest
 import mesh
 from mesh.errors import ConfigError
 from mesh.inbound import Admitted
-from mesh.testing import LocalMesh, MeshHost, Unmet
+from mesh.testing import LocalMesh, MeshHost, Unmet, kit
 from mesh.testing import local_mesh as started
 
 pytest_plugins = ["mesh.testing.plugin"]
@@ -77,11 +78,13 @@ async def test_a_failure_says_what_came_and_what_policy_says(local_mesh: LocalMe
     await local_mesh.publish("crm.deal.won.v1", {"deal": {"id": "d-1"}}, source=SOURCE, id="kit-deal")
     with pytest.raises(mesh.PublishFailed):
         await local_mesh.publish("hr.salary.raised.v1", {}, source="/hr/x", agent="crm-adapter")
+    await local_mesh.nothing("support", "contacts", type=TYPE)  # so the other has come
+    await until_told(local_mesh, "hr.salary.raised.v1 from /hr/x at crm-adapter")
     with pytest.raises(Unmet) as unmet:
-        await local_mesh.expect("support", "contacts", type=TYPE, count=2, timeout_s=8)
+        await local_mesh.expect("support", "contacts", type=TYPE, count=2, timeout_s=0.5)
     message = str(unmet.value)
     for line in (
-        "expected 2 events of crm.contact.updated.v1 for support/contacts within 8 s, 0 came",
+        "expected 2 events of crm.contact.updated.v1 for support/contacts within 0.5 s, 0 came",
         "support/contacts reads crm.contact.> in view service",
         "crm.contact.created.v1 kit-came from /salesforce/eu, attempt 1",
         "crm.contact.updated.v1 kit-buried: unknown country after 1 attempts, Reject",
@@ -92,6 +95,13 @@ async def test_a_failure_says_what_came_and_what_policy_says(local_mesh: LocalMe
         assert line in message, message
     assert ADDRESS not in message
     assert "Schmidt" not in message
+
+
+async def until_told(local_mesh: LocalMesh, what: str) -> None:
+    """Wait until an explanation has it: an agent's audit records are sent behind."""
+    with anyio.fail_after(60):
+        while what not in await local_mesh.explain("support", "contacts"):
+            await anyio.sleep(0.05)
 
 
 async def test_a_subscription_that_is_not_there_is_told_at_once(local_mesh: LocalMesh) -> None:
@@ -114,7 +124,7 @@ async def test_nothing_is_not_said_of_what_another_has(local_mesh: LocalMesh) ->
     async with local_mesh.connect(team="support") as m, m.subscription("contacts") as other:
         await other.next()
         with pytest.raises(Unmet, match="1 events that another consumer has"):
-            await local_mesh.nothing("support", "contacts", timeout_s=3)
+            await local_mesh.nothing("support", "contacts", timeout_s=0.5)
 
 
 async def test_no_agent_may_publish_it(local_mesh: LocalMesh) -> None:
@@ -143,15 +153,26 @@ async def test_run_ends_when_everything_is_settled(local_mesh: LocalMesh) -> Non
     assert await local_mesh.dead_letters("support", "contacts") == []
 
 
-async def test_run_says_so_when_it_is_not_settled_in_time(local_mesh: LocalMesh) -> None:
+async def test_run_says_so_when_it_is_not_settled_in_time(
+    local_mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler that asks for a minute does not hold a test for it."""
     await local_mesh.publish(TYPE, CONTACT, source=SOURCE)
+    asked, polled = anyio.Event(), kit._polled
 
     async def later(event: Admitted) -> None:
+        asked.set()
         raise mesh.RetryLater(60)
 
-    with pytest.raises(Unmet, match="was not settled within 5 s; it is running, its handler had 0 events and failed 1"):
-        await local_mesh.run("support", "contacts", later, timeout_s=5)
+    async def once_it_was_asked(enough: Callable[[], Awaitable[bool]], timeout_s: float) -> bool:
+        with anyio.fail_after(60):
+            await asked.wait()
+        return await polled(enough, timeout_s)
+
+    monkeypatch.setattr(kit, "_polled", once_it_was_asked)
+    says = r"was not settled within 0\.5 s; it is running, its handler had 0 events and failed 1"
+    with pytest.raises(Unmet, match=says):
+        await local_mesh.run("support", "contacts", later, timeout_s=0.5)
 
 
 async def test_data_that_does_not_fit_is_a_dead_letter_without_its_value(local_mesh: LocalMesh) -> None:
@@ -167,8 +188,8 @@ async def test_data_that_does_not_fit_is_a_dead_letter_without_its_value(local_m
     (letter,) = await local_mesh.dead_letters("support", "contacts", count=1)
     assert ran.handled == []
     assert letter.reason == "data-mismatch at $.country: Expected `str`, got `null`"  # a view hid it
-    with pytest.raises(Unmet, match="expected 2 dead letters of support/contacts within 2 s, found 1"):
-        await local_mesh.dead_letters("support", "contacts", count=2, timeout_s=2)
+    with pytest.raises(Unmet, match=r"expected 2 dead letters of support/contacts within 0\.2 s, found 1"):
+        await local_mesh.dead_letters("support", "contacts", count=2, timeout_s=0.2)
 
 
 # --- one mesh for many tests -----------------------------------------------------------------------------------------
@@ -216,7 +237,7 @@ async def test_an_event_survives_a_server_that_is_killed(local_mesh: LocalMesh) 
     async with local_mesh.server_away(killed=True):
         receipt = await local_mesh.publish(TYPE, CONTACT, source=SOURCE)
     assert receipt.durable == "spool"
-    assert len(await local_mesh.expect("support", "contacts", count=2, timeout_s=30)) == 2
+    assert len(await local_mesh.expect("support", "contacts", count=2, timeout_s=60)) == 2
 
 
 async def test_an_agent_that_is_killed_is_back_at_the_same_door(local_mesh: LocalMesh) -> None:
@@ -302,12 +323,12 @@ def test_a_users_project_needs_one_line_of_setup(tmp_path: Path) -> None:
 async def test_a_mesh_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
     """Policies by name; when the block ends no thread, no process and no directory of it is left."""
     before = {thread.name for thread in threading.enumerate()}
-    async with started({"all.yaml": POLICIES}) as kit:
-        await kit.publish("shop.order.placed.v1", {"sku": "x-1"}, source="/shop")
-        await kit.expect("stock", "orders")
-        server, workloads = kit.host.running.server.pid, kit.host.tenant.workloads
+    async with started({"all.yaml": POLICIES}) as own:
+        await own.publish("shop.order.placed.v1", {"sku": "x-1"}, source="/shop")
+        await own.expect("stock", "orders")
+        server, workloads = own.host.running.server.pid, own.host.tenant.workloads
         pids = [server, *(process.pid for process in workloads.processes.values())]  # type: ignore[attr-defined]
-        base = kit.host.path.parent.parent
+        base = own.host.path.parent.parent
         assert base.exists()
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
