@@ -5,6 +5,7 @@
 - `tls.py` what it dials with, from files · `refusals.py` P why a server will not have us
 - `wire.py` P frames and headers as bytes · `acks.py` P what JetStream acknowledges
 - `publisher.py` sealed events out, acks in · `window.py` P ordered recovery of what is in flight on one stream
+- `probing.py` P what the 503s of a stopped one mean · `refused_subjects.py` P those that are not ours to use
 - `silence.py` P what its acks tell: when a stream is silent, and what it stored behind later events
 - `puller.py` one durable's events in, settlements out · `deliveries.py` P many events in one go
 - `pinned.py` of one that one replica has at a time

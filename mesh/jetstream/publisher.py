@@ -21,9 +21,10 @@ from mesh.jetstream.connection import Connection
 from mesh.jetstream.former import Former
 from mesh.jetstream.listeners import guarded
 from mesh.jetstream.outgoing import NEVER, Outgoing, Together
+from mesh.jetstream.refused_subjects import refusal
 from mesh.jetstream.room import Room
 from mesh.jetstream.sealing import ACK_COUNTS_MS, Seal, Sealer
-from mesh.jetstream.window import NO_CONNECTION, Lane, Rules, refusal
+from mesh.jetstream.window import NO_CONNECTION, Lane, Rules
 from mesh.telemetry import counter
 
 __all__ = ["Outgoing", "PubAck", "Publisher"]

@@ -5,10 +5,8 @@ first 503, missed deadline or lost connection stops it: from then on only the ol
 to 500 ms. The probe's ack lets everything behind it be sent again, in order, and the lane flows. Resending each event
 by its own deadline instead reordered 56,015 of 171,510 events in a leader change (measured).
 
-A stream without a leader and a subject we may not use answer with the same 503. They are told apart by a witness: the
-stream answers on another subject of ours, after one 503 of the probe and before the next. Then the subject is refused,
-and its events leave the window instead of stopping all others. The witness is a publish that stores nothing (it expects
-a stream of another name), for a real event sent ahead of the probe would be stored ahead of it.
+Where it is not the stream that is away but the probe's subject that is refused (`probing.py` tells them apart), the
+events on that subject leave the window instead of stopping all others.
 
 What is sent to a leader that leaves can be lost without a word, and what is sent a moment later can reach the next one:
 it would be stored first. So nothing is sent behind silence. Once no ack came for 50 ms (or twice what one takes, where
@@ -28,9 +26,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
+from mesh.errors import MeshError, StreamUnavailable
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.probing import Probe
+from mesh.jetstream.refused_subjects import RefusedSubjects, refusal
 from mesh.jetstream.silence import Silence
 
 
@@ -48,8 +48,6 @@ class Rules(NamedTuple):
 
 
 NO_CONNECTION = "no connection to NATS"
-WITNESS_AFTER = 3  # probes answered 503, about 0.2 s: a leader change is over by then, mostly
-KNOWN_SUBJECTS = 16  # that this stream acknowledged lately: candidates for a witness
 
 
 class Step(NamedTuple):
@@ -89,18 +87,12 @@ class Lane:
         self._offline = offline
         online = not offline
         self.flowing = online
-        self._probe_wait_s = rules.probe_first_s
-        self._probe_at = now if online else NEVER
-        self._probe: Outgoing | None = None  # the last one sent, while its answer is awaited
-        self._rejections = 0  # of the present head, in a row
-        self._witnessed = False  # the stream answered on another subject since the head's first 503
-        self._probe_witnessed = False  # ... and before the awaited probe was sent
-        self._known: dict[str, None] = {}  # subjects, the one acknowledged last at the end
+        self._probe = Probe(rules.probe_first_s, rules.probe_last_s, due_at=now if online else NEVER)
         self._last_ack_at = now
         self._newest_acked = 0
         self._silence = Silence(rules.hold_s, rules.hold_most_s)
         self._held: list[Outgoing] = []  # the last ones of the queue, not sent yet
-        self._refused: dict[str, float] = {}  # subject: when it may be tried again
+        self._refused = RefusedSubjects()
 
     @property
     def overtaken(self) -> int:
@@ -116,13 +108,7 @@ class Lane:
 
     def refuses(self, subject: str, now: float) -> bool:
         """Whether *subject* was refused just now. After a while one event is let through to try it again."""
-        again_at = self._refused.get(subject)
-        if again_at is None:
-            return False
-        if now < again_at:
-            return True
-        self._refused[subject] = now + self._rules.refused_for_s
-        return False
+        return self._refused.refuses(subject, now, for_s=self._rules.refused_for_s)
 
     def open(self, now: float) -> bool:
         """Whether an event that is added now is to be sent now."""
@@ -188,7 +174,7 @@ class Lane:
         self._newest_acked = max(self._newest_acked, last.order)
         self._silence.placed(last.order, place)
         for subject in reversed(dict.fromkeys([item.subject for item in items[count - 1 :: -1]])):
-            self._remember(subject)
+            self._probe.remember(subject)
         return count
 
     def acked(self, item: Outgoing, now: float, ack: PubAck) -> list[Outgoing]:
@@ -203,19 +189,19 @@ class Lane:
             self._stop(now)  # what was sent before it is lost
         if self._refused:
             self._refused.pop(item.subject, None)
-        self._remember(item.subject)
-        if not self.flowing and item is not self._probe:
+        self._probe.remember(item.subject)
+        if not self.flowing and item is not self._probe.item:
             self.witnessed(item.subject, now)
         return self.drop(item)
 
     def drop(self, item: Outgoing) -> list[Outgoing]:
         """The stream has answered *item* for good, whatever it said. Returns what `acked` returns."""
         item.done = True
-        ends_recovery = item is self._probe
+        ends_recovery = not self.flowing and item is self._probe.item
         self._trim()
         if ends_recovery:
             self.flowing = True
-            self._probe = None
+            self._probe.item = None
             return [waiting for waiting in self._queue if not waiting.done]
         if self._only_held():
             held, self._held = self._held, []
@@ -225,9 +211,8 @@ class Lane:
     def witnessed(self, subject: str, now: float) -> None:
         """The stream answered on *subject*. If the head was rejected before, its next probe decides."""
         head = self._head()
-        if not self.flowing and self._rejections and head is not None and head.subject != subject:
-            self._witnessed = True
-            self._probe_at = min(self._probe_at, now)
+        if not self.flowing and head is not None and head.subject != subject:
+            self._probe.witnessed(now)
 
     def rejected(self, item: Outgoing, now: float, *, by_stream: bool = False) -> list[tuple[Outgoing, MeshError]]:
         """A 503 came for *item*, or (*by_stream*) the stream's own word that it cannot now. Returns what is refused."""
@@ -241,11 +226,8 @@ class Lane:
             return [(item, refusal(item))]
         if self.flowing:
             self._stop(now + self._rules.probe_first_s)
-        elif item is self._probe:
-            self._probe = None
-            self._rejections += 1
-            if self._probe_witnessed and not by_stream:
-                return self._refuse(item.subject, now)
+        elif item is self._probe.item and self._probe.rejected() and not by_stream:
+            return self._refuse(item.subject, now)
         return []
 
     def interrupt(self, now: float) -> None:
@@ -270,7 +252,7 @@ class Lane:
         head = self._head()
         if head is None:
             return NEVER
-        return min(self._ends_at(head), self._missed_at(head) if self.flowing else self._probe_at)
+        return min(self._ends_at(head), self._missed_at(head) if self.flowing else self._probe.due_at)
 
     def step(self, now: float) -> Step:
         """What time asks for: probes that are due, events whose time is up."""
@@ -289,9 +271,9 @@ class Lane:
             return Step([], failed)
         if self.flowing and (self._missed_at(head) <= now or self._only_held()):
             self._stop(now)
-        if self.flowing or now < self._probe_at:
+        if self.flowing or now < self._probe.due_at:
             return Step([], failed)
-        return Step([head], failed, self._probing(head, now))
+        return Step([head], failed, self._probe.sent(head, now))
 
     def hand_over(self, now: float) -> list[Outgoing]:
         """Let go of everything, oldest first: somebody else answers for it. What comes next begins with a probe."""
@@ -327,9 +309,7 @@ class Lane:
         while queue and queue[0].done:
             queue.popleft()
         if not self.flowing:
-            self._rejections = 0
-            self._witnessed = False
-            self._probe_witnessed = False
+            self._probe.turn()
 
     def _missed_at(self, head: Outgoing) -> float:
         """When the head's silence means that something is wrong.
@@ -345,33 +325,7 @@ class Lane:
     def _stop(self, probe_at: float) -> None:
         self.flowing = False
         self._held = []
-        self._probe = None
-        self._probe_at = NEVER if self._offline else probe_at
-        self._probe_wait_s = self._rules.probe_first_s
-        self._rejections = 0
-        self._witnessed = False
-        self._probe_witnessed = False
-
-    def _probing(self, head: Outgoing, now: float) -> str | None:
-        self._probe = head
-        self._probe_witnessed = self._witnessed
-        self._probe_at = now + self._probe_wait_s
-        self._probe_wait_s = min(self._probe_wait_s * 2, self._rules.probe_last_s)
-        if self._rejections < WITNESS_AFTER or self._witnessed:
-            return None
-        subject = next((subject for subject in reversed(self._known) if subject != head.subject), None)
-        if subject is not None:  # the next time another one: this may have been taken from us too
-            del self._known[subject]
-            self._known = {subject: None, **self._known}
-        return subject
-
-    def _remember(self, subject: str) -> None:
-        if next(reversed(self._known), None) == subject:
-            return
-        self._known.pop(subject, None)
-        self._known[subject] = None
-        if len(self._known) > KNOWN_SUBJECTS:
-            del self._known[next(iter(self._known))]
+        self._probe.begin(NEVER if self._offline else probe_at)
 
     def _refuse(self, subject: str, now: float) -> list[tuple[Outgoing, MeshError]]:
         self._refused[subject] = now + self._rules.refused_for_s
@@ -390,13 +344,3 @@ class Lane:
             next="send it again: the same message id makes that safe",
             stream=self.stream,
         )
-
-
-def refusal(item: Outgoing) -> SubjectRefused:
-    """The error of an event on a subject that is not ours to use."""
-    return SubjectRefused(
-        "NATS does not take this subject from us, though its stream is there",
-        next="the grant may follow; else the policy is narrower than this agent believes",
-        stream=item.stream,
-        subject=item.subject,
-    )

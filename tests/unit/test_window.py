@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import NEVER, Outgoing
-from mesh.jetstream.window import NO_CONNECTION, WITNESS_AFTER, Lane, Rules
+from mesh.jetstream.probing import WITNESS_AFTER
+from mesh.jetstream.window import NO_CONNECTION, Lane, Rules
 
 RULES = Rules()
 A, B = "ev.local.clear.s00.crm.a.v1", "ev.local.clear.s00.crm.b.v1"
