@@ -13,8 +13,7 @@ import pytest
 
 from mesh.control.nats_server import NatsServer, plain_config
 from mesh.errors import BadSubject, Disconnected, MeshError, Overloaded, StreamUnavailable, SubjectRefused, TooLarge
-from mesh.jetstream import publisher as publisher_module
-from mesh.jetstream import wire
+from mesh.jetstream import answers, sending, wire
 from mesh.jetstream.acks import ack_prefix
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.publisher import Outgoing, PubAck, Publisher
@@ -98,9 +97,10 @@ async def desk_at(url: str, **options: Any) -> AsyncIterator[Desk]:
 
 def give_up_after(desk: Desk, seconds: float) -> None:
     """Events that are submitted from now on are given up after so long."""
-    desk.publisher._rules = desk.publisher._rules._replace(give_up_s=seconds)
-    for lane in desk.publisher._lanes.values():
-        lane._rules = desk.publisher._rules
+    sends = desk.publisher._sending
+    sends.rules = sends.rules._replace(give_up_s=seconds)
+    for lane in sends.lanes.values():
+        lane._rules = sends.rules
 
 
 @pytest.fixture
@@ -182,21 +182,21 @@ def vanishing(desk: Desk) -> Iterator[None]:
 
 def pass_time(desk: Desk, seconds: float) -> None:
     """Let the publisher believe that so much more time has passed, and do what is due."""
-    now = desk.publisher._now
-    desk.publisher._now = lambda: now() + seconds
-    desk.publisher._wake.set()
+    now = desk.publisher._sending.now
+    desk.publisher._sending.now = lambda: now() + seconds
+    desk.publisher._sending._wake.set()
 
 
 @contextmanager
 def stopped(desk: Desk, at: float | None = None) -> Iterator[None]:
     """The publisher's time stands still."""
-    now = desk.publisher._now
+    now = desk.publisher._sending.now
     moment = now() if at is None else at
-    desk.publisher._now = lambda: moment
+    desk.publisher._sending.now = lambda: moment
     try:
         yield
     finally:
-        desk.publisher._now = now
+        desk.publisher._sending.now = now
 
 
 async def test_nothing_overtakes_what_was_lost_before_it(nats_server: NatsServer, control: Connection) -> None:
@@ -231,7 +231,7 @@ async def test_what_waited_behind_a_silence_goes_once_it_ends(nats_server: NatsS
 
 async def test_an_ack_out_of_turn_stops_sending_and_is_counted(nats_server: NatsServer, control: Connection) -> None:
     """What followed the lost event at once is in the stream before anybody can know: two copies, and no third."""
-    overtaken = publisher_module.OVERTAKEN.total()
+    overtaken = answers.OVERTAKEN.total()
     async with desk_at(nats_server.url, give_up_s=1e6, ack_deadline_s=1e5) as desk:
         with vanishing(desk), stopped(desk):
             lost = desk.submit(2)
@@ -242,7 +242,7 @@ async def test_an_ack_out_of_turn_stops_sending_and_is_counted(nats_server: Nats
         desk.submit(1)
         assert await desk.publisher.drain(DEADLINE_S)
     assert [int(each.body) for each in await stored(control)] == [3, 1, 2, 4]
-    assert publisher_module.OVERTAKEN.total() - overtaken == 2
+    assert answers.OVERTAKEN.total() - overtaken == 2
 
 
 # --- the server goes away --------------------------------------------------------------------------------------------
@@ -289,9 +289,9 @@ async def test_a_hang_past_the_deadline_stores_nothing_twice(nats_server: NatsSe
         items = desk.submit(100)
         await desk.finished(*items)
         nats_server.pause()
-        resent = publisher_module.RESENT.at().value
+        resent = sending.RESENT.at().value
         items += desk.submit(100)
-        await until(lambda: publisher_module.RESENT.at().value > resent + 2)
+        await until(lambda: sending.RESENT.at().value > resent + 2)
         items += desk.submit(100)
         assert desk.publisher.in_flight == 200
         nats_server.resume()
@@ -486,7 +486,7 @@ async def test_acks_that_come_together_mean_what_they_mean_one_by_one(
             first, second = desk.submit(2)
             late, desk.kid = second.token, "k2"
             desk.publisher.distrust("k1")
-            desk.publisher._step()  # the first goes out anew, and shows whether the stream is there
+            desk.publisher._sending._step()  # the first goes out anew, and shows whether the stream is there
             read = desk.publisher._connection._listeners.run
             found = b"".join(_plain_ack(desk, token, n) for n, token in enumerate((first.token, late), 1))
             assert read(found, 0) == len(found)
@@ -499,7 +499,7 @@ async def test_acks_that_come_together_mean_what_they_mean_one_by_one(
 
 def _plain_ack(desk: Desk, token: str, sequence: int) -> bytes:
     body = ack_prefix(STREAM) + b"%d}" % sequence
-    subject = f"{desk.publisher._inbox}{token}".encode()
+    subject = f"{desk.publisher._sending._inbox}{token}".encode()
     return b"MSG %b %d %d\r\n%b\r\n" % (subject, desk.publisher._listener.sid, len(body), body)
 
 
@@ -511,8 +511,8 @@ async def test_a_stream_that_appears_late_gets_everything_in_order(nats_server: 
     control = await Connection.open(nats_server.url, name="control")
     async with desk_at(nats_server.url, give_up_s=60.0) as desk:
         items = desk.submit(50)
-        resent = publisher_module.RESENT.at().value
-        await until(lambda: publisher_module.RESENT.at().value > resent + 3)
+        resent = sending.RESENT.at().value
+        await until(lambda: sending.RESENT.at().value > resent + 3)
         items += desk.submit(50)
         await make_stream(control)
         acks = await desk.finished(*items)
@@ -595,18 +595,18 @@ async def test_an_ack_of_another_stream_is_no_ack(nats_server: NatsServer) -> No
 
     liar.listen("ev.>", lie)
     await liar.flush(DEADLINE_S)
-    before = publisher_module.FOREIGN_ACKS.at().value
+    before = answers.FOREIGN_ACKS.at().value
     async with desk_at(nats_server.url, give_up_s=0.5) as desk:
         [result] = await desk.finished(*desk.submit())
         assert isinstance(result, StreamUnavailable)
-        assert publisher_module.FOREIGN_ACKS.at().value >= before + 3
+        assert answers.FOREIGN_ACKS.at().value >= before + 3
     await liar.close()
 
 
 async def test_forged_acks_for_unknown_tokens_do_nothing(nats_server: NatsServer, control: Connection) -> None:
     """Acks for what is not in flight, and bytes that are no acks, leave the publisher as it was."""
     async with desk_at(nats_server.url) as desk:
-        inbox = desk.publisher._inbox
+        inbox = desk.publisher._sending._inbox
         for token in ("999", "w1", "x"):
             for answer in (b'{"stream":"EV_local_crm", "seq":1}', b"", b"\xff", json.dumps({"error": {}}).encode()):
                 await control.publish(f"{inbox}{token}", answer)

@@ -88,9 +88,10 @@ def have_patience(agent: Agent, seconds: float) -> None:
     """Let a stream be silent for so long."""
     if agent.spool is not None:
         publisher = agent.spool.publisher
-        publisher._rules = publisher._rules._replace(hand_over_s=seconds)
-        for lane in publisher._lanes.values():
-            lane._rules = publisher._rules
+        sending = publisher._sending
+        sending.rules = sending.rules._replace(hand_over_s=seconds)
+        for lane in sending.lanes.values():
+            lane._rules = sending.rules
 
 
 @asynccontextmanager

@@ -60,6 +60,7 @@ ON_THE_WAY = (
     "agent/listener.py", "agent/requests.py", "agent/intake.py", "agent/rates.py", "agent/room.py", "agent/outbound.py",
     "agent/refusals.py", "agent/clock.py", "mesh/event.py", "mesh/attributes.py", "mesh/content.py", "mesh/headers.py",
     "mesh/jsontext.py", "mesh/expiry.py", "mesh/journey.py", "mesh/jetstream/window.py", "mesh/jetstream/publisher.py",
+    "mesh/jetstream/refused_subjects.py",
 )  # fmt: skip
 
 
