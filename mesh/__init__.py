@@ -14,9 +14,9 @@
 8. `delivery`   The handler has answered, or failed: `Ack`, `Retry` or `DeadLetter`. `settler` does it; `deadletters` is
                 what is stored of an event that was given up, and `redriven` how it comes again.
 
-How an event gets there: `feed` pulls and hands out, `judging` does 6 and 7, `subscription` is what a team uses. An
-ordered one has `ordered` for its feed: `slots`, of which each replica takes its share (`members`), a `slot` at a time,
-with `ordering` for its keys. `sidelines` brings what is replayed or redriven.
+How an event gets there: `feed` pulls and hands out, `judging` does 6 and 7, `unhandled` ends what no handler gets,
+`subscription` is what a team uses. An ordered one has `ordered` for its feed: `slots`, of which each replica takes its
+share (`members`), a `slot` at a time, with `ordering` for its keys. `sidelines` brings what is replayed or redriven.
 
 `inbox` and `outbox` tie effects and publishing to an application's own database transactions; `protection` is what
 pauses a subscription. `client` is the library a Python team uses, with `typed` events, `handlers` by type, `sync` for

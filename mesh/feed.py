@@ -30,6 +30,7 @@ from mesh.judging import Judge
 from mesh.pullers import Pullers
 from mesh.sidelines import Sidelines
 from mesh.telemetry import counter
+from mesh.unhandled import Unhandled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -86,6 +87,7 @@ class Feed:
         self._team = team
         self._subscription = subscription
         self._bundle = bundle
+        self._unhandled = Unhandled()
         self._judge = Judge(
             bundle,
             trust,
@@ -94,13 +96,14 @@ class Feed:
             admitted=self._admitted,
             withdraw=self._withdrawn,
             turned=self._trust_turned,
+            unhandled=self._unhandled,
             now_ms=lambda: _now_ms(),  # noqa: PLW0108 - looked up anew, so that a test can set the clock
         )
         self.on_unmask: Callable[[Admitted], None] = lambda _: None  # what a grant that expires hands over
         self._keyring = trust.keyring
         self._revision = trust.keyring.revision  # of the revocations that what is ready was judged by
         self.window = DuplicateWindow(window_size)
-        self.waits = self._judge.waits
+        self.waits = self._unhandled.waits
         self._ready: deque[Pulled] = deque()
         self._waiting: deque[anyio.Event] = deque()
         self._stopped = False
@@ -128,7 +131,7 @@ class Feed:
     async def run(self) -> None:
         """Pull until cancelled."""
         async with anyio.create_task_group() as self._tasks:
-            self._judge.start(self._tasks)
+            self._unhandled.start(self._tasks)
             self._pullers.start(self._tasks)
             self._beside.start(self._tasks)
             self._tasks.start_soon(self._sidelines.run)
@@ -143,7 +146,7 @@ class Feed:
 
         Until then both are handed back.
         """
-        self._judge.on_rejected, self._judge.on_unhandled = quarantine, put_back
+        self._unhandled.on_rejected, self._unhandled.on_unhandled = quarantine, put_back
 
     def follow(self, durables: Sequence[Place]) -> None:
         """From now on pull from exactly these *durables* (stream and name): begin with the new, leave the others."""
@@ -172,8 +175,8 @@ class Feed:
     def take_over(self, before: Feed) -> None:
         """Go on for a feed that is about to stop: what it knows of handled events, and whom it tells, is ours too."""
         self.window, self.on_unmask = before.window, before.on_unmask
-        self.waits = self._judge.waits = before.waits
-        self.reject_by(before._judge.on_rejected, before._judge.on_unhandled)
+        self.waits = self._unhandled.waits = before.waits
+        self.reject_by(before._unhandled.on_rejected, before._unhandled.on_unhandled)
 
     def end(self) -> None:
         """After `stop` and `flush`: let `run` return."""
@@ -240,7 +243,7 @@ class Feed:
             return False
         EXPIRED.add(1)
         self.window.forget(pulled.key)
-        self._judge.pass_over(pulled.received, pulled.puller, EventExpired.code)
+        self._unhandled.pass_over(pulled.received, pulled.puller, EventExpired.code)
         return True
 
     def _withdrawn(self) -> list[tuple[Received, Puller]]:
@@ -281,7 +284,7 @@ class Feed:
         try:
             event = self._sidelines.opened(received)
         except VerificationError as error:
-            self._judge.reject(received, puller, error)
+            self._unhandled.reject(received, puller, error)
             return
         if event is None:
             puller.ack(received)
@@ -305,7 +308,7 @@ class Feed:
             return
         DUPLICATES.add(1)
         if claim is Claim.HANDLED:
-            self._judge.done(received, puller)
+            self._unhandled.done(received, puller)
         else:  # a handler of ours has it: neither start another nor ack for it
             puller.nak(received, IN_FLIGHT_RETRY_S)
 

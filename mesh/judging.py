@@ -7,14 +7,9 @@ too, so that fetching a certificate or an old bundle never reorders. What nobody
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from mesh import logs
-from mesh.delivery import Waits, place
 from mesh.errors import (
-    BadSignature,
-    KeyRevoked,
-    MeshError,
     PublisherNotAllowed,
     RevisionNeeded,
     StaleTrust,
@@ -30,11 +25,10 @@ from mesh.signing import Verifier
 from mesh.staleness import Ruling
 from mesh.telemetry import counter
 from mesh.together import Together
+from mesh.unhandled import REJECTED, Unhandled
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
-
-    from anyio.abc import TaskGroup
+    from collections.abc import Callable, Iterable
 
     from mesh.jetstream.puller import Puller
     from mesh.policy.compile import Plans
@@ -52,21 +46,11 @@ STALE_RETRY_MAX_S = 30.0
 
 VERIFIED = counter("mesh.inbound.verified", unit="{event}", watch="flat while the stream grows: nothing is consumed")
 _verified = VERIFIED.at()
-REJECTED = counter(
-    "mesh.inbound.rejected",
-    unit="{event}",
-    watch="with code=unknown-key: agents run an old bundle; stale-trust: no trust statements arrive; else: an attack",
-)
-for _error in (BadSignature, UnknownKey, KeyRevoked):
-    REJECTED.at(code=_error.code)  # there before the first: a rate of a series that was not there is none
 WITHHELD = counter("mesh.inbound.withheld", unit="{event}", watch="rising after an apply: a grant was narrowed")
 
 _DELIVER, _PAUSE = Ruling.DELIVER, Ruling.PAUSE
 
-log = logs.get("feed")
-
 Item = tuple["Received", "Puller"]
-_Why = TypeVar("_Why")
 
 
 class Judge:
@@ -80,14 +64,12 @@ class Judge:
         admitted: Gets what may be handed out now, and whether it relies on trust that is stale.
         withdraw: Takes back what the feed has admitted and nobody took, in order: it is judged again.
         turned: Called when trust has become stale, or fresh again.
+        unhandled: Gets what may not be handed out, now or ever.
         now_ms: The clock.
 
     Attributes:
         reading: How the subscription reads under the bundle that judged last; None where that has to be asked anew.
-        waits: Which deliveries no handler saw.
         parked: Events that wait for something to be fetched, in order.
-        on_rejected: Called with what failed verification.
-        on_unhandled: Called with a redriven event that nobody is handed, and the code that says why.
     """
 
     def __init__(
@@ -100,6 +82,7 @@ class Judge:
         admitted: Callable[[Admitted, Received, Puller, bool], None],
         withdraw: Callable[[], list[Item]],
         turned: Callable[[], None],
+        unhandled: Unhandled,
         now_ms: Callable[[], int],
     ) -> None:
         self._team = team
@@ -113,20 +96,10 @@ class Judge:
         self._verifier = Verifier(trust.keyring, self._may_publish, might_publish=bundle.might_publish)
         self._together = Together(self._verifier)
         self._stopped = False
-        self._tasks: TaskGroup | None = None
-        self._early: list[Callable[[], Coroutine[Any, Any, None]]] = []  # asked for before `start`
+        self._unhandled = unhandled
+        self._pass_over = unhandled.pass_over  # of each that is withheld: no further away than a method of ours
         self.reading: Reading | None = None
-        self.waits = Waits()
         self.parked: deque[Item] = deque()
-        self.on_rejected: Callable[[Received, Puller, VerificationError], Awaitable[None]] = _hand_back
-        self.on_unhandled: Callable[[Received, Puller, str], Awaitable[None]] = _hand_back
-
-    def start(self, tasks: TaskGroup) -> None:
-        """Fetch and settle in *tasks*; what was asked for before begins now."""
-        self._tasks = tasks
-        early, self._early = self._early, []
-        for work in early:
-            tasks.start_soon(work)
 
     def stop(self) -> None:
         """Judge nothing more, and hand back what waits."""
@@ -162,7 +135,7 @@ class Judge:
             return
         plans = self._bundle.plans
         if plans is None:
-            self._later(received, puller, NO_BUNDLE_RETRY_S)
+            self._unhandled.later(received, puller, NO_BUNDLE_RETRY_S)
             REJECTED.add(1, code="no-valid-bundle")
             return
         self._judge(received, puller, plans)
@@ -218,17 +191,17 @@ class Judge:
                 self._unknown(received, puller)
                 return
             self.parked.appendleft((received, puller))
-            self._spawn(self._fetch_and_resume)
+            self._unhandled.spawn(self._fetch_and_resume)
             return
         except RevisionNeeded as error:
             self.parked.appendleft((received, puller))
             revision = error.details["revision"]
-            self._spawn(lambda: self._fetch_past_and_resume(revision))
+            self._unhandled.spawn(lambda: self._fetch_past_and_resume(revision))
             return
         except VerificationError as error:
             if isinstance(error, PublisherNotAllowed) and self._behind(received, puller, decode(received.body), plans):
                 return
-            self.reject(received, puller, error)
+            self._unhandled.reject(received, puller, error)
             return
         _verified.value += 1
         if not isinstance(outcome, Admitted):
@@ -236,33 +209,16 @@ class Judge:
             return
         self._admitted(outcome, received, puller, ruling is not _DELIVER)
 
-    def _later(self, received: Received, puller: Puller, delay_s: float) -> None:
-        """Have it delivered again: something is lacking to judge it. No handler saw it, and `waits` remembers that."""
-        self.waits.add(place(received), received.deliveries)
-        puller.nak(received, delay_s)
-
     def _pause(self, received: Received, puller: Puller) -> None:
         REJECTED.add(1, code=StaleTrust.code)
-        self._later(received, puller, min(STALE_RETRY_S * received.deliveries, STALE_RETRY_MAX_S))
-
-    def done(self, received: Received, puller: Puller) -> None:
-        """It is settled without a handler."""
-        self.waits.forget(place(received))
-        puller.ack(received)
-
-    def pass_over(self, received: Received, puller: Puller, code: str) -> None:
-        """Nobody is handed it. It is settled; one that was redriven is a letter again first, or it would be lost."""
-        if received.redrive:
-            self._settle(self.on_unhandled, received, puller, code)
-        else:
-            self.done(received, puller)
+        self._unhandled.later(received, puller, min(STALE_RETRY_S * received.deliveries, STALE_RETRY_MAX_S))
 
     def _withhold(
         self, received: Received, puller: Puller, outcome: Withheld, fields: dict[str, Any], plans: Plans
     ) -> None:
         if not self._behind(received, puller, fields, plans):
             WITHHELD.add(1, code=outcome.reason)
-            self.pass_over(received, puller, outcome.reason)
+            self._pass_over(received, puller, outcome.reason)
 
     def _behind(self, received: Received, puller: Puller, fields: dict[str, Any], plans: Plans) -> bool:
         """Whether the event was decided by a newer bundle than ours; then we look for that one before we judge.
@@ -274,24 +230,18 @@ class Judge:
         if not newer or received.deliveries > PATIENCE_DELIVERIES:
             return False
         self._bundle.wake()
-        self._later(received, puller, BEHIND_RETRY_S)
+        self._unhandled.later(received, puller, BEHIND_RETRY_S)
         return True
-
-    def reject(self, received: Received, puller: Puller, error: VerificationError) -> None:
-        """It failed verification."""
-        REJECTED.add(1, code=error.code)
-        log.error(
-            "event_rejected", code=error.code, step=error.step, stream=received.stream, sequence=received.sequence
-        )
-        self._settle(self.on_rejected, received, puller, error)
 
     def _unknown(self, received: Received, puller: Puller) -> None:
         """The bucket has no certificate for its key: have it delivered again, until that is the last word."""
         if self._fetcher.given_up(_key_id(received)) or received.deliveries > PATIENCE_DELIVERIES:
-            self.reject(received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?"))
+            self._unhandled.reject(
+                received, puller, UnknownKey("no certificate for this key id", next="was it ever issued?")
+            )
             return
         REJECTED.add(1, code=UnknownKey.code)
-        self._later(received, puller, UNKNOWN_KEY_RETRY_S)
+        self._unhandled.later(received, puller, UNKNOWN_KEY_RETRY_S)
 
     async def _fetch_and_resume(self) -> None:
         """Fetch the certificates that the first parked events name, then take the parked ones in order."""
@@ -315,7 +265,7 @@ class Judge:
             return
         if not found and self._unpark(received):
             REJECTED.add(1, code=RevisionNeeded.code)
-            self._later(received, puller, PAST_RETRY_S)
+            self._unhandled.later(received, puller, PAST_RETRY_S)
         self._resume()
 
     def _unpark(self, received: Received) -> bool:
@@ -332,37 +282,12 @@ class Judge:
         while parked:
             received, puller = parked.popleft()
             if plans is None:
-                self._later(received, puller, NO_BUNDLE_RETRY_S)
+                self._unhandled.later(received, puller, NO_BUNDLE_RETRY_S)
                 continue
             self._judge(received, puller, plans)
             if self.parked:  # something else is lacking for it, and a fetch of that has begun
                 self.parked.extend(parked)
                 return
-
-    def _settle(
-        self, by: Callable[[Received, Puller, _Why], Awaitable[None]], received: Received, puller: Puller, why: _Why
-    ) -> None:
-        """Have *by* end it; where that fails it is handed back."""
-
-        async def guarded() -> None:
-            try:
-                await by(received, puller, why)
-            except MeshError as error:
-                log.warning("feed_work_failed", code=error.code, error=str(error))
-                await _hand_back(received, puller, why)
-
-        self._spawn(guarded)
-
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do *work*, at the earliest once we were started; what it raises ends the feed: a line would stand still."""
-        if self._tasks is None:
-            self._early.append(work)
-        else:
-            self._tasks.start_soon(work)
-
-
-async def _hand_back(received: Received, puller: Puller, _why: object) -> None:
-    puller.nak(received, UNKNOWN_KEY_RETRY_S)
 
 
 def _key_id(received: Received) -> str:

@@ -20,9 +20,9 @@ from mesh.ca import MeshCA
 from mesh.certificates import split_chain
 from mesh.control.truststore import TrustStore
 from mesh.identity import Signer, TrustStatement
-from mesh.judging import REJECTED
 from mesh.keys import SpiffeId, key_id
 from mesh.statements import b64u
+from mesh.unhandled import REJECTED
 from tests.attacks.insider import CRM, DEADLINE_S, contact, now_ms, sealed, until
 from tests.attacks.keys import authority, enrol, issued, public, trust
 from tests.attacks.world import Reader, World

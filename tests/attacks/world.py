@@ -27,7 +27,8 @@ from mesh.deadletters import DeadLetterRecord
 from mesh.identity import Signer
 from mesh.inbound import Admitted
 from mesh.jetstream.tls import TlsFiles, client_context
-from mesh.judging import REJECTED, WITHHELD
+from mesh.judging import WITHHELD
+from mesh.unhandled import REJECTED
 from tests.attacks.insider import CONTACT, CRM, DEADLINE_S, Insider, Wire, failed, now_ms, until
 from tests.attacks.keys import enrol, found, proof
 

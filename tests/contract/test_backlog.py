@@ -19,12 +19,13 @@ from mesh.inbound import Admitted
 from mesh.jetstream import manage
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.store import KeyValue
-from mesh.judging import REJECTED, WITHHELD
+from mesh.judging import WITHHELD
 from mesh.policy.bundle import Bundle
 from mesh.pullers import Pullers
 from mesh.subscription import Subscription
 from mesh.telemetry import Counter
 from mesh.trust_watch import TrustWatch
+from mesh.unhandled import REJECTED
 from mesh.watch import BundleWatch
 from tests.contract.agent_mesh import POLICIES, POLICY_KEY, Streams, event, now_ms, sidecar, until, write_directory
 from tests.contract.consumer_mesh import sealed_statement

@@ -14,10 +14,10 @@ from mesh.feed import STALE
 from mesh.fetching import Fetcher
 from mesh.identity import Certificate, TrustStatement
 from mesh.jetstream.connection import Connection
-from mesh.judging import REJECTED
 from mesh.reading import ReadingTeam, TeamReader
 from mesh.signing import Received, Verified, Verifier
 from mesh.trust_watch import REFUSED, TrustWatch
+from mesh.unhandled import REJECTED
 from tests.contract.agent_mesh import TRUST_KEY, now_ms, until
 from tests.contract.consumer_mesh import GRACE, STRICT, TENANT, Clock, Source, new_signer, sealed_statement, take
 from tests.contract.test_backlog import Since

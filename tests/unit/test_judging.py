@@ -17,6 +17,7 @@ from mesh.judging import Judge
 from mesh.signing import Received, Verifier
 from mesh.staleness import FRESH_S, Ruling, Staleness
 from mesh.trust_watch import TrustWatch
+from mesh.unhandled import Unhandled
 from mesh.watch import BundleWatch
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def puller(handing: Handing) -> Puller:
 
 
 @pytest.fixture
-def judge() -> Judge:
+def unhandled() -> Unhandled:
+    """What ends events that no handler gets, for a feed that does not run yet."""
+    return Unhandled()
+
+
+@pytest.fixture
+def judge(unhandled: Unhandled) -> Judge:
     """One that has nothing to judge by."""
     return Judge(
         cast("BundleWatch", SimpleNamespace(plans=None, might_publish=None)),
@@ -61,39 +68,42 @@ def judge() -> Judge:
         admitted=lambda *_: None,
         withdraw=list,
         turned=lambda: None,
+        unhandled=unhandled,
         now_ms=lambda: 0,
     )
 
 
-async def test_what_is_asked_for_before_the_feed_runs_is_done_once_it_does(judge: Judge, puller: Puller) -> None:
+async def test_what_is_asked_for_before_the_feed_runs_is_done_once_it_does(
+    unhandled: Unhandled, puller: Puller
+) -> None:
     """A feed that takes over gets events before its tasks are there."""
     letters: list[str] = []
 
     async def put_back(_received: Received, _puller: Puller, code: str) -> None:
         letters.append(code)
 
-    judge.on_unhandled = put_back
-    judge.pass_over(EVENT, puller, "event-expired")
-    await run(judge)
+    unhandled.on_unhandled = put_back
+    unhandled.pass_over(EVENT, puller, "event-expired")
+    await run(unhandled)
     assert letters == ["event-expired"]
 
 
-async def test_what_cannot_be_settled_is_handed_back(judge: Judge, puller: Puller, handing: Handing) -> None:
+async def test_what_cannot_be_settled_is_handed_back(unhandled: Unhandled, puller: Puller, handing: Handing) -> None:
     """Left alone it would be signalled for as in hand by an ordered feed, and its key would stand still."""
 
     async def quarantine(*_: object) -> None:
         raise Unavailable("no stream", next="wait")
 
-    judge.on_rejected = quarantine
-    judge.reject(EVENT, puller, BadSignature("forged"))
-    await run(judge)
+    unhandled.on_rejected = quarantine
+    unhandled.reject(EVENT, puller, BadSignature("forged"))
+    await run(unhandled)
     assert handing.back == [EVENT]
 
 
-async def run(judge: Judge) -> None:
+async def run(unhandled: Unhandled) -> None:
     """Until all that it has to do is done."""
     async with anyio.create_task_group() as group:
-        judge.start(group)
+        unhandled.start(group)
 
 
 FETCHES = pytest.mark.parametrize("what", ["certificates", "revision"])
@@ -101,12 +111,14 @@ FETCHES = pytest.mark.parametrize("what", ["certificates", "revision"])
 
 def fetch(judge: Judge, what: str) -> None:
     """Have it fetch for the first in line."""
-    judge._spawn(judge._fetch_and_resume if what == "certificates" else lambda: judge._fetch_past_and_resume(1))
+    judge._unhandled.spawn(
+        judge._fetch_and_resume if what == "certificates" else lambda: judge._fetch_past_and_resume(1)
+    )
 
 
 @FETCHES
 async def test_a_fetch_that_fails_for_good_ends_the_feed(
-    judge: Judge, puller: Puller, monkeypatch: pytest.MonkeyPatch, what: str
+    judge: Judge, unhandled: Unhandled, puller: Puller, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Else what waits for it, and everything behind that, would wait for ever and nobody would know."""
 
@@ -117,19 +129,19 @@ async def test_a_fetch_that_fails_for_good_ends_the_feed(
     judge.parked.append((EVENT, puller))
     fetch(judge, what)
     with pytest.raises(BaseExceptionGroup) as caught:
-        await run(judge)
+        await run(unhandled)
     assert caught.group_contains(Unavailable)
 
 
 @FETCHES
 async def test_a_fetch_that_begins_after_the_end_does_nothing(
-    judge: Judge, puller: Puller, handing: Handing, what: str
+    judge: Judge, unhandled: Unhandled, puller: Puller, handing: Handing, what: str
 ) -> None:
     """What waited for it was handed back by then."""
     judge.parked.append((EVENT, puller))
     fetch(judge, what)
     judge.stop()
-    await run(judge)
+    await run(unhandled)
     assert handing.back == [EVENT]
 
 
