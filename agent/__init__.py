@@ -4,7 +4,7 @@ It accepts CloudEvents on loopback (`intake`) and signed webhooks (`webhooks`), 
 as the provider. It checks every event, asks the policies who may see what, makes one masked copy for each view that
 somebody may read, seals the copies in batches (`lanes`) and publishes them. 202 means that every copy is durable: its
 stream has it, or the disk, where it waits for a stream that is away (`spool`). The key that it seals with is enrolled
-with the control plane (`enrolment`) and kept believed (`identity`).
+with the control plane (`enrolment`), renewed in time (`renewal`) and kept believed (`identity`).
 
 It holds an event from the moment it is accepted until its last copy is durable, in memory and bounded in events and
 bytes; a caller who finds no room is slowed, then told so. It holds the spool, bounded in bytes, the policy bundle in

@@ -114,7 +114,7 @@ class Files:
                 publisher,
                 policies,
                 Egress(our_id(s), policies.past),
-                SealingKeys(lambda: self.keys.signer.kid, identity.revoked),
+                SealingKeys(lambda: self.keys.signer.kid, identity.used.revoked),
                 limit_bytes=s.spool_max_bytes,
                 after_s=s.spool_after_s,
                 audit=policies.audit,

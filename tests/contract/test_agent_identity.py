@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent import identity as identity_module
+from agent import renewal as renewal_module
 from agent.core import Agent
 from agent.identity import Identity
 from agent.settings import load
@@ -196,7 +197,7 @@ async def test_a_wrong_answer_gives_no_key(
     streams: Streams, base: Path, control: Control, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever stands between can answer what he likes: only a chain of our CA for our key and our id is taken."""
-    monkeypatch.setattr(identity_module, "ASK_AGAIN_S", (0.02,))
+    monkeypatch.setattr(renewal_module, "ASK_AGAIN_S", (0.02,))
     answer, code = WRONG[name]
     asked: list[bytes] = []
 
@@ -245,8 +246,8 @@ def test_what_enrolling_needs_is_there_from_the_start(base: Path, file: str, con
 
 async def test_a_key_is_renewed_at_half_its_life(streams: Streams, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the server's clock; the old key signs until then, and what it sealed goes on to be believed."""
-    monkeypatch.setattr(identity_module, "JITTER", 0.0)
-    monkeypatch.setattr(identity_module, "RENEW_GAP_S", 0.0)
+    monkeypatch.setattr(renewal_module, "JITTER", 0.0)
+    monkeypatch.setattr(renewal_module, "RENEW_GAP_S", 0.0)
     control = await Control.of(streams, base, made_ms=now_ms() - 24 * HOUR_MS)
     after = await streams.stored()
     ids: list[str] = []
@@ -272,16 +273,17 @@ async def test_a_clock_that_is_off_renews_nothing(
     streams: Streams, base: Path, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thirteen hours ahead the certificate seems past its half; the measured offset says that it is not."""
-    monkeypatch.setattr(identity_module, "RENEW_GAP_S", 0.0)
+    monkeypatch.setattr(renewal_module, "RENEW_GAP_S", 0.0)
     agent = agent_of(base, streams.server.url)
     agent.clock_ms = lambda: now_ms() + 13 * HOUR_MS
     async with control.answering(), running(agent):
         await agent.wait_ready(20)
         await until(lambda: agent.not_ready() == [ClockWrong.code])
         count, identity = len(control.told), identity_of(agent)
-        identity._woken.set()
+        assert identity._renewal is not None
+        identity._renewal.wake()
         await identity._connection.flush(5)
-        assert not identity._needs_key(identity._now_ms())
+        assert not identity._renewal._needs_key(identity._now_ms())
         assert len(control.told) == count <= 2
 
 
@@ -339,7 +341,7 @@ async def test_a_copy_that_may_have_been_stored_after_the_cut_is_no_proof(
         first = kid_of(agent)
         gate.clear()
         await control.store.revoke({first: (cut_ms := now_ms() + 1500)})
-        await until(lambda: identity_of(agent)._cut_ms(agent.keys.signer) == cut_ms)
+        await until(lambda: identity_of(agent).used.cut_ms(agent.keys.signer) == cut_ms)
         streams.server.pause()
         hung = asyncio.create_task(publish(agent, "hung"))
         await until(lambda: now_ms() > cut_ms)

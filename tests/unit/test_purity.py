@@ -47,7 +47,7 @@ PURE = {
     "agent.pull", "agent.pull.asking", "agent.pull.leases",
     "agent.push", "agent.push.pause", "agent.push.requests", "agent.push.settings", "agent.push.signature",
     "agent.push.verdict",
-    "agent.lanes", "agent.problems", "agent.repeats", "agent.settings",
+    "agent.lanes", "agent.problems", "agent.repeats", "agent.settings", "agent.used_keys",
     "agent.spool.egress", "agent.spool.record", "agent.spool.wal",
     "agent.mistakes", "agent.webhooks", "agent.webhooks.atlassian", "agent.webhooks.checks", "agent.webhooks.events",
     "agent.webhooks.forms", "agent.webhooks.generic", "agent.webhooks.github", "agent.webhooks.hubspot",
