@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from aiohttp.web import BaseRequest, Response
 
-    from agent.core import Agent
+    from agent.observed import Observed
 
 JSON = "application/json"
 OK = 200
@@ -54,7 +54,7 @@ class Health(Door):
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Observed,
         beside: Callable[[], Mapping[str, object]] = dict,
         opened: Callable[[], bool] = lambda: True,
     ) -> None:
