@@ -131,13 +131,13 @@ async def plain_durable(source: Source, *, attempts: int, ack_wait_s: float) -> 
     await manage.api(source.streams.connection, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
 
 
-async def pulled(source: Source, *, stream: str = STREAM, durable: str = DURABLE) -> str | None:
-    """Pull one message as a plain client does; its ack subject, or None where nothing comes soon."""
+async def pulled(source: Source, *, stream: str = STREAM, durable: str = DURABLE, within_s: float = 60) -> str | None:
+    """Pull one message as a plain client does; its ack subject, or None where none comes."""
     got: list[str] = []
     connection = source.streams.connection
     inbox = connection.new_inbox()
     listener = connection.listen(inbox, lambda _subject, reply, *_: got.append(reply))
-    ask = msgspec.json.encode({"batch": 1, "expires": 300_000_000})
+    ask = msgspec.json.encode({"batch": 1, "expires": int(within_s * 1e9)})
     await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}", ask, reply=inbox)
     await until(lambda: got)
     listener.close()
@@ -149,7 +149,7 @@ async def given_up(source: Source) -> None:
     before = await said(source)
 
     async def told() -> bool:
-        await pulled(source)
+        await pulled(source, within_s=0.3)
         return await said(source) > before
 
     await until(told)

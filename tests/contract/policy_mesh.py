@@ -36,6 +36,7 @@ SIZES = Sizes(event_bytes=64 << 20, dlq_bytes=16 << 20, audit_bytes=16 << 20, sm
 SITE = "local"
 CRM = "EV_local_crm"
 DURABLE = "support--contacts"
+BEAT_NS = 150_000_000
 NEXT = f"$JS.API.CONSUMER.MSG.NEXT.{CRM}.{DURABLE}"
 
 BASE = """
@@ -231,8 +232,8 @@ class Instance:
         return True
 
 
-async def pull(connection: Connection, *, count: int = 100, expires_s: float = 0.3) -> list[tuple[str, str]]:
-    """Pull what support's durable delivers now, as a plain client: (subject, ack subject) of each event."""
+async def pull(connection: Connection, *, count: int, expires_s: float = 60) -> list[tuple[str, str]]:
+    """Pull so many events of support's durable as a plain client, or those of *expires_s*: subject, ack subject."""
     got: list[tuple[str, str]] = []
     ended = anyio.Event()
 
@@ -246,13 +247,36 @@ async def pull(connection: Connection, *, count: int = 100, expires_s: float = 0
 
     inbox = connection.new_inbox()
     listener = connection.listen(inbox, take)
-    try:
-        request = msgspec.json.encode({"batch": count, "expires": int(expires_s * 1e9)})
-        await connection.publish(NEXT, request, reply=inbox)
-        with anyio.move_on_after(expires_s + 2):
-            await ended.wait()
-    finally:
-        listener.close()
+    request = msgspec.json.encode({"batch": count, "expires": int(expires_s * 1e9)})
+    await connection.publish(NEXT, request, reply=inbox)
+    with anyio.move_on_after(expires_s + 2):
+        await ended.wait()
+    await connection.drain(listener)
+    return got
+
+
+async def take(connection: Connection, name: str, stream: str = CRM, *, group: str = "") -> list[tuple[int, str, str]]:
+    """All that a durable has for whoever holds *connection*: sequence, type, ack subject.
+
+    The server beats for a pull once it has looked and found nothing more, however long it took to look.
+    """
+    got: list[tuple[int, str, str]] = []
+    ended = anyio.Event()
+
+    def on_message(subject: str, reply: str, headers: bytes | None, data: bytes) -> None:
+        if reply.startswith("$JS.ACK."):
+            got.append((int(reply.split(".")[5]), subject.split(".", 4)[4], reply))
+        elif headers is not None and not data:
+            ended.set()
+
+    inbox = connection.new_inbox()
+    listener = connection.listen(inbox, on_message)
+    ask: dict[str, Any] = {"batch": 100, "expires": int(60e9), "idle_heartbeat": BEAT_NS}
+    ask |= {"group": group} if group else {}
+    await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", msgspec.json.encode(ask), reply=inbox)
+    with anyio.fail_after(60):
+        await ended.wait()
+    await connection.drain(listener)
     return got
 
 

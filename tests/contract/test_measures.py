@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ async def pulled(team: Connection) -> str:
 
 async def test_how_far_a_subscription_is_behind(mesh: PolicyMesh) -> None:
     """Pending, in hand, delivered again, and the age of the oldest that is not settled; only what it reads counts."""
-    measured = measuring(mesh)
+    measured, began = measuring(mesh), time.time()
     await mesh.store_event("bare", "crm.contact.updated.v1")  # of another view
     for _ in range(3):
         await mesh.store_event("masked", "crm.contact.updated.v1")
@@ -59,13 +60,13 @@ async def test_how_far_a_subscription_is_behind(mesh: PolicyMesh) -> None:
     first = await pulled(team)
     await measured._round()
     assert (measures.PENDING.value(**CONTACTS), measures.ACK_PENDING.value(**CONTACTS)) == (2, 1)
-    oldest = measures.OLDEST.value(**CONTACTS)
     for ack in (first, await pulled(team)):
         await team.request(ack, b"+ACK")
     await measured._round()
     assert (measures.SETTLED.value(**CONTACTS), measures.ACK_PENDING.value(**CONTACTS)) == (2, 0)
-    assert 0 < measures.OLDEST.value(**CONTACTS) < oldest + 5
-    assert measures.LAST_ACK.value(**CONTACTS) < 5
+    since_s = time.time() - began
+    assert 0 < measures.OLDEST.value(**CONTACTS) <= since_s
+    assert measures.LAST_ACK.value(**CONTACTS) <= since_s
     await team.request(await pulled(team), b"+ACK")
     await measured._round()
     assert [measures.OLDEST.value(**CONTACTS), measures.LAST_ACK.value(**CONTACTS)] == [0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anyio
 import msgspec
@@ -17,7 +16,7 @@ from mesh.jetstream import manage
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.topology import PIN_GROUP
 from mesh.subjects import SLOTS, slot_name
-from tests.contract.policy_mesh import CRM, DURABLE, SITE, PolicyMesh, reads, until
+from tests.contract.policy_mesh import CRM, DURABLE, SITE, PolicyMesh, reads, take, until
 
 pytestmark = pytest.mark.anyio
 
@@ -55,37 +54,12 @@ async def store(mesh: PolicyMesh, slot: int, view: str = "masked") -> int:
     return int(msgspec.json.decode(reply.data)["seq"])
 
 
-async def take(connection: Connection, durable: str) -> list[tuple[int, str]]:
-    """What a durable delivers at once: sequence and ack subject of each event."""
-    got: list[tuple[int, str]] = []
-    ended = anyio.Event()
-
-    def on_message(_subject: str, reply: str, headers: bytes | None, data: bytes) -> None:
-        if reply.startswith("$JS.ACK."):
-            got.append((int(reply.split(".")[5]), reply))
-        elif headers is not None and not data:
-            ended.set()
-
-    inbox = connection.new_inbox()
-    listener = connection.listen(inbox, on_message)
-    ask: dict[str, Any] = {"batch": 100, "expires": 300_000_000}
-    if durable != DURABLE:
-        ask["group"] = PIN_GROUP
-    try:
-        await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{CRM}.{durable}", msgspec.json.encode(ask), reply=inbox)
-        with anyio.fail_after(60):
-            await ended.wait()
-    finally:
-        listener.close()
-    return got
-
-
 async def take_all(connection: Connection, names: set[str]) -> set[int]:
     """The sequences that some durables deliver, all acked."""
     found: set[int] = set()
 
     async def one(name: str) -> None:
-        for sequence, reply in await take(connection, name):
+        for sequence, _, reply in await take(connection, name, group="" if name == DURABLE else PIN_GROUP):
             found.add(sequence)
             await connection.request(reply, b"+ACK")
 
@@ -102,7 +76,7 @@ async def test_slots_begin_behind_what_was_settled_without_a_gap(mesh: PolicyMes
         await store(mesh, slot)
     support = await mesh.team("support")
     taken = await take(support, DURABLE)
-    for sequence, reply in taken:
+    for sequence, _, reply in taken:
         if sequence in {1, 2, 4}:
             await support.request(reply, b"+ACK")
     await mesh.apply(reads("masked"), more=ORDERED)

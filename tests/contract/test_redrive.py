@@ -377,7 +377,7 @@ async def test_a_discarded_letter_is_gone_and_was_taken_back(tmp_path: Path) -> 
         assert answer["discarded"] == 1
         assert list(await stored_letters(source)) == [second]
         assert await messages(source, REDRIVE_STREAM) == 0
-        assert await pulled(source, stream=REDRIVE_STREAM, durable=SIDE) is None
+        assert await pulled(source, stream=REDRIVE_STREAM, durable=SIDE, within_s=0.3) is None
         kind, facts = office.told[-1]
         assert kind == "dlq-discarded"
         assert facts.items() >= {"letters": 1, "author": "ines", "reason": "test data"}.items()

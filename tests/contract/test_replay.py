@@ -23,7 +23,7 @@ from mesh.jetstream.connection import Connection
 from mesh.jetstream.topology import PIN_GROUP
 from mesh.jetstream.transition import filters_of
 from mesh.policy.texts import instant_text
-from tests.contract.policy_mesh import CRM, DURABLE, SITE, PolicyMesh, policies, reads, until
+from tests.contract.policy_mesh import CRM, DURABLE, SITE, PolicyMesh, policies, reads, take, until
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +72,11 @@ class World:
 
     async def take(self, name: str = REPLAY, stream: str = CRM, *, group: str = "") -> list[tuple[int, str, str]]:
         """What a durable delivers to support, acked: sequence, type, ack subject."""
-        return await take(await self.mesh.team("support"), name, stream, group=group)
+        support = await self.mesh.team("support")
+        got = await take(support, name, stream, group=group)
+        for _, _, reply in got:
+            await support.request(reply, b"+ACK")
+        return got
 
     async def durables(self, stream: str = CRM) -> set[str]:
         """Those in a stream."""
@@ -94,33 +98,6 @@ class World:
     def audited(self) -> list[str]:
         """What the trail says of replays."""
         return [kind for kind, _ in self.mesh.audited if kind.startswith("replay-")]
-
-
-async def take(
-    connection: Connection, name: str, stream: str = CRM, *, group: str = "", ack: bool = True
-) -> list[tuple[int, str, str]]:
-    """What a durable delivers at once to whoever holds *connection*: sequence, type, ack subject."""
-    got: list[tuple[int, str, str]] = []
-    ended = anyio.Event()
-
-    def on_message(subject: str, reply: str, headers: bytes | None, data: bytes) -> None:
-        if reply.startswith("$JS.ACK."):
-            got.append((int(reply.split(".")[5]), subject.split(".", 4)[4], reply))
-        elif headers is not None and not data:
-            ended.set()
-
-    inbox = connection.new_inbox()
-    listener = connection.listen(inbox, on_message)
-    ask: dict[str, Any] = {"batch": 100, "expires": 250_000_000} | ({"group": group} if group else {})
-    try:
-        await connection.publish(f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}", msgspec.json.encode(ask), reply=inbox)
-        with anyio.fail_after(60):
-            await ended.wait()
-    finally:
-        listener.close()
-    for _, _, reply in got if ack else ():
-        await connection.request(reply, b"+ACK")
-    return got
 
 
 def failing(which: str) -> Callable[..., Awaitable[dict[str, Any]]]:
