@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from mesh.control.nats_server import NatsServer
-from mesh.errors import Unavailable
-from mesh.jetstream import pinned, wire
+from mesh.errors import RequestFailed
+from mesh.jetstream import manage, pinned, wire
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.pinned import PinnedPuller
 from mesh.jetstream.topology import PIN_GROUP
 from mesh.signing import Received
-from tests.contract.streams import DEADLINE_S, STREAM, api, consumer, make_durable, make_stream, until
+from tests.contract.streams import DEADLINE_S, STREAM, consumer, make_durable, make_stream, until
+from tests.stalls import Stalls, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -46,35 +47,6 @@ async def make_pinned(connection: Connection, pin_s: float, monkeypatch: pytest.
     await make_stream(connection)
     pinned_config: dict[str, Any] = {"priority_groups": [PIN_GROUP], "priority_policy": "pinned_client"}
     await make_durable(connection, DURABLE, **pinned_config, priority_timeout=int(pin_s * 1e9))
-
-
-class Stalls:
-    """How long the server at most kept us waiting, or this machine us."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-
-    @asynccontextmanager
-    async def watched(self, connection: Connection) -> AsyncIterator[None]:
-        """Look for the length of the block."""
-        watching = asyncio.create_task(self._watch(connection))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait([watching])
-
-    async def _watch(self, connection: Connection) -> None:
-        now = asyncio.get_running_loop().time
-        last = now()
-        try:
-            while True:
-                with suppress(Unavailable):
-                    await connection.flush(DEADLINE_S)
-                self.longest_s, last = max(self.longest_s, now() - last), now()
-                await asyncio.sleep(0.02)
-        finally:
-            self.longest_s = max(self.longest_s, now() - last)
 
 
 class Holder:
@@ -150,18 +122,15 @@ async def test_a_pin_lasts_as_long_as_it_is_renewed(
     nats_server: NatsServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though its holder takes nothing meanwhile; once it is silent, whoever waits has it, and the old id is refused."""
-    while True:
+
+    async def scenario(stalls: Stalls) -> None:
+        with suppress(RequestFailed):  # there is none at first
+            await manage.api(connection, f"STREAM.DELETE.{STREAM}")
         await make_pinned(connection, SHORT_S, monkeypatch)
-        stalls = Stalls()
-        try:
-            async with stalls.watched(connection):
-                await _kept_and_lost(nats_server.url, connection)
-        except (AssertionError, TimeoutError):
-            if stalls.longest_s < SHORT_S / 4:
-                raise
-            await api(connection, f"STREAM.DELETE.{STREAM}")  # a renewal was late: it lapsed by right, so once more
-        else:
-            return
+        async with stalls.watched(connection):
+            await _kept_and_lost(nats_server.url, connection)
+
+    await undisturbed(SHORT_S / 4, scenario)  # a renewal that is late loses it by right
 
 
 async def _kept_and_lost(url: str, control: Connection) -> None:

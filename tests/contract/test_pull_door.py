@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.contract.agent_mesh import POLICIES, until
 from tests.contract.consumer_mesh import DURABLE, GRACE, STREAM, Source
 from tests.contract.ordered_mesh import OrderedSource
 from tests.contract.pull_mesh import RETRIES, Puller, client, ids, leases, sent, serving
+from tests.stalls import Stalls, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -136,19 +138,27 @@ async def test_an_extended_lease_outlives_its_first_deadline(source: Source, pul
 
 async def test_a_lease_outlives_the_servers_patience(tmp_path: Path) -> None:
     """While it runs the server is told that its event is in hand: ack_wait passes, and it is not delivered again."""
-    policies = RETRIES.replace("ack_wait: 30s", "ack_wait: 2s")
-    async with Source.running(tmp_path / "mesh", policies) as source, serving(source, tmp_path / "agent") as agent:
-        info = await manage.consumer_info(source.streams.connection, STREAM, DURABLE)
-        config = info["config"] | {"ack_wait": 2_000_000_000}
-        body = {"stream_name": STREAM, "config": config, "action": ""}
-        await manage.api(source.streams.connection, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
-        await source.publish("1")
-        got = await client(agent).fetch("wait_s=20&lease_s=60")
-        assert await client(agent).fetch("wait_s=5") == []
-        info = await manage.consumer_info(source.streams.connection, STREAM, DURABLE)
-        assert (info["num_ack_pending"], info["num_redelivered"]) == (1, 0)
-        await client(agent).told("ack", *leases(got))
-        await until(source.settled)
+
+    async def scenario(stalls: Stalls) -> None:
+        policies, base = RETRIES.replace("ack_wait: 30s", "ack_wait: 2s"), tmp_path / secrets.token_hex(4)
+        async with (
+            Source.running(base / "mesh", policies) as source,
+            serving(source, base / "agent") as agent,
+            stalls.watched(source.streams.connection),
+        ):
+            info = await manage.consumer_info(source.streams.connection, STREAM, DURABLE)
+            config = info["config"] | {"ack_wait": 2_000_000_000}
+            body = {"stream_name": STREAM, "config": config, "action": ""}
+            await manage.api(source.streams.connection, f"CONSUMER.CREATE.{STREAM}.{DURABLE}", body)
+            await source.publish("1")
+            got = await client(agent).fetch("wait_s=20&lease_s=60")
+            assert await client(agent).fetch("wait_s=5") == []
+            info = await manage.consumer_info(source.streams.connection, STREAM, DURABLE)
+            assert (info["num_ack_pending"], info["num_redelivered"]) == (1, 0)
+            await client(agent).told("ack", *leases(got))
+            await until(source.settled)
+
+    await undisturbed(0.5, scenario)  # the agent says so in time, where it and the server run
 
 
 async def test_what_nobody_fetches_goes_to_other_agents(source: Source, tmp_path: Path) -> None:

@@ -9,19 +9,21 @@ import select
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from mesh.control.nats_server import NatsServer
-from mesh.jetstream import listeners, wire
+from mesh.errors import RequestFailed
+from mesh.jetstream import listeners, manage, wire
 from mesh.jetstream import puller as puller_module
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.puller import Puller
 from mesh.signing import Received
 from tests.contract.streams import DEADLINE_S, STREAM, api, consumer, make_durable, make_stream, until, until_settled
+from tests.stalls import Stalls, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -234,20 +236,26 @@ async def test_term_ends_an_event_with_its_reason(nats_server: NatsServer, contr
 
 async def test_progress_keeps_an_event(nats_server: NatsServer) -> None:
     """While progress is told more often than ack_wait, the event is not delivered again."""
-    ack_wait_s = 2.0  # far longer than a busy machine keeps a word of progress waiting
+    ack_wait_s = 2.0
     control = await Connection.open(nats_server.url, name="control")
-    await make_stream(control)
-    await make_durable(control, ack_wait=ack_wait_s)
-    await publish(control, 1)
-    async with desk_at(nats_server.url, acks=False) as desk:
-        await until(lambda: desk.events)
-        until_s = asyncio.get_running_loop().time() + 1.5 * ack_wait_s
-        while asyncio.get_running_loop().time() < until_s:
-            desk.puller.progress(desk.events[0])
-            await asyncio.sleep(0.05)
-        assert len(desk.events) == 1
-        await until(lambda: len(desk.events) == 2)
-        assert desk.events[1].deliveries == 2
+
+    async def scenario(stalls: Stalls) -> None:
+        with suppress(RequestFailed):  # there is none at first
+            await manage.api(control, f"STREAM.DELETE.{STREAM}")
+        await make_stream(control)
+        await make_durable(control, ack_wait=ack_wait_s)
+        async with stalls.watched(control), desk_at(nats_server.url, acks=False) as desk:
+            await publish(control, 1)
+            await until(lambda: desk.events)
+            until_s = asyncio.get_running_loop().time() + 1.5 * ack_wait_s
+            while asyncio.get_running_loop().time() < until_s:
+                desk.puller.progress(desk.events[0])
+                await asyncio.sleep(0.05)
+            assert len(desk.events) == 1
+            await until(lambda: len(desk.events) == 2)
+            assert desk.events[1].deliveries == 2
+
+    await undisturbed(ack_wait_s / 4, scenario)
     await control.close()
 
 

@@ -23,6 +23,7 @@ from mesh.jetstream.manage import api, stream_info
 from mesh.policy.compile import Plans
 from mesh.policy.model import Access
 from tests.journey.meshes import RunningMesh, mesh_up, policies_with
+from tests.stalls import Stalls, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -91,34 +92,39 @@ async def test_consumers_killed_again_and_again_cost_nothing(mesh: RunningMesh) 
 
 async def test_a_dead_letter_waits_for_its_stream(mesh: RunningMesh) -> None:
     """While the dead letter stream refuses, the event stays in hand: handled once, buried once, never lost."""
-    handled: list[str] = []
 
-    async def handler(event: Admitted) -> None:
-        handled.append(event.id)
-        raise Reject("never")
+    async def scenario(stalls: Stalls) -> None:
+        handled: list[str] = []
 
-    async with (
-        connect(mesh.data, team="support", agent="crm-adapter") as m,
-        operator_session(str(mesh.data)) as operator,
-    ):
-        config = (await stream_info(operator.connection, "DLQ"))["config"]
-        await api(operator.connection, "STREAM.UPDATE.DLQ", {**config, "max_msg_size": 10})
-        before = (await stream_info(operator.connection, "DLQ"))["state"]["messages"]
-        (event_id,) = await publish(m, 1)
-        with anyio.fail_after(DEADLINE_S):
-            async with m.subscription("contacts") as contacts, anyio.create_task_group() as group:
-                group.start_soon(contacts.run, handler)
-                while not handled:
-                    await anyio.sleep(0.05)
-                await anyio.sleep(2.5)  # longer than ack_wait: it would come again if nobody held it
-                await api(operator.connection, "STREAM.UPDATE.DLQ", config)
-                while (await stream_info(operator.connection, "DLQ"))["state"]["messages"] == before:
-                    await anyio.sleep(0.05)
-                group.cancel_scope.cancel()
-        last = await api(operator.connection, "STREAM.MSG.GET.DLQ", {"last_by_subj": "dlq.support.contacts"})
-        assert handled == [event_id]
-        letter = msgspec.json.decode(msgspec.convert(last["message"]["data"], bytes, strict=False))
-        assert (letter["reason"], letter["attempts"], letter["event"]["id"]) == ("never", 1, event_id)
+        async def handler(event: Admitted) -> None:
+            handled.append(event.id)
+            raise Reject("never")
+
+        async with (
+            connect(mesh.data, team="support", agent="crm-adapter") as m,
+            operator_session(str(mesh.data)) as operator,
+            stalls.watched(operator.connection),
+        ):
+            config = (await stream_info(operator.connection, "DLQ"))["config"]
+            await api(operator.connection, "STREAM.UPDATE.DLQ", {**config, "max_msg_size": 10})
+            before = (await stream_info(operator.connection, "DLQ"))["state"]["messages"]
+            (event_id,) = await publish(m, 1)
+            with anyio.fail_after(DEADLINE_S):
+                async with m.subscription("contacts") as contacts, anyio.create_task_group() as group:
+                    group.start_soon(contacts.run, handler)
+                    while not handled:
+                        await anyio.sleep(0.05)
+                    await anyio.sleep(2.5)  # longer than ack_wait: it would come again if nobody held it
+                    await api(operator.connection, "STREAM.UPDATE.DLQ", config)
+                    while (await stream_info(operator.connection, "DLQ"))["state"]["messages"] == before:
+                        await anyio.sleep(0.05)
+                    group.cancel_scope.cancel()
+            last = await api(operator.connection, "STREAM.MSG.GET.DLQ", {"last_by_subj": "dlq.support.contacts"})
+            assert handled == [event_id]
+            letter = msgspec.json.decode(msgspec.convert(last["message"]["data"], bytes, strict=False))
+            assert (letter["reason"], letter["attempts"], letter["event"]["id"]) == ("never", 1, event_id)
+
+    await undisturbed(0.25, scenario)  # of an ack_wait of 1 s
 
 
 async def test_a_handler_cut_off_by_its_caller_gets_the_event_again(mesh: RunningMesh) -> None:
