@@ -1,4 +1,4 @@
-"""What every test shares: the event loop's kind, real servers, Node, quick processes, and three rules of the house.
+"""What every test shares: the event loop's kind, real servers, Node, YAML read once, quick processes, and three rules.
 
 1. A skip that is not in `ALLOWED_SKIPS` fails under `CI=true`: a test that does not run keeps no promise.
 2. Property tests are the same in every CI run; by hand they go on looking, and remember what they found.
@@ -90,6 +90,14 @@ def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
             yield server
         finally:
             portal.call(server.stop)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_policy_is_parsed_once() -> None:
+    """See `parsed`."""
+    from tests import parsed
+
+    parsed.once()
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

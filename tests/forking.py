@@ -1,4 +1,4 @@
-"""The helper of `forks`: it imports everything, and then forks whenever it is asked.
+"""The helper of `forks`: it imports everything, parses the worked example, and then forks whenever it is asked.
 
 It has one thread. It calls clone(2) with CLONE_PARENT, so that the new process is a child of the helper's own parent,
 and runs Python's fork hooks around it. What it forked becomes what was asked for, and runs the program to its end.
@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from tests.forks import PR_SET_PDEATHSIG, PROGRAMS, TITLE, UNBUFFERED, WORD, Request, adopt
+from tests.forks import PR_SET_PDEATHSIG, PROGRAMS, ROOT, TITLE, UNBUFFERED, WORD, Request, adopt
 
 # What is imported late, besides our own modules.
 _LATE = (
@@ -64,6 +64,16 @@ def _import_everything() -> None:
     for name in (*ours, *_LATE):
         with suppress(ImportError):  # of an extra that is not installed, of another release
             importlib.import_module(name)
+
+
+def _parse_the_example() -> None:
+    """The YAML of `policies/`: most meshes of the tests begin with these texts, or with all but one of them."""
+    from mesh.policy_files import read_policies
+    from tests.parsed import once
+
+    compose = once()
+    for text in read_policies(ROOT / "policies").yaml.values():
+        compose(text)
 
 
 def _thread_id_at() -> int:
@@ -171,6 +181,7 @@ def main() -> NoReturn:
     """Import everything, fork when asked; in what is forked, run the program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_everything()
+    _parse_the_example()
     gc.collect()
     gc.freeze()  # no collection in what is forked walks and copies these pages
     if len(list(Path("/proc/self/task").iterdir())) > 1:

@@ -21,6 +21,12 @@ from tests.contract.streams import DEADLINE_S, make_durable, make_stream, until,
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture(scope="module", autouse=True)
+def back_soon() -> None:
+    """Here pauses between attempts are those of a process in production."""
+
+
 Heard = tuple[str, str, bytes | None, bytes]
 
 

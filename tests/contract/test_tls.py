@@ -42,6 +42,7 @@ AGENT = "spiffe://mesh.local/ns/acme/sa/crm-adapter"
 NOW_MS = now_ms()
 HALF_DAY_MS = 43_200_000
 REFUSED_S = 2.0  # a refusal takes milliseconds; on a busy machine, too, one is heard
+TRYING_S = 5.0  # who does not speak TLS is told so after 2 s
 
 
 class World(NamedTuple):
@@ -143,15 +144,34 @@ OUTSIDERS: dict[str, tuple[Callable[[MeshCA], tuple[bytes, bytes]], str]] = {
 }
 
 
+WITHOUT_TLS, ANOTHER_ROOT = "without TLS", "who believes another root"
+
+
+@pytest.fixture(scope="module")
+async def turned_away(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Disconnected]:
+    """What each outsider was told in the end. They try side by side: each goes on until its time is up."""
+    files: dict[str, TlsFiles | None] = {WITHOUT_TLS: None}
+    for name, (make, _) in OUTSIDERS.items():
+        directory = tmp_path_factory.mktemp("outsider")
+        files[name] = TlsFiles(world.tls.ca_file, *_pair(directory, *make(world.authority.ca)))
+    other = tmp_path_factory.mktemp("outsider") / "ca.crt"
+    other.write_bytes(MeshCA.create(DOMAIN, now_ms=NOW_MS).root_pem)
+    files[ANOTHER_ROOT] = world.tls.of(world.data.agent("crm-adapter"))._replace(ca=other)
+
+    async def told(of: TlsFiles | None) -> Disconnected:
+        with pytest.raises(Disconnected) as refused:
+            await world.connect(of, timeout_s=TRYING_S)
+        return refused.value
+
+    return dict(zip(files, await asyncio.gather(*map(told, files.values())), strict=True))
+
+
 @pytest.mark.parametrize("name", OUTSIDERS)
-async def test_another_certificate_lets_nobody_in(name: str, world: World, tmp_path: Path) -> None:
+async def test_another_certificate_lets_nobody_in(name: str, turned_away: dict[str, Disconnected]) -> None:
     """No certificate stands for a TLS client's; whoever has one is told which it was, and what to do."""
-    make, reason = OUTSIDERS[name]
-    files = TlsFiles(world.tls.ca_file, *_pair(tmp_path, *make(world.authority.ca)))
-    with pytest.raises(Disconnected) as refused:
-        await world.connect(files, timeout_s=REFUSED_S)
-    assert refused.value.details.get("reason") == reason, refused.value.got
-    assert "read again" in refused.value.next
+    refused, (_, reason) = turned_away[name], OUTSIDERS[name]
+    assert refused.details.get("reason") == reason, refused.got
+    assert "read again" in refused.next
 
 
 async def test_who_shows_no_certificate_stays_outside(world: World, agent: TlsFiles) -> None:
@@ -163,19 +183,14 @@ async def test_who_shows_no_certificate_stays_outside(world: World, agent: TlsFi
     writer.close()
 
 
-async def test_who_speaks_no_tls_is_told_so(world: World) -> None:
+async def test_who_speaks_no_tls_is_told_so(turned_away: dict[str, Disconnected]) -> None:
     """A client without TLS hears nothing until the server gives up, and then why."""
-    with pytest.raises(Disconnected) as refused:
-        await world.connect(None, timeout_s=5.0)
-    assert refused.value.details["reason"] == "server-with-tls"
+    assert turned_away[WITHOUT_TLS].details["reason"] == "server-with-tls"
 
 
-async def test_a_server_that_is_not_ours_is_not_believed(world: World, agent: TlsFiles, tmp_path: Path) -> None:
+async def test_a_server_that_is_not_ours_is_not_believed(turned_away: dict[str, Disconnected]) -> None:
     """A server whose certificate leads to another root gets no word from us."""
-    (tmp_path / "ca.crt").write_bytes(MeshCA.create(DOMAIN, now_ms=NOW_MS).root_pem)
-    with pytest.raises(Disconnected) as refused:
-        await world.connect(agent._replace(ca=tmp_path / "ca.crt"), timeout_s=REFUSED_S)
-    assert refused.value.details["reason"] == "server-not-trusted"
+    assert turned_away[ANOTHER_ROOT].details["reason"] == "server-not-trusted"
 
 
 async def test_a_server_without_tls_hears_no_credentials(agent: TlsFiles) -> None:

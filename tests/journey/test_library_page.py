@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -197,50 +197,54 @@ async def use(m: mesh.Mesh) -> None:
 """
 
 
+PAGE = ("typed", "sync", "fastapi")
+
+
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Callable[[str], list[str]]:
-    """What mypy --strict says of a program that uses the library, a line each; the library itself is read once."""
+def checked(tmp_path_factory: pytest.TempPathFactory, root: Path) -> dict[str, list[str]]:
+    """What mypy --strict says of each program that uses the library, a line each; all are read in one run."""
     directory = tmp_path_factory.mktemp("program")
     (directory / "mypy.ini").write_text(
         "[mypy]\nstrict = true\nfollow_imports = silent\nnamespace_packages = true\nexplicit_package_bases = true\n"
     )
+    programs = {"good": GOOD, "bad": BAD} | {f"page_{name}": block(root, name) for name in PAGE}
+    for name, code in programs.items():
+        (directory / f"{name}.py").write_text(code)
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", *(f"{name}.py" for name in programs)],
+        cwd=directory,
+        env={**os.environ, "MYPYPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stderr == ""
+    said: dict[str, list[str]] = {name: [] for name in programs}
+    for line in run.stdout.splitlines():
+        said[line.partition(".py:")[0]].append(line)
+    return said
 
-    def check(code: str) -> list[str]:
-        (directory / "program.py").write_text(code)
-        run = subprocess.run(
-            [sys.executable, "-m", "mypy", "--no-error-summary", "program.py"],
-            cwd=directory,
-            env={**os.environ, "MYPYPATH": str(root)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.stderr == ""
-        return run.stdout.splitlines()
 
-    return check
-
-
-def test_mypy_knows_what_comes_back(checked: Callable[[str], list[str]]) -> None:
+def test_mypy_knows_what_comes_back(checked: dict[str, list[str]]) -> None:
     """A program that uses everything passes, and its values have their types."""
-    found = [line.partition("note: Revealed type is ")[2] for line in checked(GOOD)]
+    found = [line.partition("note: Revealed type is ")[2] for line in checked["good"]]
     assert found == [
         '"list[mesh.inbound.Admitted]"',
-        '"def (data: program.DealWon) -> typing.Coroutine[Any, Any, None]"',
+        '"def (data: good.DealWon) -> typing.Coroutine[Any, Any, None]"',
         '"mesh.inbound.Admitted"',
     ]
 
 
-def test_mypy_finds_each_misuse(checked: Callable[[str], list[str]]) -> None:
+def test_mypy_finds_each_misuse(checked: dict[str, list[str]]) -> None:
     """Every line that cannot work is an error where it stands."""
-    lines = {int(line.split(":")[1]) for line in checked(BAD) if " error: " in line}
+    lines = {int(line.split(":")[1]) for line in checked["bad"] if " error: " in line}
     wrong = {
         number for number, line in enumerate(BAD.splitlines(), 1) if line.startswith("    ") and "with" not in line
     }
     assert lines == wrong
 
 
-def test_mypy_passes_what_the_page_shows(checked: Callable[[str], list[str]], root: Path) -> None:
-    """The blocks are typed as strictly as the library, but for the test, whose fixture has no annotation."""
-    for name in ("typed", "sync", "fastapi"):
-        assert checked(block(root, name)) == [], name
+@pytest.mark.parametrize("name", PAGE)
+def test_mypy_passes_what_the_page_shows(checked: dict[str, list[str]], name: str) -> None:
+    """Its blocks are typed as strictly as the library, but for the test, whose fixture has no annotation."""
+    assert checked[f"page_{name}"] == []

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,24 @@ import pytest
 
 from tests.contract.agent_mesh import until
 from tests.contract.pull_mesh import Puller, ids, leases
-from tests.journey.meshes import RunningMesh, contact
+from tests.journey.meshes import RunningMesh, contact, mesh_up, policies_with
 
 AGENT = "desk"  # of the team support, which reads contacts
+ACK_WAIT = "5s"  # what a killed agent held comes again this long after it was last heard of
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[RunningMesh]:
+    """The worked example, where the server waits a shorter while for who has contacts in hand."""
+    directory = tmp_path_factory.mktemp("mesh")
+    name = "subscriptions/support.yaml"
+    text = (root / "policies" / name).read_text()
+    assert text.count("{attempts: 5,") == 1  # of contacts
+    shorter = {name: text.replace("{attempts: 5,", f"{{attempts: 5, ack_wait: {ACK_WAIT},")}
+    with mesh_up(directory, policies_with(directory, root / "policies", shorter, readers=[AGENT])) as running:
+        yield running
 
 
 async def post(mesh: RunningMesh, id_: str) -> None:
@@ -69,7 +83,8 @@ async def test_the_lines_of_the_page(mesh: RunningMesh, root: Path) -> None:
     assert (extended["ok"], extended["expires_s"], acked["ok"]) == (True, 120, True)
     await post(mesh, "line-2")
     setting = "".join(line for line in lines.splitlines(keepends=True)[:3])
-    streamed = run(setting + tail.replace("curl -sN", "timeout 10 curl -sN").strip() + " | grep -m 1 ^data: || true")
+    command = tail.replace("curl -sN", "exec timeout 60 curl -sN").strip()  # it would go on until somebody ends it
+    streamed = run(f"{setting}exec 3< <({command}); grep -m 1 ^data: <&3; kill $!")
     assert '"id":"line-2"' in streamed
 
 
@@ -100,7 +115,7 @@ async def test_a_killed_agent_loses_nothing(mesh: RunningMesh) -> None:
     new: list[dict[str, Any]] = []
 
     async def redelivered() -> bool:
-        got = await puller(mesh).get("wait_s=10")
+        got = await puller(mesh).get("wait_s=10&lease_s=60")
         new.extend(got.json["events"] if got.status == 200 else [])
         return bool(new)
 
