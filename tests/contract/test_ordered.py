@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +24,7 @@ from mesh.subscription import Subscription
 from tests.contract.agent_mesh import until
 from tests.contract.consumer_mesh import Reader
 from tests.contract.ordered_mesh import ACK_WAIT_S, ORDERED, OrderedSource, slot_of
+from tests.stalls import Stalls, undisturbed
 
 pytestmark = pytest.mark.anyio
 
@@ -244,22 +246,30 @@ async def test_a_slot_is_handed_over_in_order_and_without_a_wait(
 
 async def test_a_replay_is_in_order_too(tmp_path: Path) -> None:
     """Through a durable of its own, marked, up to its end, without touching what is live."""
-    desk = Desk()
-    async with OrderedSource.ordered(tmp_path) as source, running(source, desk):
-        await source.publish_keys([(key, number) for number in range(1, 11) for key in SAME_SLOT])
-        await until(lambda: len(desk.events) == 40)
-        await source.publish_keys(numbered(FIRST, 11))
-        await until(lambda: len(desk.events) == 41)
-        stream = await source.replay()
-        with anyio.fail_after(60):
-            while len(desk.events) < 81:
-                await source.notice("replay", "r1", stream, **{stream: 40})
-                await anyio.sleep(0.1)
-        await until_settled(source)
-    replayed = [event for event in desk.events if event.replay == "r1"]
-    assert desk.events[41:] == replayed
-    for key in SAME_SLOT:
-        assert [int(e.data["country"]) for e in replayed if e.fields["partitionkey"] == key] == list(range(1, 11))
+
+    async def scenario(stalls: Stalls) -> None:
+        desk, directory = Desk(), tmp_path / secrets.token_hex(4)
+        async with (
+            OrderedSource.ordered(directory) as source,
+            running(source, desk),
+            stalls.watched(source.streams.connection),
+        ):
+            await source.publish_keys([(key, number) for number in range(1, 11) for key in SAME_SLOT])
+            await until(lambda: len(desk.events) == 40)
+            await source.publish_keys(numbered(FIRST, 11))
+            await until(lambda: len(desk.events) == 41)
+            stream = await source.replay()
+            with anyio.fail_after(60):
+                while len(desk.events) < 81:
+                    await source.notice("replay", "r1", stream, **{stream: 40})
+                    await anyio.sleep(0.1)
+            await until_settled(source)
+        replayed = [event for event in desk.events if event.replay == "r1"]
+        assert desk.events[41:] == replayed
+        for key in SAME_SLOT:
+            assert [int(e.data["country"]) for e in replayed if e.fields["partitionkey"] == key] == list(range(1, 11))
+
+    await undisturbed(ACK_WAIT_S / 4, scenario)  # a replay hands out again what its ack was late for
 
 
 async def test_another_ack_wait_is_kept_while_it_runs(tmp_path: Path) -> None:
