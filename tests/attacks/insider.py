@@ -121,6 +121,11 @@ class Insider:
         """Up to *count* messages of a durable that are there now, as any client pulls them."""
         return await self.collect(f"{NEXT}.{stream}.{durable}", b'{"batch":%d,"no_wait":true}' % count, count)
 
+    async def get(self, durable: str, *, stream: str = CRM) -> list[Msg]:
+        """The next message of a durable that has one, or will have: what was stored is counted a moment later."""
+        ask = b'{"batch":1,"expires":%d}' % int(DEADLINE_S * 1e9)
+        return await self.collect(f"{NEXT}.{stream}.{durable}", ask, wait_s=DEADLINE_S)
+
     async def raw(self, frame: bytes) -> None:
         """Write a frame that no library would, and wait until the server has it."""
         await self.nc._send_command(frame)

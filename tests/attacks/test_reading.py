@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
 from nats.errors import TimeoutError as NatsTimeout
 
 from mesh.deadletters import DeadLetterRecord
@@ -57,7 +58,7 @@ async def test_pulling_another_teams_durable(world: World) -> None:
     """
     await given(world)
     admin, owner, thief = [await world.insider(name) for name in ("acme", "team-support", "team-analytics")]
-    assert await owner.pull(VICTIM)
+    assert await owner.get(VICTIM)
     before = await delivered(admin)
     for durable in (VICTIM, "*", ">", f"{VICTIM}.>", "crm--own"):
         assert await thief.pull(durable) == []
@@ -79,7 +80,7 @@ async def test_pulling_from_another_stream(world: World) -> None:
     for stream in ("EV_local_lake", "AUDIT", "DLQ"):
         await admin.api(f"CONSUMER.CREATE.{stream}.{VICTIM}", {"stream_name": stream, "config": config})
         assert await thief.pull(VICTIM, stream=stream) == []
-        (message,) = await admin.pull(VICTIM, stream=stream)
+        (message,) = await admin.get(VICTIM, stream=stream)
         for verb in (b"+NXT", b"+ACK"):
             assert await thief.ask(message.reply, verb, timeout_s=0.2) is None
         assert (await admin.api(f"CONSUMER.INFO.{stream}.{VICTIM}"))["num_ack_pending"] == 1
@@ -95,7 +96,7 @@ async def test_next_by_an_ack(world: World) -> None:
     """
     await given(world)
     admin, owner, thief = [await world.insider(name) for name in ("acme", "team-support", "team-analytics")]
-    (message,) = await owner.pull(VICTIM)
+    (message,) = await owner.get(VICTIM)
     assert await owner.collect(message.reply, b"+NXT")
     before = await delivered(admin)
     tail = message.reply.removeprefix("$JS.ACK.")
@@ -112,7 +113,7 @@ async def test_acking_for_another_team(world: World) -> None:
     """
     await given(world)
     admin, owner, thief = [await world.insider(name) for name in ("acme", "team-support", "team-analytics")]
-    (message,) = await owner.pull(VICTIM)
+    (message,) = await owner.get(VICTIM)
 
     async def pending() -> int:
         return int((await admin.api(f"CONSUMER.INFO.{CRM}.{VICTIM}"))["num_ack_pending"])
@@ -174,10 +175,20 @@ async def test_the_own_durable_hands_out_the_own_view(world: World) -> None:
     await world.publish()
     await world.publish("desk", "crm.note.written.v1")
     owner, thief = await world.insider("team-crm"), await world.insider("team-support")
-    clear = [message.subject for message in await owner.pull("crm--own", 50)]
+    clear: list[str] = []
+    pulled: list[Msg] = []
+
+    async def order_came() -> bool:
+        clear.extend(message.subject for message in await owner.pull("crm--own", 50))
+        return any(".crm.order." in subject for subject in clear)
+
+    async def some_came() -> bool:
+        pulled.extend(await thief.pull(VICTIM, 50))
+        return bool(pulled)
+
+    await until(order_came)
     assert {subject.split(".")[2] for subject in clear} == {"clear"}
-    assert any(".crm.order." in subject for subject in clear)
-    pulled = await thief.pull(VICTIM, 50)
+    await until(some_came)
     assert {message.subject.split(".", 4)[4] for message in pulled} == {CONTACT}
     assert {message.subject.split(".")[2] for message in pulled} == {"service"}
 
@@ -342,7 +353,7 @@ async def test_listening_to_inboxes(world: World) -> None:
     assert all("permissions violation for subscription" in error for error in thief.errors)
     victim = await world.insider("team-support")
     await given(world)
-    assert await victim.pull(VICTIM)
+    assert await victim.get(VICTIM)
     assert heard == []
 
 
@@ -378,9 +389,9 @@ async def test_another_tenants_stream_of_the_same_name(world: World) -> None:
     acme, globex = await world.insider("acme"), await world.insider("globex")
     owner, thief = await world.insider("team-support"), await world.insider("team-sales")
     event_id = await world.publish("rival")
-    (own,) = await thief.pull("sales--leads", 1)
+    (own,) = await thief.get("sales--leads")
     assert event_id.encode() in own.data
-    (message,) = await owner.pull(VICTIM)
+    (message,) = await owner.get(VICTIM)
     before = await delivered(acme)
     assert await thief.pull(VICTIM) == []
     for subject in (message.reply, own.reply.replace("sales--leads", VICTIM)):
