@@ -227,7 +227,8 @@ def _run_pytest(tmp_path: Path, *sources: str, ci: bool) -> subprocess.Completed
     planted = tmp_path / "tests" / "unit"
     planted.mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    for file in ("conftest.py", "parsed.py"):
+        shutil.copy(ROOT / "tests" / file, tmp_path / "tests")
     for number, source in enumerate(sources):
         (planted / f"test_planted_{number}.py").write_text(source)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k != "CI"}
