@@ -14,8 +14,9 @@ PORTS = range(10_000, 20_000)  # Linux begins outgoing connections at 32768, oth
 
 
 def lasting_ports(host: str = "127.0.0.1") -> Iterator[int]:
-    """Those that nobody listens on now, in no order. Somebody else may be told of the same one at this moment."""
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+    """Those that nobody listens on now, from anywhere on. Somebody else may be told of the same one at this moment."""
+    start = random.SystemRandom().randrange(len(PORTS))
+    for port in (*PORTS[start:], *PORTS[:start]):
         if _is_free(host, port):
             yield port
 

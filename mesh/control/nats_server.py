@@ -40,6 +40,7 @@ __all__ = ["NatsServer", "ServerTls", "end_with_parent", "find_binary", "operato
 
 _START_TIMEOUT_S = 20.0  # a start takes 50 ms; a store of gigabytes is read first, a busy machine takes its time
 _STOP_TIMEOUT_S = 10.0  # SIGTERM flushes and closes the streams; after this the server is killed
+_ANSWER_S = 1.0  # of whoever listens at our port: it may be somebody else, who says nothing
 _RELOAD_TIMEOUT_S = 5.0  # a reload takes a millisecond
 _POLL_S = 0.01
 _MAX_INFO_BYTES = 65_536
@@ -231,11 +232,13 @@ class NatsServer:
 
     async def _answers(self) -> bool:
         try:
-            async with await self._connect() as stream:
-                info = await BufferedByteReceiveStream(stream).receive_until(b"\r\n", _MAX_INFO_BYTES)
-                return self._server_name.encode() in info  # somebody else may hold the port
+            with anyio.move_on_after(_ANSWER_S):
+                async with await self._connect() as stream:
+                    info = await BufferedByteReceiveStream(stream).receive_until(b"\r\n", _MAX_INFO_BYTES)
+                    return self._server_name.encode() in info  # somebody else may hold the port
         except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, anyio.IncompleteRead, anyio.DelimiterNotFound):
-            return False
+            pass
+        return False
 
     async def _shows_its_file(self) -> bool:
         try:

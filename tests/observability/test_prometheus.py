@@ -20,6 +20,7 @@ import pytest
 from mesh.ca import RootCA
 from mesh.control.reconcile import now_ms
 from tests.conftest import ROOT
+from tests.forks import whole
 from tests.journey.replicas import replicas
 from tests.journey.test_lifecycle import AGENT, POLICIES
 from tests.observability.files import RULES, named, tool
@@ -81,6 +82,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     given.mkdir()
     (given / "p.yaml").write_text(POLICIES)
     with ExitStack() as stack:
+        stack.enter_context(whole())  # what is forked has every metric of the code, and shows some of another process
         mesh = stack.enter_context(replicas(directory, given, "cp-1"))
         (replica,) = mesh.all
         replica.more = ["--health-port", "0", "--watch-directory", str(given), *injecting(directory)]
