@@ -67,7 +67,7 @@ check: ## what CI runs: formatting, ruff, mypy --strict, then all tests
 lint: $(STAMP)-dev
 	$(call timed,ruff and mypy,$(BIN)/ruff format --check $(SOURCES) && $(BIN)/ruff check $(SOURCES) && $(BIN)/mypy)
 
-test: install-dev ## all tests (ARGS="-k masking" for some)
+test: install-dev tools ## all tests (ARGS="-k masking" for some)
 	$(call timed,tests,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS))
 
 mutate-grants: install-dev ## widen each NATS grant in turn: an attack has to notice (minutes; ARGS="ack" for some)
