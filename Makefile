@@ -139,7 +139,7 @@ $(STAMP)-core: requirements-build.lock requirements.lock $(STAMP)-venv
 	$(call timed,install,$(PIP_INSTALL) -r requirements-build.lock && $(PIP_INSTALL) -r requirements.lock)
 	@touch $@
 
-$(STAMP)-project: pyproject.toml mesh/__init__.py $(STAMP)-core
+$(STAMP)-project: pyproject.toml mesh/__init__.py $(wildcard mesh/native/*.[ch]) mesh/native/build.py $(STAMP)-core
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

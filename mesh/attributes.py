@@ -92,12 +92,15 @@ class _Usual(dict[str, bool]):
 
 _media_type = _match(rf"(?=.{{3,256}}\Z){_MEDIA_TYPE}")
 
+SOURCES: dict[str, bool] = _Usual(_match(_URI))
+TYPES: dict[str, bool] = _Usual(TYPE_RE.fullmatch)
+
 # What a string has to be to pass at once, without another call; `keep` has the last word on everything else.
 GRAMMAR: dict[str, Callable[[str], object]] = {
     "specversion": frozenset({"1.0"}).__contains__,
     "id": _match(_ID),
-    "source": _Usual(_match(_URI)).__getitem__,
-    "type": _Usual(TYPE_RE.fullmatch).__getitem__,
+    "source": SOURCES.__getitem__,
+    "type": TYPES.__getitem__,
     "time": _match(_TIME),
     "datacontenttype": frozenset({"application/json"}).__contains__,
     "subject": _match(rf"{_STRING}{{1,{MAX_STRING_CHARS}}}"),

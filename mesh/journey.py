@@ -7,14 +7,13 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from mesh.errors import Denied
 from mesh.event import encode
+from mesh.keyed import Keyed
 from mesh.policy.routes import routed
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
@@ -67,13 +66,12 @@ class Outbound(msgspec.Struct, gc=False):
 
 def partition_token(dedupe_key: bytes, partitionkey: str) -> str:
     """A pseudonym of *partitionkey*: equal keys of one source give equal tokens, and nothing else shows."""
-    digest = blake2b(partitionkey.encode(), digest_size=_DIGEST_BYTES, key=dedupe_key, person=_PARTITION).digest()
-    return urlsafe_b64encode(digest)[:-2].decode()
+    return Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION).token(partitionkey)
 
 
 def slot(dedupe_key: bytes, key: str) -> int:
     """The slot, 0 to 15, of a partition key (or of the id where there is none)."""
-    return slot_of(blake2b(key.encode(), digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT).digest())
+    return slot_of(Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest(key))
 
 
 class Departures:
@@ -97,7 +95,7 @@ class Departures:
         self.keys = keys
         self._site = site
         self._dedupe_key = dedupe_key
-        self._slot_hash = blake2b(digest_size=_DIGEST_BYTES, key=dedupe_key, person=_SLOT).copy
+        self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
         self._marks = {"tenant": tenant, "policyrevision": revision}
         self._addresses: dict[tuple[str, str], _Address] = {}  # by view and type
 
@@ -134,9 +132,7 @@ class Departures:
         """One copy of the event *fields* for each of *views* that shows it."""
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition = fields.get("partitionkey")
-        hashed = self._slot_hash()  # as `slot` does, without hashing the key each time
-        hashed.update((event_id if partition is None else partition).encode())
-        place = slot_of(hashed.digest())
+        place = slot_of(self._slot_hash(event_id if partition is None else partition))
         copies = []
         for view in views:
             if view.filters and not view.rows(fields):

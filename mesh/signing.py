@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mesh import native
 from mesh.errors import (
     BadEnvelope,
     BadMessageId,
@@ -142,12 +143,34 @@ def seal(
         raise ValueError(f"a batch has 1 to {MAX_BATCH} events and a salt for each, not {size} and {len(salts)}")
     if not signer.not_before_ms <= signed_ms <= signer.not_after_ms:
         raise _outside(signed_ms, signer.not_before_ms, signer.not_after_ms, kid=signer.kid)
-    sizes, subjects = set(map(len, salts)), {item[0] for item in items}
+    made = batch(items, b"".join(salts)) if {SALT_BYTES} == set(map(len, salts)) else None
+    if made is None:
+        raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
+    root, middles = made
+    kid = signer.kid
+    end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))
+    start = f"1.{kid}.{signed_ms}."
+    return [f"{start}{middle}{end}" for middle in middles]
+
+
+@native.twin
+def batch(items: list[tuple[str, str, bytes]], salts: bytes) -> tuple[bytes, list[str]] | None:
+    """The tree over a batch.
+
+    Args:
+        items: (subject, msg_id, body) of each event, 1 to 256.
+        salts: 16 bytes for each, joined.
+
+    Returns:
+        The root, and for each item what its header says of its place: `<salt>.<index>.<size>.<proof>.` None where a
+        part could not stand in a statement.
+    """
+    size, subjects = len(items), {item[0] for item in items}
     ids = "\n".join([item[1] for item in items]) + "\n"
     sound = ids.count("\n") == size and MESSAGE_IDS.fullmatch(ids) is not None
-    if sizes != {SALT_BYTES} or not sound or any("\n" in subject for subject in subjects):
-        raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
-    texts = b64u_all(salts)
+    if not sound or any("\n" in subject for subject in subjects):
+        return None
+    texts = b64u_all([salts[i : i + SALT_BYTES] for i in range(0, len(salts), SALT_BYTES)])
     root, proofs = tree(
         leaf_hashes(
             [  # as `statement`, without a call for each
@@ -156,11 +179,8 @@ def seal(
             ]
         )
     )
-    kid = signer.kid
-    end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))
-    start = f"1.{kid}.{signed_ms}."
     parts = enumerate(zip(texts, b64u_all(proofs), strict=True))
-    return [f"{start}{text}.{i}.{size}.{proof}.{end}" for i, (text, proof) in parts]
+    return root, [f"{text}.{i}.{size}.{proof}." for i, (text, proof) in parts]
 
 
 class Verifier:

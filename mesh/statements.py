@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import msgspec
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
+from mesh.keyed import Keyed
 from mesh.merkle import HASH_BYTES
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ MESSAGE_IDS = re.compile(rf"(?:{_ID}\n)++")  # one a line
 _BATCH_PARTS = re.compile(rf"{_ID}\.(0|[1-9][0-9]{{0,14}})\.[A-Za-z0-9_-]{{85}}[AQgw]")
 NUMBERS = {str(number): number for number in range(MAX_BATCH + 1)}  # the one spelling of each index and size
 _MAX_PROOF_BYTES = (MAX_BATCH - 1).bit_length() * HASH_BYTES
-_ID_CHARS = 22  # 16 bytes in base64url
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # `!` is in no base64 alphabet
 _PADDING = (b"", b"!", b"==", b"=")  # by length modulo 4
@@ -63,28 +62,22 @@ def unb64u(text: str) -> bytes:
 class MessageIds:
     """`message_id` under one key, which is hashed once instead of for every event."""
 
-    __slots__ = ("_begun",)
+    __slots__ = ("_token",)
 
     def __init__(self, dedupe_key: bytes) -> None:
         least, most = DEDUPE_KEY_BYTES
         if not least <= len(dedupe_key) <= most:
             raise ValueError(f"a dedupe key has {least} to {most} bytes, not {len(dedupe_key)}")
-        self._begun = blake2b(digest_size=16, key=dedupe_key)
+        self._token = Keyed(dedupe_key, 16).token
 
     def of(self, source: str, event_id: str, subject: str, generation: int) -> str:
         """See `message_id`."""
-        state = self._begun.copy()
-        state.update(f"{source}\n{event_id}\n{subject}\n{generation}".encode())
-        return b2a_base64(state.digest(), newline=False).translate(_TO_URL)[:_ID_CHARS].decode()  # as `b64u`
+        return self._token(f"{source}\n{event_id}\n{subject}\n{generation}")
 
     def of_each(self, events: Iterable[tuple[str, str, str]]) -> list[str]:
         """`of` generation 0 of each of *events*: source, id, subject."""
-        start, digests = self._begun.copy, []
-        for source, event_id, subject in events:
-            state = start()
-            state.update(f"{source}\n{event_id}\n{subject}\n0".encode())
-            digests.append(state.digest())
-        return b64u_all(digests) if digests else []
+        token = self._token
+        return [token(f"{source}\n{event_id}\n{subject}\n0") for source, event_id, subject in events]
 
 
 def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, generation: int = 0) -> str:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from mesh import native
 from mesh.errors import BadHeader, BadSubject
 
 MAX_LINE_BYTES = 64 * 1024  # a control line; INFO of a large cluster takes a few KiB, anything longer is no NATS server
@@ -251,9 +252,18 @@ def event_frames(events: Sequence[Sealed], inbox: str) -> bytes:
     Raises:
         BadHeader: A CR or LF in one of the header values.
     """
+    joined = frames(events if type(events) is list else list(events), inbox)
+    if joined is None:
+        raise BadHeader("a header value with a line break in it")
+    return joined
+
+
+@native.twin
+def frames(events: list[Any], inbox: str) -> bytes | None:
+    """What `event_frames` returns, for a list; None where a header value has a line break in it."""
     values = "".join([event.msg_id + event.signature + (event.traceparent or "") for event in events])
     if "\n" in values or "\r" in values:
-        raise BadHeader("a header value with a line break in it")
+        return None
     frames: list[bytes] = []
     for event in events:
         body, trace = event.body, event.traceparent

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from binascii import b2a_base64
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Final, Protocol, TypeAlias
@@ -26,7 +25,9 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mesh.errors import ConfigError
+from mesh.keyed import Keyed
 from mesh.policy.model_masks import With
+from mesh.statements import b64u
 
 REDACTED: Final = "[REDACTED]"
 DROPPED: Final[Any] = object()  # an action's answer that means: the member is not there
@@ -35,7 +36,6 @@ MIN_HIDDEN = 2  # characters that `first` and `last` leave hidden
 
 Masker: TypeAlias = Callable[[Any], Any]  # of one scalar (or, for redact and drop, anything)
 
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _EMAIL_RE = re.compile(r"([^@\s])[^@\s]*@[^@\s]+\.([A-Za-z]{2,24})")
 _IBAN_RE = re.compile(r"([A-Z]{2})[0-9]{2}[A-Z0-9]{9,28}([A-Z0-9]{2})")
 _SEPARATORS: Final = b" -./()"
@@ -129,29 +129,33 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     domain = params.domain or ""
     key = checked_key(domain, keys.domain, KEY_BYTES, "pseudonym domain")
     prefix = f"p{key_id(key)}_"
-    size = params.bits // 8
-    table = _URL_SAFE
-    keyed: Any = blake2b(digest_size=size, key=key)
-    if params.algorithm == "hmac-sha256":
-        keyed = hmac.new(key, digestmod="sha256")
-    begun = keyed.copy  # what the key costs is paid once
+    token = (
+        _hmac_token(key, params.bits // 8) if params.algorithm == "hmac-sha256" else Keyed(key, params.bits // 8).token
+    )
 
     def mask(value: Any) -> Any:
         kind = type(value)
         if kind is str:
             try:
-                data = value.encode()
+                return prefix + token(value)
             except UnicodeEncodeError:  # a lone surrogate
                 return REDACTED
-        elif kind is int or kind is float or kind is bool:
-            data = msgspec.json.encode(value)
-        else:
-            return None
-        digest = begun()
-        digest.update(data)
-        return prefix + b2a_base64(digest.digest()[:size], newline=False).translate(table, b"=").decode()
+        if kind is int or kind is float or kind is bool:
+            return prefix + token(msgspec.json.encode(value).decode())
+        return None
 
     return mask
+
+
+def _hmac_token(key: bytes, size: int) -> Callable[[str], str]:
+    begun = hmac.new(key, digestmod="sha256").copy  # what the key costs is paid once
+
+    def token(text: str) -> str:
+        digest = begun()
+        digest.update(text.encode())
+        return b64u(digest.digest()[:size])
+
+    return token
 
 
 def checked_key(name: str, find: Callable[[str], bytes], length: int, what: str) -> bytes:

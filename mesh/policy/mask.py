@@ -27,7 +27,7 @@ from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair
 from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable
 from mesh.policy.model_masks import With
 from mesh.policy.traces import PathTrace, trace
-from mesh.policy.walkers import SCALARS, UNMET, Node, dropping_dict, item_list, masking_dict, unmet, whole
+from mesh.policy.walkers import Node, dropping_dict, item_list, masking_dict, shown, unmet, whole
 
 __all__ = ["Judged", "MaskKeys", "Masking", "PathTrace"]
 
@@ -70,8 +70,9 @@ class Masking:
         self._encrypting: dict[tuple[Mask, str], Masker] = {}
         self._nodes: dict[frozenset[walk.Position], Node] = {}
         self._max_nodes = SPARE_NODES + sum(len(path.steps) + 1 for path in judge.paths)
-        self._top: dict[str, Node] = {}
-        self._elsewhere = Node(frozenset())
+        self._top: dict[str, Node | None] = {}
+        self._elsewhere = Node(frozenset(), unmet)
+        self._otherwise: Masker | None = None
 
     def bind(self, keys: MaskKeys) -> None:
         """Build the maskers with *keys*.
@@ -88,6 +89,8 @@ class Masking:
         names, other, _ = walk.steps_from(self._judge.paths, self._judge.begin())
         self._top = {name: self._node(places) for name, places in names.items()}
         self._elsewhere = self._node(other)
+        self._otherwise = self._maskers[self._table.otherwise]
+        self._top |= dict.fromkeys(AS_THEY_ARE)
         self._top["data_base64"] = self._top.get("data", self._elsewhere)  # binary data is the field `data`
         self._keys = keys
 
@@ -110,27 +113,7 @@ class Masking:
             self.bind(keys)
         if self.ciphers:
             self._current.begin(fields)
-        shown = dict(fields)
-        top = self._top
-        for name in fields:
-            if name in AS_THEY_ARE:
-                continue
-            value = fields[name]
-            node = top.get(name, self._elsewhere)
-            kind = type(value)
-            if kind in SCALARS:
-                masked = value if node.act is None else node.act(value)
-            else:
-                masked = node.on_dict(value) if kind is dict else node.on_list(value) if kind is list else None
-                if masked is UNMET:
-                    masked = self._unclassified(value)
-            if masked is not value:
-                put(name, masked, shown)
-        return shown
-
-    def _unclassified(self, value: Any) -> Any:
-        act = self._maskers[self._table.otherwise]
-        return value if act is None else act(value)
+        return shown(fields, self._top, self._elsewhere, self._otherwise, put)
 
     # --- for tools ---------------------------------------------------------------------------------------------------
 
@@ -152,7 +135,7 @@ class Masking:
 
     def _make(self, places: frozenset[walk.Position]) -> Node:
         """A node for *places*, with what becomes there of a scalar and of a container."""
-        node = Node(places)
+        node = Node(places, unmet)
         judged = self._judge.judge(places)
         node.act = self._act(judged)
         node.classified = bool(judged.paths)
@@ -178,7 +161,7 @@ class Masking:
     def _enter(self, node: Node) -> Node:
         """Build the walkers of *node*, now that an event has a container there."""
         if len(self._nodes) > 2 * self._max_nodes:  # only an event made for it comes here: it shows less
-            closed = Node(node.places)
+            closed = Node(node.places, unmet)
             closed.on_dict = closed.on_list = whole(drop if self._dropping else redact)
             return closed
         by_name, other_places, item_places = walk.steps_from(self._judge.paths, node.places)

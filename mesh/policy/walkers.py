@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
+from mesh import native
 from mesh.policy.actions import DROPPED, Masker
 from mesh.policy.paths import Position
 
@@ -35,6 +36,7 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
+@native.twin
 class Node:
     """A place in an event.
 
@@ -47,14 +49,15 @@ class Node:
 
     __slots__ = ("act", "classified", "on_dict", "on_list", "places")
 
-    def __init__(self, places: frozenset[Position]) -> None:
+    def __init__(self, places: frozenset[Position], walker: Walker) -> None:
         self.places = places
         self.act: Masker | None = None
         self.classified = False
-        self.on_dict: Walker = unmet
-        self.on_list: Walker = unmet
+        self.on_dict = walker
+        self.on_list = walker
 
 
+@native.twin
 def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows: bool) -> Walker:
     """For an object under `otherwise: redact` or `clear`: copy it at the first change.
 
@@ -106,6 +109,7 @@ def masking_dict(names: dict[str, Node], other: Node, *, classified: bool, shows
     return on_dict
 
 
+@native.twin
 def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> Walker:
     """For an object under `otherwise: drop`, where little is left: collect that.
 
@@ -147,6 +151,7 @@ def dropping_dict(names: dict[str, Node], other: Node, *, classified: bool) -> W
     return on_dict
 
 
+@native.twin
 def item_list(node: Node, otherwise: Masker | None, *, classified: bool) -> Walker:
     """For an array: *node* is where its items lead, *otherwise* what becomes of an unclassified container."""
     if node.classified and node.act is None and node.on_dict is node.on_list is as_it_is:
@@ -174,3 +179,41 @@ def item_list(node: Node, otherwise: Masker | None, *, classified: bool) -> Walk
         return DROPPED if value and not out and otherwise is not None and otherwise(None) is DROPPED else out
 
     return on_list
+
+
+@native.twin
+def shown(
+    fields: dict[str, Any],
+    top: dict[str, Node | None],
+    elsewhere: Node,
+    otherwise: Masker | None,
+    put: Callable[[str, Any, dict[str, Any]], None],
+) -> dict[str, Any]:
+    """An event as a view shows it.
+
+    Args:
+        fields: Its attributes and data; not changed.
+        top: Where the fields lead that some path names; None for what no policy masks.
+        elsewhere: Where all others lead.
+        otherwise: What becomes of an unclassified container.
+        put: Puts a field that has changed into what is shown, or takes it out.
+    """
+    out = dict(fields)
+    for name, value in fields.items():
+        node = top.get(name, elsewhere)
+        if node is None:
+            continue
+        kind = type(value)
+        if kind in SCALARS:
+            masked = value if node.act is None else node.act(value)
+        else:
+            masked = node.on_dict(value) if kind is dict else node.on_list(value) if kind is list else None
+            if masked is UNMET:
+                masked = value if otherwise is None else otherwise(value)
+        if masked is not value:
+            put(name, masked, out)
+    return out
+
+
+if native.compiled is not None:
+    native.compiled.masking_with(DROPPED, UNMET, as_it_is)

@@ -1,0 +1,30 @@
+"""The hot loops, compiled where that could be done: each has a twin in Python, which says what it does.
+
+A function or class that is marked `@twin` runs as the one of the same name in `_compiled`, an extension module in C that
+is built with the package; where there was no compiler, or `MESH_NATIVE=off` is set, it runs as it stands. Both do
+the same, byte for byte; `tests/unit/test_native.py` compares them. README.md has the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, TypeVar
+
+compiled: Any = None
+if os.environ.get("MESH_NATIVE") != "off":
+    try:
+        from mesh.native import _compiled as compiled  # type: ignore[attr-defined, no-redef]  # not built everywhere
+    except ImportError:
+        compiled = None
+
+Twin = TypeVar("Twin")
+
+IN_PYTHON: Final[dict[str, Any]] = {}
+"""What was marked, as it is written in Python, by name."""
+
+
+def twin(python: Twin) -> Twin:
+    """*python*, a function or a class, or its compiled twin."""
+    name: str = python.__name__  # type: ignore[attr-defined]  # functions and classes have one
+    IN_PYTHON[name] = python
+    return python if compiled is None else getattr(compiled, name)  # type: ignore[no-any-return]  # the twin of it

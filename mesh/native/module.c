@@ -1,0 +1,34 @@
+/* The module `mesh.native._compiled`: the hot loops of the mesh, each the twin of a Python function of the same name. */
+
+#include "common.h"
+
+static int
+module_exec(PyObject *module)
+{
+    static int (*const parts[])(PyObject *) = {accepting_add, frames_add, keyed_add, masking_add, sealing_add};
+    for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
+        if (parts[i](module) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "mesh.native._compiled",
+    .m_doc = "The hot loops of the mesh, compiled. See mesh/native/README.md.",
+    .m_size = 0,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__compiled(void)
+{
+    return PyModuleDef_Init(&definition);
+}

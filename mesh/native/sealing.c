@@ -1,0 +1,180 @@
+/* `batch`: the twin of `mesh.signing.batch`, the hashing and writing that sealing a batch takes. */
+
+#include "common.h"
+#include "sha256.h"
+
+#define MAX_BATCH 256
+#define MAX_LEVELS 9 /* of a tree of so many leaves, and its root */
+#define SALT 16
+#define ID 22 /* characters: 16 bytes in base64url */
+#define STATEMENT "mesh-event-v1\n"
+
+typedef unsigned char Hash[SHA256_BYTES];
+
+/* A Merkle tree (RFC 9162, 2.1.1): the leaves are the first level, the root is the only node of the last. */
+typedef struct {
+    Hash nodes[2 * MAX_BATCH + MAX_LEVELS];
+    Py_ssize_t start[MAX_LEVELS], count[MAX_LEVELS];
+    int levels;
+} Tree;
+
+static void
+grow(Tree *tree, Py_ssize_t leaves)
+{
+    Py_ssize_t start = 0, count = leaves;
+    int level = 0;
+    for (;; level++) {
+        tree->start[level] = start;
+        tree->count[level] = count;
+        if (count <= 1) {
+            break;
+        }
+        Hash *below = &tree->nodes[start], *above = below + count;
+        for (Py_ssize_t i = 0; i < count / 2; i++) {
+            sha256_prefixed(1, below[2 * i], 2 * SHA256_BYTES, above[i]); /* two that stand side by side */
+        }
+        if (count % 2) {
+            memcpy(above[count / 2], below[count - 1], SHA256_BYTES); /* the last of an odd level moves up alone */
+        }
+        start += count;
+        count = (count + 1) / 2;
+    }
+    tree->levels = level + 1;
+}
+
+/* The siblings on the way from leaf *at* to the root, which a proof is made of: how many bytes. */
+static Py_ssize_t
+put_proof(unsigned char *to, const Tree *tree, Py_ssize_t at)
+{
+    unsigned char *began = to;
+    for (int level = 0; level < tree->levels; level++, at >>= 1) {
+        if ((at ^ 1) < tree->count[level]) {
+            memcpy(to, tree->nodes[tree->start[level] + (at ^ 1)], SHA256_BYTES);
+            to += SHA256_BYTES;
+        }
+    }
+    return to - began;
+}
+
+/* Whether it is what `statements.MESSAGE_ID` says: 16 bytes in the one spelling that base64url has for them. */
+static int
+is_message_id(const Text *id)
+{
+    if (id->size != ID) {
+        return 0;
+    }
+    for (int i = 0; i < ID; i++) {
+        char c = id->at[i];
+        if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '_')) {
+            return 0;
+        }
+    }
+    return memchr("AQgw", id->at[ID - 1], 4) != NULL;
+}
+
+/* The leaf of one event: 1, 0 where a part cannot stand in a statement, -1 with an exception. */
+static int
+hash_leaf(PyObject *item, const unsigned char salt[SALT], Hash leaf)
+{
+    Text subject, id;
+    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 3 || !PyBytes_Check(PyTuple_GET_ITEM(item, 2))) {
+        PyErr_SetString(PyExc_TypeError, "an item is (subject: str, msg_id: str, body: bytes)");
+        return -1;
+    }
+    if (text_of(PyTuple_GET_ITEM(item, 0), &subject) < 0 || text_of(PyTuple_GET_ITEM(item, 1), &id) < 0) {
+        return -1;
+    }
+    if (!is_message_id(&id) || memchr(subject.at, '\n', (size_t)subject.size)) {
+        return 0;
+    }
+    PyObject *body = PyTuple_GET_ITEM(item, 2);
+    size_t size = sizeof(STATEMENT) - 1 + (size_t)subject.size + 1 + ID + 1 + ID + 1 + (size_t)PyBytes_GET_SIZE(body);
+    char *statement = PyMem_Malloc(size), *to = statement;
+    if (statement == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    to = PUT_LITERAL(to, STATEMENT);
+    to = put_bytes(to, subject.at, subject.size);
+    *to++ = '\n';
+    to = put_bytes(to, id.at, ID);
+    *to++ = '\n';
+    to = put_b64u(to, salt, SALT);
+    *to++ = '\n';
+    to = put_bytes(to, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body));
+    sha256_prefixed(0, (unsigned char *)statement, size, leaf);
+    PyMem_Free(statement);
+    return 1;
+}
+
+/* What a header says between the time and the signature: `<salt>.<index>.<size>.<proof>.` */
+static PyObject *
+middle(const Tree *tree, Py_ssize_t index, const unsigned char salt[SALT])
+{
+    unsigned char proof[MAX_LEVELS * SHA256_BYTES];
+    const Py_ssize_t size = put_proof(proof, tree, index);
+    char text[ID + 1 + 3 + 1 + 3 + 1 + MAX_LEVELS * SHA256_BYTES * 4 / 3 + 4 + 1], *to = text;
+    to = put_b64u(to, salt, SALT);
+    *to++ = '.';
+    to = put_number(to, index);
+    *to++ = '.';
+    to = put_number(to, tree->count[0]);
+    *to++ = '.';
+    to = put_b64u(to, proof, size);
+    *to++ = '.';
+    PyObject *made = PyUnicode_New(to - text, 127);
+    if (made != NULL) {
+        memcpy(PyUnicode_1BYTE_DATA(made), text, (size_t)(to - text));
+    }
+    return made;
+}
+
+/* batch(items: list, salts: bytes) -> (root, middles) | None; None where a part cannot stand in a statement. */
+static PyObject *
+batch(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyList_Check(args[0]) || !PyBytes_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "batch(items: list, salts: bytes)");
+        return NULL;
+    }
+    const Py_ssize_t size = PyList_GET_SIZE(args[0]);
+    const unsigned char *salts = (const unsigned char *)PyBytes_AS_STRING(args[1]);
+    if (size < 1 || size > MAX_BATCH || PyBytes_GET_SIZE(args[1]) != size * SALT) {
+        PyErr_Format(PyExc_ValueError, "a batch has 1 to %d events and a salt for each", MAX_BATCH);
+        return NULL;
+    }
+    Tree tree;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        int sound = hash_leaf(PyList_GET_ITEM(args[0], i), salts + i * SALT, tree.nodes[i]);
+        if (sound <= 0) {
+            return sound < 0 ? NULL : Py_NewRef(Py_None);
+        }
+    }
+    grow(&tree, size);
+    PyObject *middles = PyList_New(size);
+    for (Py_ssize_t i = 0; middles != NULL && i < size; i++) {
+        PyObject *text = middle(&tree, i, salts + i * SALT);
+        if (text == NULL) {
+            Py_CLEAR(middles);
+        } else {
+            PyList_SET_ITEM(middles, i, text);
+        }
+    }
+    if (middles == NULL) {
+        return NULL;
+    }
+    const Hash *root = &tree.nodes[tree.start[tree.levels - 1]];
+    return Py_BuildValue("(y#N)", (const char *)*root, (Py_ssize_t)SHA256_BYTES, middles);
+}
+
+static PyMethodDef methods[] = {
+    {"batch", (PyCFunction)(void (*)(void))batch, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+sealing_add(PyObject *module)
+{
+    sha256_choose(0);
+    return PyModule_AddFunctions(module, methods);
+}
