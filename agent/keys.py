@@ -201,7 +201,7 @@ class Keys:
         if not self.signer.not_before_ms <= now_ms <= self.signer.not_after_ms:
             raise _expired()
 
-    def seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
+    def seal(self, items: list[tuple[str, str, bytes]]) -> list[str]:
         """Sign a batch of (subject, message id, body) now, with fresh salts: `Mesh-Signature` for each.
 
         Raises:

@@ -121,7 +121,7 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
 
 
 def seal(
-    items: Sequence[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: Sequence[bytes]
+    items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: Sequence[bytes]
 ) -> list[str]:
     """Sign one batch with one signature.
 

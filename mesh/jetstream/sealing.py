@@ -28,7 +28,7 @@ ACK_COUNTS_MS = (
 )
 MAX_SUBJECTS = 4096  # that are known to be sound; a publisher uses tens
 
-Seal = Callable[[Sequence[tuple[str, str, bytes]]], list[str]]
+Seal = Callable[[list[tuple[str, str, bytes]]], list[str]]
 """`seal([(subject, msg_id, body), ...])` of one batch gives the `Mesh-Signature` values, in the same order."""
 
 

@@ -1,8 +1,8 @@
 """The hot loops, compiled where that could be done: each has a twin in Python, which says what it does.
 
-A function or class that is marked `@twin` runs as the one of the same name in `_compiled`, an extension module in C that
-is built with the package; where there was no compiler, or `MESH_NATIVE=off` is set, it runs as it stands. Both do
-the same, byte for byte; `tests/unit/test_native.py` compares them. README.md has the rest.
+A function or class that is marked `@twin` runs as the one of the same name in `_compiled`, an extension module in C
+that is built with the package; where there was no compiler, or `MESH_NATIVE=off` is set, it runs as it stands. Both
+do the same, byte for byte; `tests/unit/test_native.py` compares them. README.md has the rest.
 """
 
 from __future__ import annotations
@@ -27,4 +27,4 @@ def twin(python: Twin) -> Twin:
     """*python*, a function or a class, or its compiled twin."""
     name: str = python.__name__  # type: ignore[attr-defined]  # functions and classes have one
     IN_PYTHON[name] = python
-    return python if compiled is None else getattr(compiled, name)  # type: ignore[no-any-return]  # the twin of it
+    return python if compiled is None else getattr(compiled, name)

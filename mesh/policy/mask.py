@@ -97,7 +97,7 @@ class Masking:
     def _cipher(self, params: With, keys: MaskKeys) -> Callable[[str], Masker]:
         return encrypt(params, keys, tenant=self._tenant, current=self._current)
 
-    def apply(self, fields: Mapping[str, Any], keys: MaskKeys) -> dict[str, Any]:
+    def apply(self, fields: dict[str, Any], keys: MaskKeys) -> dict[str, Any]:
         """*fields* as the view shows them: a fresh dict at the top, deeper values shared where unchanged.
 
         Args:

@@ -148,7 +148,7 @@ def _view_of(plans: Plans, team: str, type_: str, *, now_ms: int) -> str:
 
 def shown(plans: Plans, view: str, type_: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """*fields* as *view* shows them, with the mesh's own attributes and without the key of the partition."""
-    event: dict[str, Any] = plans.view(view, type_).mask(fields, TRIAL_KEYS)
+    event: dict[str, Any] = plans.view(view, type_).mask(dict(fields), TRIAL_KEYS)
     event.pop("partitionkey", None)  # a token under a key of the source's, which a trial has not
     return event | {"tenant": plans.bundle.tenant, "view": view, "policyrevision": TRIAL_REVISION}
 
