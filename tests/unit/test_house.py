@@ -204,8 +204,8 @@ def test_make_lists_its_commands() -> None:
 def test_make_says_what_is_missing(tmp_path: Path) -> None:
     """Without a usable Python, `make demo` says what to do instead of failing half way."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "mesh").mkdir()
-    for name in (*LOCKS, "pyproject.toml", "mesh/__init__.py"):
+    (tmp_path / "mesh/native").mkdir(parents=True)
+    for name in (*LOCKS, "pyproject.toml", "mesh/__init__.py", "mesh/native/build.py"):
         (tmp_path / name).touch()
     bad = tmp_path / "python-without-venv"
     bad.write_text("#!/bin/sh\nexit 1\n")
