@@ -54,13 +54,6 @@ class BatchReceipt(msgspec.Struct, frozen=True):
     events: list[Receipt]
 
 
-class _Sent(Outgoing, kw_only=True, eq=False, gc=False):
-    """A copy of a flight, and which of its copies it is."""
-
-    view: str
-    place: int
-
-
 class _Share:
     """The copies of a flight in one view."""
 
@@ -114,29 +107,19 @@ class Flight:
         self._events = [(event.event_id, len(event.copies)) for event in events]
         copies = [copy for event in events for copy in event.copies]
         done, shares = self._done, {view: _Share(view, self._stored) for view in {copy.view for copy in copies}}
-        self.outgoing = [
-            _Sent(
-                subject=copy.subject,
-                stream=copy.stream,
-                body=copy.body,
-                source=copy.source,
-                event_id=copy.event_id,
-                on_done=done,
-                together=shares[copy.view],
-                base_id=base_id,
-                traceparent=copy.traceparent,
-                view=copy.view,
-                place=place,
-            )
-            for place, (copy, base_id) in enumerate(zip(copies, ids_of(copies), strict=True))
-        ]
+        for place, (copy, base_id) in enumerate(zip(copies, ids_of(copies), strict=True)):
+            copy.on_done = done
+            copy.together = shares[copy.view]
+            copy.base_id = base_id
+            copy.place = place
+        self.outgoing = copies
         self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(copies)
         self._repeated: set[int] = set()  # places of copies that the stream had already
         self.waiting = len(self.outgoing)
         self.undurable = 0
         self.unread = sum(not count for _, count in self._events)
 
-    def _done(self, sent: Any, result: PubAck | MeshError) -> None:  # a `_Sent`: only ours call this
+    def _done(self, sent: Any, result: PubAck | MeshError) -> None:  # a `Copy`: only ours call this
         """Count one copy, which is durable or was given up; the last one lands the flight."""
         durable = isinstance(result, PubAck)
         if isinstance(result, PubAck):

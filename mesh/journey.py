@@ -13,6 +13,8 @@ import msgspec
 
 from mesh.errors import Denied
 from mesh.event import encode
+from mesh.jetstream.outgoing import Outgoing
+from mesh.jsontext import extended
 from mesh.keyed import Keyed
 from mesh.policy.routes import routed
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
@@ -39,18 +41,16 @@ class _Address(NamedTuple):
     marks: bytes
 
 
-class Copy(msgspec.Struct, gc=False):
-    """One view of one event: decided, masked and encoded, not yet sealed. `route` is the one that made the event."""
+class Copy(Outgoing, eq=False, gc=False):
+    """One view of one event: decided, masked and encoded. `route` is the one that made the event.
 
-    view: str
-    subject: str
-    stream: str
-    body: bytes
-    source: str
-    event_id: str
-    type: str
-    traceparent: str | None
+    Whoever sends it sets `place`, which of the copies of a request it is, and who hears of it.
+    """
+
+    view: str = ""
+    type: str = ""
     route: str = ""
+    place: int = 0
 
 
 class Outbound(msgspec.Struct, gc=False):
@@ -142,8 +142,9 @@ class Departures:
                 shown["partitionkey"] = partition_token(self._dedupe_key, partition)
             name = view.name
             subjects, stream, marks = self._addresses.get((name, type_)) or self._address(name, type_)
-            body, trace = encode(shown)[:-1] + marks, fields.get("traceparent")
-            copies.append(Copy(name, subjects[place], stream, body, source, event_id, type_, trace, route))
+            body, trace = extended(encode(shown), marks), fields.get("traceparent")
+            subject = subjects[place]
+            copies.append(Copy(subject, stream, body, source, event_id, trace, view=name, type=type_, route=route))
         return copies
 
     def _address(self, view: str, type_: str) -> _Address:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from mesh import native
 from mesh.attributes import Limits, describe
 from mesh.errors import NotJson, TooDeep
 
@@ -24,6 +25,12 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     return _encode(fields)
 
 
+@native.twin
+def extended(text: bytes, members: bytes) -> bytes:
+    """*text*, a JSON object with at least one member, with more of them behind: *members* is `,"name":value}`."""
+    return text[:-1] + members
+
+
 def decode(body: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
     """Read one JSON object; the only way bytes become an event.
 
@@ -32,7 +39,7 @@ def decode(body: bytes, *, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
         TooDeep: Containers nest deeper than *max_depth*, the outermost being 1.
     """
     # As in `decode_value`, without its calls: each level needs a bracket of its own, so few are proof enough.
-    if len(body) < _LONG and body.count(b"{") + body.count(b"[") <= max_depth:
+    if len(body) < _LONG and not brackets_exceed(body, max_depth):
         try:
             fields = _decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -53,26 +60,27 @@ def decode_value(body: bytes, *, max_depth: int) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         not_json(body, error)
     # Each level needs a bracket of its own, so few brackets are proof enough; brackets in strings only cost the walk.
-    if _brackets(body, max_depth) > max_depth and _is_deeper(value, max_depth):
+    if brackets_exceed(body, max_depth) and _is_deeper(value, max_depth):
         too_deep(max_depth)
     return value
 
 
-def _brackets(body: bytes, limit: int) -> int:
-    """How many there are; of a long text no more than *limit* and one are looked for.
+@native.twin
+def brackets_exceed(body: bytes, limit: int) -> bool:
+    """Whether there are more than *limit* of `{` and `[`, those in strings too; of a long text no more are looked for.
 
     `count` looks at every byte by itself: 64 KB of text take it as long as SHA-256 does. `find` leaps, and a short text
     with many brackets is where its calls would cost more.
     """
     if len(body) < _LONG:
-        return body.count(b"{") + body.count(b"[")
+        return body.count(b"{") + body.count(b"[") > limit
     found = 0
     for bracket in (b"{", b"["):
         at = body.find(bracket)
         while at >= 0 and found <= limit:
             found += 1
             at = body.find(bracket, at + 1)
-    return found
+    return found > limit
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -16,7 +16,7 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mesh.jsontext import decode
+from mesh.jsontext import decode, extended
 from mesh.statements import b64u
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def numbering(epoch: str) -> Callable[[bytes, int], bytes]:
     start = _KEY + epoch.encode() + b"-"
 
     def number(body: bytes, n: int) -> bytes:
-        return b'%b%b%012d"}' % (body[:-1], start, n)  # `DIGITS`
+        return extended(body, b'%b%012d"}' % (start, n))  # `DIGITS`
 
     return number
 

@@ -120,9 +120,7 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     kid: str
 
 
-def seal(
-    items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: Sequence[bytes]
-) -> list[str]:
+def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: Sequence[bytes]) -> list[str]:
     """Sign one batch with one signature.
 
     Args:

@@ -20,7 +20,12 @@ class Together(Protocol):
         """What `on_done` would say of each of *items*: its stream has it, new, at the place in *sequences*."""
 
 
-class Outgoing(msgspec.Struct, kw_only=True, eq=False, gc=False):
+def unheard(item: Outgoing, _: PubAck | MeshError) -> None:
+    """What `on_done` is until somebody listens."""
+    raise AssertionError(f"nobody listens to {item!r}")
+
+
+class Outgoing(msgspec.Struct, eq=False, gc=False):
     """An event on its way into a stream, sealed each time it is sent anew after a while.
 
     `on_done` is called once, in the event loop, with the stream's ack or with why there is none; events that come from
@@ -36,9 +41,9 @@ class Outgoing(msgspec.Struct, kw_only=True, eq=False, gc=False):
     body: bytes
     source: str
     event_id: str
-    on_done: Callable[[Outgoing, PubAck | MeshError], None]
-    together: Together | None = None
     traceparent: str | None = None
+    on_done: Callable[[Outgoing, PubAck | MeshError], None] = unheard
+    together: Together | None = None
     generation: int = 0
     base_id: str = ""  # the msg_id of generation 0
     msg_id: str = ""

@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
+from mesh import native
 from mesh.errors import ConfigError
 from mesh.keyed import Keyed
 from mesh.policy.model_masks import With
@@ -38,8 +39,7 @@ Masker: TypeAlias = Callable[[Any], Any]  # of one scalar (or, for redact and dr
 
 _EMAIL_RE = re.compile(r"([^@\s])[^@\s]*@[^@\s]+\.([A-Za-z]{2,24})")
 _IBAN_RE = re.compile(r"([A-Z]{2})[0-9]{2}[A-Z0-9]{9,28}([A-Z0-9]{2})")
-_SEPARATORS: Final = b" -./()"
-_NO_SEPARATORS = str.maketrans("", "", _SEPARATORS.decode())
+_NO_SEPARATORS = str.maketrans("", "", " -./()")
 _PHONE_DIGITS = (7, 15)  # E.164 has at most 15; below 7 the last two are too much of the whole
 _PAN_DIGITS = (13, 19)  # ISO/IEC 7812
 _PARTIAL_MARK = "***"
@@ -55,11 +55,13 @@ class MaskKeys(Protocol):
         """The 64-byte key of `encrypt`, by its `cipher_name`. Raises KeyError or NoDomainKey where we hold none."""
 
 
+@native.twin
 def redact(value: Any) -> Any:
     """A string becomes `[REDACTED]`, anything else null: the type does not change under a reader's schema."""
     return REDACTED if type(value) is str else None
 
 
+@native.twin
 def drop(_value: Any) -> Any:
     """The member is left out."""
     return DROPPED
@@ -82,15 +84,15 @@ def _iban(value: Any) -> Any:
     return redact(value) if match is None else f"{match[1]}{_PARTIAL_MARK}{match[2]}"
 
 
-def _last_digits(keep: int, bounds: tuple[int, int], *, sign: bytes = b"") -> Masker:
-    """Of a number written with separators, the last *keep* digits."""
-    low, high = bounds
+@native.twin
+def last_digits(keep: int, least: int, most: int, sign: str) -> Masker:
+    """Of a number of *least* to *most* digits, written with separators and perhaps a *sign*, the last *keep*."""
 
     def mask(value: Any) -> Any:
         if type(value) is str and value.isascii():
-            digits = value.encode().translate(None, _SEPARATORS).removeprefix(sign)
-            if low <= len(digits) <= high and digits.isdigit():
-                return _PARTIAL_MARK + digits[-keep:].decode()
+            digits = value.translate(_NO_SEPARATORS).removeprefix(sign)
+            if least <= len(digits) <= most and digits.isdigit():
+                return _PARTIAL_MARK + digits[-keep:]
         return redact(value)
 
     return mask
@@ -98,9 +100,9 @@ def _last_digits(keep: int, bounds: tuple[int, int], *, sign: bytes = b"") -> Ma
 
 _STYLES: dict[str, Masker] = {
     "email": _email,
-    "phone": _last_digits(2, _PHONE_DIGITS, sign=b"+"),
+    "phone": last_digits(2, *_PHONE_DIGITS, "+"),
     "iban": _iban,
-    "pan": _last_digits(4, _PAN_DIGITS),
+    "pan": last_digits(4, *_PAN_DIGITS, ""),
 }
 
 
@@ -129,9 +131,20 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
     domain = params.domain or ""
     key = checked_key(domain, keys.domain, KEY_BYTES, "pseudonym domain")
     prefix = f"p{key_id(key)}_"
-    token = (
-        _hmac_token(key, params.bits // 8) if params.algorithm == "hmac-sha256" else Keyed(key, params.bits // 8).token
-    )
+    size = params.bits // 8
+    token = _hmac_token(key, size) if params.algorithm == "hmac-sha256" else Keyed(key, size).token
+    return tokens(prefix, token, _json_text)
+
+
+@native.twin
+def tokens(prefix: str, token: Callable[[str], str], text: Callable[[Any], str]) -> Masker:
+    """A token for each scalar but null.
+
+    Args:
+        prefix: Of all of them.
+        token: Makes one of a string; raises UnicodeEncodeError for a lone surrogate.
+        text: The JSON text of a number or boolean.
+    """
 
     def mask(value: Any) -> Any:
         kind = type(value)
@@ -141,10 +154,14 @@ def pseudonym(params: With, keys: MaskKeys) -> Masker:
             except UnicodeEncodeError:  # a lone surrogate
                 return REDACTED
         if kind is int or kind is float or kind is bool:
-            return prefix + token(msgspec.json.encode(value).decode())
+            return prefix + token(text(value))
         return None
 
     return mask
+
+
+def _json_text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _hmac_token(key: bytes, size: int) -> Callable[[str], str]:
@@ -177,3 +194,7 @@ def checked_key(name: str, find: Callable[[str], bytes], length: int, what: str)
             domain=name,
         )
     return key
+
+
+if native.compiled is not None:
+    native.compiled.maskers_with(DROPPED, REDACTED)
