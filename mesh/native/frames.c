@@ -119,7 +119,14 @@ frames(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     PyObject *made = NULL;
     for (Py_ssize_t i = 0; i < size; i++) {
         Event *event = &events[i];
-        if (i >= PyList_GET_SIZE(args[0]) || read_event(PyList_GET_ITEM(args[0], i), event) < 0) {
+        if (i >= PyList_GET_SIZE(args[0])) {
+            PyErr_SetString(PyExc_RuntimeError, "the list of events changed while it was read");
+            goto end;
+        }
+        PyObject *object = Py_NewRef(PyList_GET_ITEM(args[0], i)); /* an attribute may be Python, and change the list */
+        const int read = read_event(object, event);
+        Py_DECREF(object);
+        if (read < 0) {
             goto end;
         }
         const Text *texts = event->texts;

@@ -123,7 +123,37 @@ enter(Node *node, PyObject *value, Kind kind)
 static PyObject *
 act_on(PyObject *act, PyObject *value)
 {
-    return act == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(act, value);
+    if (act == Py_None) {
+        return Py_NewRef(value);
+    }
+    Py_INCREF(act); /* the call may replace it */
+    PyObject *masked = PyObject_CallOneArg(act, value);
+    Py_DECREF(act);
+    return masked;
+}
+
+/* The next member of *value*, both parts held: a mask may be Python, and let go of what it came from. 1, or 0 at the end,
+ * or -1 with an exception where a mask has made the object larger or smaller. */
+static int
+next_member(PyObject *value, Py_ssize_t size, Py_ssize_t *at, PyObject **name, PyObject **item)
+{
+    if (PyDict_GET_SIZE(value) != size) {
+        PyErr_SetString(PyExc_RuntimeError, "dictionary changed size during iteration");
+        return -1;
+    }
+    if (!PyDict_Next(value, at, name, item)) {
+        return 0;
+    }
+    Py_INCREF(*name);
+    Py_INCREF(*item);
+    return 1;
+}
+
+static void
+let_go(PyObject *name, PyObject *item)
+{
+    Py_DECREF(name);
+    Py_DECREF(item);
 }
 
 /* Put *masked*, which is taken, in the place of *name* in *out*: 0, or -1 with an exception. */
@@ -246,32 +276,30 @@ masking_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyObj
     if (value == NULL || Py_EnterRecursiveCall(" while masking an object")) {
         return NULL;
     }
-    int met = self->classified || (self->other->classified && PyDict_GET_SIZE(value) > 0);
+    const Py_ssize_t size = PyDict_GET_SIZE(value);
+    int met = self->classified || (self->other->classified && size > 0), more;
     Py_ssize_t at = 0;
-    while (PyDict_Next(value, &at, &name, &item)) {
+    while ((more = next_member(value, size, &at, &name, &item)) > 0) {
         PyObject *masked = masked_member(self, name, item, &met);
         if (masked == item) {
             Py_DECREF(masked);
-            continue;
-        }
-        if (masked == NULL || (out == NULL && (out = PyDict_Copy(value)) == NULL)) {
+        } else if (masked == NULL || (out == NULL && (out = PyDict_Copy(value)) == NULL)) {
             Py_XDECREF(masked);
-            goto failed;
+            more = -1;
+        } else if (replace(out, name, masked) < 0) {
+            more = -1;
         }
-        if (replace(out, name, masked) < 0) {
-            goto failed;
+        let_go(name, item);
+        if (more < 0) {
+            break;
         }
     }
     Py_LeaveRecursiveCall();
-    if (!met) {
+    if (more < 0 || !met) {
         Py_XDECREF(out);
-        return Py_NewRef(unmet);
+        return more < 0 ? NULL : Py_NewRef(unmet);
     }
     return out == NULL ? Py_NewRef(value) : out;
-failed:
-    Py_LeaveRecursiveCall();
-    Py_XDECREF(out);
-    return NULL;
 }
 
 /* What is kept of one member under `otherwise: drop`: 0, or -1 with an exception. */
@@ -282,10 +310,8 @@ keep_member(PyObject *out, PyObject *name, PyObject *item, Node *node)
     PyObject *masked;
     if (kind == OBJECT || kind == ARRAY) {
         masked = enter(node, item, kind);
-    } else if (node->act == Py_None) {
-        masked = Py_NewRef(kind == SCALAR ? item : Py_None);
     } else {
-        masked = PyObject_CallOneArg(node->act, item);
+        masked = kind == OTHER && node->act == Py_None ? Py_NewRef(Py_None) : act_on(node->act, item);
     }
     if (masked == NULL) {
         return -1;
@@ -312,36 +338,39 @@ dropping_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyOb
         return NULL;
     }
     Py_ssize_t at = 0;
+    int more = 0; /* as `next_member` says */
     if (self->listed) { /* nothing that goes unnamed can be classified: only the named members are looked at */
         while (PyDict_Next(self->names, &at, &name, &node)) {
-            item = PyDict_GetItemWithError(value, name);
-            if ((item == NULL && PyErr_Occurred()) || (item != NULL && keep_member(out, name, item, (Node *)node) < 0)) {
-                goto failed;
+            item = Py_XNewRef(PyDict_GetItemWithError(value, name));
+            more = item == NULL ? (PyErr_Occurred() ? -1 : 0) : keep_member(out, name, item, (Node *)node);
+            Py_XDECREF(item);
+            if (more < 0) {
+                break;
             }
         }
     } else {
-        while (PyDict_Next(value, &at, &name, &item)) {
+        const Py_ssize_t size = PyDict_GET_SIZE(value);
+        while ((more = next_member(value, size, &at, &name, &item)) > 0) {
             node = PyDict_GetItemWithError(self->names, name);
-            if (node == NULL && PyErr_Occurred()) {
-                goto failed;
-            }
             Node *leads = node == NULL ? self->other : (Node *)node;
             const Kind kind = kind_of(item);
-            if ((leads->classified || kind == OBJECT || kind == ARRAY) && keep_member(out, name, item, leads) < 0) {
-                goto failed;
+            if (node == NULL && PyErr_Occurred()) {
+                more = -1;
+            } else if (leads->classified || kind == OBJECT || kind == ARRAY) {
+                more = keep_member(out, name, item, leads);
+            }
+            let_go(name, item);
+            if (more < 0) {
+                break;
             }
         }
     }
     Py_LeaveRecursiveCall();
-    if (!PyDict_GET_SIZE(out)) {
+    if (more < 0 || !PyDict_GET_SIZE(out)) {
         Py_DECREF(out);
-        return Py_NewRef(dropped);
+        return more < 0 ? NULL : Py_NewRef(dropped);
     }
     return out;
-failed:
-    Py_LeaveRecursiveCall();
-    Py_DECREF(out);
-    return NULL;
 }
 
 /* What becomes of one item of an array: a new reference. */
@@ -395,7 +424,8 @@ item_list_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject
     }
     int met = self->classified || (self->other->classified && size > 0);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(value); i++) {
-        PyObject *masked = masked_item(self, PyList_GET_ITEM(value, i), &met);
+        PyObject *item = Py_NewRef(PyList_GET_ITEM(value, i)), *masked = masked_item(self, item, &met);
+        Py_DECREF(item);
         if (masked == NULL || (masked != dropped && PyList_Append(out, masked) < 0)) {
             Py_XDECREF(masked);
             Py_LeaveRecursiveCall();
@@ -504,6 +534,39 @@ item_list(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 
 /* --- an event ------------------------------------------------------------------------------------------------------- */
 
+/* What becomes of one field: 0, or -1 with an exception. *how* is what `shown` has as its last two arguments. */
+static int
+show(PyObject *out, PyObject *name, PyObject *value, PyObject *top, Node *elsewhere, PyObject *const *how)
+{
+    PyObject *found = PyDict_GetItemWithError(top, name), *masked;
+    if (found == Py_None) {
+        return 0; /* an attribute that no policy masks */
+    }
+    if (found == NULL ? PyErr_Occurred() != NULL : !Py_IS_TYPE(found, node_type)) {
+        if (found != NULL) {
+            PyErr_SetString(PyExc_TypeError, "top is a dict of nodes and None");
+        }
+        return -1;
+    }
+    Node *node = found == NULL ? elsewhere : (Node *)found;
+    const Kind kind = kind_of(value);
+    if (kind == SCALAR) {
+        masked = act_on(node->act, value);
+    } else if (kind == OTHER) {
+        masked = Py_NewRef(Py_None); /* no JSON value */
+    } else if ((masked = enter(node, value, kind)) == unmet) {
+        Py_DECREF(masked);
+        masked = act_on(how[0], value);
+    }
+    if (masked != NULL && masked != value) {
+        PyObject *done = PyObject_CallFunctionObjArgs(how[1], name, masked, out, NULL);
+        Py_DECREF(masked);
+        masked = done;
+    }
+    Py_XDECREF(masked);
+    return masked == NULL ? -1 : 0;
+}
+
 /* shown(fields, top, elsewhere, otherwise, put) -> dict */
 static PyObject *
 shown(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -512,41 +575,19 @@ shown(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "shown(fields: dict, top: dict, elsewhere: Node, otherwise, put)");
         return NULL;
     }
-    PyObject *fields = args[0], *top = args[1], *otherwise = args[3], *put = args[4], *name, *value;
+    PyObject *fields = args[0], *top = args[1], *name, *value;
     PyObject *out = PyDict_Copy(fields);
-    Py_ssize_t at = 0;
-    while (out != NULL && PyDict_Next(fields, &at, &name, &value)) {
-        PyObject *found = PyDict_GetItemWithError(top, name), *masked;
-        if (found == Py_None) {
-            continue; /* an attribute that no policy masks */
-        }
-        if (found == NULL ? PyErr_Occurred() != NULL : !Py_IS_TYPE(found, node_type)) {
-            if (found != NULL) {
-                PyErr_SetString(PyExc_TypeError, "top is a dict of nodes and None");
-            }
-            Py_CLEAR(out);
+    Py_ssize_t size = PyDict_GET_SIZE(fields), at = 0;
+    int more = 0; /* as `next_member` says */
+    while (out != NULL && (more = next_member(fields, size, &at, &name, &value)) > 0) {
+        more = show(out, name, value, top, (Node *)args[2], args + 3);
+        let_go(name, value);
+        if (more < 0) {
             break;
         }
-        Node *node = (Node *)(found == NULL ? args[2] : found);
-        const Kind kind = kind_of(value);
-        if (kind == SCALAR) {
-            masked = act_on(node->act, value);
-        } else if (kind == OTHER) {
-            masked = Py_NewRef(Py_None); /* no JSON value */
-        } else if ((masked = enter(node, value, kind)) == unmet) {
-            Py_DECREF(masked);
-            masked = act_on(otherwise, value);
-        }
-        if (masked != NULL && masked != value) {
-            PyObject *done = PyObject_CallFunctionObjArgs(put, name, masked, out, NULL);
-            Py_DECREF(masked);
-            masked = done;
-        }
-        if (masked == NULL) {
-            Py_CLEAR(out);
-            break;
-        }
-        Py_DECREF(masked);
+    }
+    if (more < 0) {
+        Py_CLEAR(out);
     }
     return out;
 }
