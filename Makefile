@@ -31,7 +31,7 @@ SOURCES := mesh agent benchmarks tests deploy
 timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
-.PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock tools image-steps install install-dev \
+.PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock tools image-steps native install install-dev \
 	install-bench clean
 
 help: ## list the commands
@@ -65,7 +65,8 @@ check: ## what CI runs: formatting, ruff, mypy --strict, then all tests
 	@$(MAKE) --no-print-directory test
 
 lint: $(STAMP)-dev
-	$(call timed,ruff and mypy,$(BIN)/ruff format --check $(SOURCES) && $(BIN)/ruff check $(SOURCES) && $(BIN)/mypy)
+	$(call timed,ruff and mypy,$(BIN)/ruff format --check $(SOURCES) && $(BIN)/ruff check $(SOURCES) && $(BIN)/mypy \
+		&& $(BIN)/python -m mesh.native.build check)
 
 test: install-dev tools ## all tests (ARGS="-k masking" for some)
 	$(call timed,tests,$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS))
@@ -118,11 +119,14 @@ image-steps: install-dev ## run the Containerfile's build steps in an empty venv
 
 clean: ## remove what these commands built; never a mesh's data (.mesh)
 	rm -rf $(VENV) $(TOOLS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/node/node_modules
+	rm -f mesh/native/*.so mesh/native/*.part
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # --- install: each step again when its lock changes ------------------------------------------------------------------
 
 install: $(STAMP)-project
+native: ## compile the hot loops (mesh/native) again, after a compiler was installed, say
+	@rm -f $(STAMP)-project && $(MAKE) --no-print-directory install
 install-dev: $(STAMP)-dev $(STAMP)-node
 install-bench: $(STAMP)-bench
 
@@ -141,6 +145,7 @@ $(STAMP)-core: requirements-build.lock requirements.lock $(STAMP)-venv
 
 $(STAMP)-project: pyproject.toml mesh/__init__.py $(wildcard mesh/native/*.[ch]) mesh/native/build.py $(STAMP)-core
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m mesh.native.build
 	@touch $@
 
 $(STAMP)-dev: requirements-dev.lock $(STAMP)-project

@@ -1,10 +1,13 @@
 """The build stage of the Containerfile without an engine: its COPY and RUN, below a directory instead of the root.
 
+What it installs with apt-get has to be here; where there is no C compiler, the hot loops stay in Python.
+
 `python -m tests.k8s.image` runs all of it, downloads included (a minute), and prints what the image would hold.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,10 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mesh.native.build import missing
 from tests.conftest import ROOT
 
 CONTAINERFILE = ROOT / "Containerfile"
 BUILD = "/build"
+PACKAGES = "apt-get "  # how a step begins that installs some on the machine
+REQUIRED = "MESH_NATIVE=required "
 PLACES = ("/opt/build", "/opt/mesh", "/wheels", BUILD)  # what the steps name, and nothing else of the root
 _ELSEWHERE = re.compile(r"(?<![\w./])/(?!dev/null)[\w-]+")
 
@@ -61,12 +67,14 @@ def run(steps: list[Step], root: Path, python: str = sys.executable) -> None:
     (root / "bin" / "python").unlink(missing_ok=True)
     (root / "bin" / "python").symlink_to(Path(python).resolve())
     environment = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "HOME": str(root), "LANG": "C.UTF-8"}
+    if "CC" in os.environ:
+        environment["CC"] = os.environ["CC"]
     for step in steps:
         if step.verb == "COPY":
             _copy(step.text.split(), root / BUILD[1:])
-        elif step.verb == "RUN":
+        elif step.verb == "RUN" and not step.text.startswith(PACKAGES):
             done = subprocess.run(
-                ["sh", "-euc", below(root, step.text)],
+                ["sh", "-euc", below(root, step.text.replace(REQUIRED, "") if missing() else step.text)],
                 cwd=root / BUILD[1:],
                 env=environment,
                 capture_output=True,
@@ -80,7 +88,7 @@ def _copy(words: list[str], to: Path) -> None:
     *sources, target = words
     for source in sources:
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, to / target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / source, to / target, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.part"))
         else:
             shutil.copy(ROOT / source, to / target)
 
