@@ -99,7 +99,11 @@ class CompiledHook(BuildHookInterface[Any]):
             build()
         else:
             self._directory = TemporaryDirectory()
-            built = build(Path(self._directory.name) / NAME)
+            try:
+                built = build(Path(self._directory.name) / NAME)
+            except subprocess.CalledProcessError:
+                self._directory.cleanup()
+                raise
             build_data["force_include"][str(built)] = f"mesh/native/{NAME}"
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
