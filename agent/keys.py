@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from agent.settings import AgentSettings
     from mesh.identity import Signer
     from mesh.jetstream.outgoing import Outgoing
-    from mesh.journey import Copy
 
 KEY_BYTES = 32
 MIN_TOKEN_CHARS = 32  # 128 bits in hexadecimal, and more in base64url
@@ -208,8 +207,7 @@ class Keys:
             NotEnrolled: There is no key yet.
             SignerExpired: Our certificate is not in force.
         """
-        chance = os.urandom(SALT_BYTES * len(items))
-        salts = [chance[i : i + SALT_BYTES] for i in range(0, len(chance), SALT_BYTES)]
+        salts = os.urandom(SALT_BYTES * len(items))
         try:
             return seal(items, self.signer, signed_ms=clock_ms(), salts=salts)
         except OutsideCertificate:
@@ -219,10 +217,6 @@ class Keys:
         """The `Nats-Msg-Id` of one copy: the same for the same event, whoever of our replicas sends it."""
         o = outgoing
         return self._message_ids.of(o.source, o.event_id, o.subject, o.generation)
-
-    def message_ids(self, copies: Iterable[Copy]) -> list[str]:
-        """`message_id` of each of *copies*, which were never sent."""
-        return self._message_ids.of_each([(copy.source, copy.event_id, copy.subject) for copy in copies])
 
     def refresh(self) -> None:
         """Read new keys to mask with; keep the last good ones."""

@@ -156,8 +156,7 @@ class Outbound:
                 landed.set_result(None)
 
         self._sequences.stamp(decided)  # no await from here to the lanes: numbers rise along each stream
-        ids_of, void = self._keys.message_ids, self._sequences.void
-        flight = Flight(decided, on_copies=self._copies_done, on_landed=land, on_void=void, ids_of=ids_of)
+        flight = Flight(decided, on_copies=self._copies_done, on_landed=land, on_void=self._sequences.void)
         if not flight.waiting:
             land(flight)
         del decided  # the copies are the flight's now: few things live as long as an acknowledgement takes

@@ -19,7 +19,7 @@ from mesh.jetstream.outgoing import Outgoing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mesh.journey import Copy, Outbound
+    from mesh.journey import Outbound
 
 STREAM = "stream"
 SPOOL = "spool"
@@ -78,7 +78,6 @@ class Flight:
         on_landed: Called once, when all are.
         on_void: Called for each copy that may not be stored under its number: with the ack where the stream had the
             event already, with None where the copy was given up.
-        ids_of: Gives the message ids of copies; those that get "" here get theirs when they are sealed.
 
     Attributes:
         outgoing: The copies in order, until somebody takes them. What is done is let go of, body and all.
@@ -99,7 +98,6 @@ class Flight:
         on_copies: Callable[[str, int, int], None],
         on_landed: Callable[[Flight], None],
         on_void: Callable[[Outgoing, PubAck | None], None],
-        ids_of: Callable[[Sequence[Copy]], Sequence[str]] = lambda copies: [""] * len(copies),
     ) -> None:
         self._void = on_void
         self._on_copies = on_copies
@@ -107,10 +105,9 @@ class Flight:
         self._events = [(event.event_id, len(event.copies)) for event in events]
         copies = [copy for event in events for copy in event.copies]
         done, shares = self._done, {view: _Share(view, self._stored) for view in {copy.view for copy in copies}}
-        for place, (copy, base_id) in enumerate(zip(copies, ids_of(copies), strict=True)):
+        for place, copy in enumerate(copies):
             copy.on_done = done
             copy.together = shares[copy.view]
-            copy.base_id = base_id
             copy.place = place
         self.outgoing = copies
         self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(copies)

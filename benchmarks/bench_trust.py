@@ -181,7 +181,7 @@ class _Thief:
             msg_id = secrets.token_urlsafe(16)[:21] + "A"
             signed_ms = time.time_ns() // 1_000_000
             (signature,) = seal(
-                [(subject, msg_id, body)], self.signer, signed_ms=signed_ms, salts=[secrets.token_bytes(16)]
+                [(subject, msg_id, body)], self.signer, signed_ms=signed_ms, salts=secrets.token_bytes(16)
             )
             headers = {"Nats-Msg-Id": msg_id, "Mesh-Signature": signature}
             await self.connection.request(subject, body, headers=headers)

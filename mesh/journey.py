@@ -17,6 +17,7 @@ from mesh.jetstream.outgoing import Outgoing
 from mesh.jsontext import extended
 from mesh.keyed import Keyed
 from mesh.policy.routes import routed
+from mesh.statements import MessageIds
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
@@ -42,14 +43,11 @@ class _Address(NamedTuple):
 
 
 class Copy(Outgoing, eq=False, gc=False):
-    """One view of one event: decided, masked and encoded. `route` is the one that made the event.
+    """One view of one event: decided, masked and encoded.
 
     Whoever sends it sets `place`, which of the copies of a request it is, and who hears of it.
     """
 
-    view: str = ""
-    type: str = ""
-    route: str = ""
     place: int = 0
 
 
@@ -86,7 +84,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_addresses", "_dedupe_key", "_marks", "_site", "_slot_hash", "keys", "plans")
+    __slots__ = ("_addresses", "_dedupe_key", "_id_of", "_marks", "_site", "_slot_hash", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -95,6 +93,7 @@ class Departures:
         self.keys = keys
         self._site = site
         self._dedupe_key = dedupe_key
+        self._id_of = MessageIds(dedupe_key).of
         self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
         self._marks = {"tenant": tenant, "policyrevision": revision}
         self._addresses: dict[tuple[str, str], _Address] = {}  # by view and type
@@ -133,7 +132,7 @@ class Departures:
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition = fields.get("partitionkey")
         place = slot_of(self._slot_hash(event_id if partition is None else partition))
-        copies = []
+        copies, id_of = [], self._id_of
         for view in views:
             if view.filters and not view.rows(fields):
                 continue
@@ -144,7 +143,8 @@ class Departures:
             subjects, stream, marks = self._addresses.get((name, type_)) or self._address(name, type_)
             body, trace = extended(encode(shown), marks), fields.get("traceparent")
             subject = subjects[place]
-            copies.append(Copy(subject, stream, body, source, event_id, trace, view=name, type=type_, route=route))
+            base_id = id_of(source, event_id, subject, 0)
+            copies.append(Copy(subject, stream, body, source, event_id, trace, base_id, name, type_, route))
         return copies
 
     def _address(self, view: str, type_: str) -> _Address:

@@ -16,7 +16,8 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mesh.jsontext import decode, extended
+from mesh import native
+from mesh.jsontext import decode
 from mesh.statements import b64u
 
 if TYPE_CHECKING:
@@ -75,9 +76,15 @@ def numbering(epoch: str) -> Callable[[bytes, int], bytes]:
     start = _KEY + epoch.encode() + b"-"
 
     def number(body: bytes, n: int) -> bytes:
-        return extended(body, b'%b%012d"}' % (start, n))  # `DIGITS`
+        return numbered(body, start, n)
 
     return number
+
+
+@native.twin
+def numbered(body: bytes, start: bytes, n: int) -> bytes:
+    """*body* with its last member: *start*, and *n* in `DIGITS` digits."""
+    return b'%b%b%012d"}' % (body[:-1], start, n)
 
 
 def number_of(body: bytes) -> Number | None:

@@ -55,7 +55,7 @@ from mesh.statements import (
 from mesh.subjects import parse_physical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from mesh.identity import Certificate, Keyring, Signer
     from mesh.subjects import Physical
@@ -120,14 +120,14 @@ class Verified(msgspec.Struct, frozen=True, gc=False):
     kid: str
 
 
-def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: Sequence[bytes]) -> list[str]:
+def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int, salts: bytes) -> list[str]:
     """Sign one batch with one signature.
 
     Args:
         items: (subject, msg_id, body) of each event, 1 to 256. One tenant and one view: siblings see leaf hashes.
         signer: The source's event key.
         signed_ms: Now, Unix milliseconds; inside the signer's certificate, else nobody would accept the batch.
-        salts: As many as items, 16 random bytes each, never used before.
+        salts: 16 random bytes for each item, joined, never used before.
 
     Returns:
         The value of `Mesh-Signature` for each item.
@@ -137,13 +137,15 @@ def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int,
         ValueError: Batch size, salts, or a newline where none may be: a mistake of the caller's.
     """
     size = len(items)
-    if not 1 <= size <= MAX_BATCH or len(salts) != size:
-        raise ValueError(f"a batch has 1 to {MAX_BATCH} events and a salt for each, not {size} and {len(salts)}")
+    if not 1 <= size <= MAX_BATCH or len(salts) != size * SALT_BYTES:
+        raise ValueError(
+            f"a batch has 1 to {MAX_BATCH} events and 16 bytes of salt for each, not {size} and {len(salts)}"
+        )
     if not signer.not_before_ms <= signed_ms <= signer.not_after_ms:
         raise _outside(signed_ms, signer.not_before_ms, signer.not_after_ms, kid=signer.kid)
-    made = batch(items, b"".join(salts)) if {SALT_BYTES} == set(map(len, salts)) else None
+    made = batch(items, salts)
     if made is None:
-        raise ValueError("a salt has 16 bytes, a message id 22 characters of base64url, and a subject no newline")
+        raise ValueError("a message id has 22 characters of base64url, and a subject no newline")
     root, middles = made
     kid = signer.kid
     end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))

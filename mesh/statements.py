@@ -74,11 +74,6 @@ class MessageIds:
         """See `message_id`."""
         return self._token(f"{source}\n{event_id}\n{subject}\n{generation}")
 
-    def of_each(self, events: Iterable[tuple[str, str, str]]) -> list[str]:
-        """`of` generation 0 of each of *events*: source, id, subject."""
-        token = self._token
-        return [token(f"{source}\n{event_id}\n{subject}\n0") for source, event_id, subject in events]
-
 
 def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, generation: int = 0) -> str:
     """The `Nats-Msg-Id` of one copy: the same event again gives the same id, and nobody without the key can guess it.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from mesh import native
 from mesh.errors import MeshError, RequestFailed, StreamUnavailable
 from mesh.jetstream import wire
 
@@ -18,6 +19,7 @@ NO_RESPONDERS = 503  # ADR-22: nobody hears the subject, or our account does not
 WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publish that expects another stream's name
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
 _IN_PROCESS = 10158  # "duplicate message id is in process": the first one is not replicated yet
+_TOKEN = re.compile(r"[1-9][0-9]{0,17}")
 _FULL = {10077, 10047, 10023, 10028}  # max bytes or messages; storage, JetStream or memory resources used up
 _MAX_CHARS = 1024  # of an ack subject: a few names of at most 255, and numbers; more digits than Python reads are none
 _V1_OWN_TOKENS = 5  # behind the names
@@ -122,14 +124,11 @@ MAX_ALIKE = 256  # streams and lengths of sequences that are remembered: a publi
 _AROUND = len(ack_prefix("")) + 1  # bytes of a plain ack beside the stream's name and the digits
 
 
-class Acks(NamedTuple):
-    """Plain acks of one stream that came together: tokens of ack subjects, and where the stream has each event."""
-
-    stream: str
-    tokens: list[str]
-    sequences: list[int]
+Acks = tuple[str, list[int], list[int]]
+"""Plain acks that came together: their stream, the tokens of ack subjects, and where the stream has each event."""
 
 
+@native.twin
 class AckRun:
     """Reads plain publish acks that stand one behind the other in what was read, all of them in one search.
 
@@ -148,7 +147,7 @@ class AckRun:
         self._start = b"MSG %b" % inbox.encode()
         self._sid = sid
         self._one = re.compile(
-            rb"%b[0-9]{1,18} %d ([0-9]{1,5})\r\n"
+            rb"%b[1-9][0-9]{0,17} %d ([0-9]{1,5})\r\n"
             rb'\{"stream":"([A-Za-z0-9_-]{1,255})","seq":([0-9]{1,18})\}\r\n' % (re.escape(self._start), sid)
         )
         self._alike: dict[tuple[bytes, int], tuple[re.Pattern[bytes], re.Pattern[str]]] = {}
@@ -166,20 +165,25 @@ class AckRun:
         if found is None:  # `0` before the digits of its size
             return position, None
         rows = each.findall(found[0].decode())
-        return found.end(), Acks(stream.decode(), [row[0] for row in rows], [int(row[1]) for row in rows])
+        return found.end(), (stream.decode(), [int(row[0]) for row in rows], [int(row[1]) for row in rows])
 
     def _learn(self, stream: bytes, digits: int) -> tuple[re.Pattern[bytes], re.Pattern[str]]:
         """What finds the acks of *stream* whose sequences have so many *digits*: all of them, and the parts of each."""
         if len(self._alike) >= MAX_ALIKE:
             self._alike.clear()
         sizes = self._sid, _AROUND + len(stream) + digits
-        one = rb"%b([0-9]{1,18}) %d %d\r\n" % (re.escape(self._start), *sizes)
+        one = rb"%b([1-9][0-9]{0,17}) %d %d\r\n" % (re.escape(self._start), *sizes)
         one += rb'\{"stream":"%b","seq":([0-9]{%d})\}\r\n' % (stream, digits)
         known = self._alike[stream, digits] = (
             re.compile(b"(?:%b)++" % one.replace(b"(", b"(?:")),
             re.compile(one.decode()),
         )
         return known
+
+
+def is_token(text: str) -> bool:
+    """Whether *text*, the end of an ack subject, can be the token of an event."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def parse_pub_ack(data: bytes) -> PubAck | ApiError | None:

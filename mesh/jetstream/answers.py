@@ -103,9 +103,10 @@ class Answers:
 
     def on_answer(self, subject: str, _reply: str, headers: bytes | None, data: bytes) -> None:
         """Whatever came for one event."""
-        item = self._sealer.by_token.get(subject[self._cut :])
+        token = subject[self._cut :]
+        item = self._sealer.by_token.get(int(token)) if acks.is_token(token) else None
         if item is None:
-            self._sending.hear_witness(subject[self._cut :], data)
+            self._sending.hear_witness(token, data)
             return
         prefix = self._prefixes.get(item.stream)
         if prefix is None:

@@ -42,16 +42,19 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     source: str
     event_id: str
     traceparent: str | None = None
+    base_id: str = ""  # the msg_id of generation 0
+    view: str = ""
+    type: str = ""
+    route: str = ""
     on_done: Callable[[Outgoing, PubAck | MeshError], None] = unheard
     together: Together | None = None
     generation: int = 0
-    base_id: str = ""  # the msg_id of generation 0
     msg_id: str = ""
     first_signed_ms: int = 0  # the first signature under this msg_id; 0 before there is one
     kids: tuple[str, ...] = ()  # the keys of all signatures under this msg_id
     signature: str = ""
     signed_ms: int = 0
-    token: str = ""  # of its ack subject, one per generation
+    token: int = 0  # the end of its ack subject, one per generation
     order: int = 0
     sends: int = 0
     sent_at: float = NEVER

@@ -51,7 +51,7 @@ class Sealer:
         self._subjects: set[str] = set()  # that were checked
         self._last_token = 0
         self._distrusted: set[str] = set()
-        self.by_token: dict[str, Outgoing] = {}
+        self.by_token: dict[int, Outgoing] = {}
         self.resealed = 0  # resends that needed a younger signature
         self.new_ids = 0  # ... and of these, the ones that went out under a new id
 
@@ -74,8 +74,7 @@ class Sealer:
                 if item.generation:
                     self._identify(item)
                 else:  # as `_identify`, without a call for each
-                    self._last_token += 1
-                    token = item.token = str(self._last_token)
+                    token = item.token = self._last_token = self._last_token + 1
                     item.msg_id = item.base_id
                     item.signature = ""
                     item.sends = 0
@@ -130,7 +129,7 @@ class Sealer:
 
     def _identify(self, item: Outgoing) -> None:
         self._last_token += 1
-        item.token = str(self._last_token)
+        item.token = self._last_token
         item.msg_id = self._message_id(item) if item.generation else item.base_id
         item.signature = ""
         item.sends = 0

@@ -239,7 +239,7 @@ class Sealed(Protocol):
     """An event that is ready to go."""
 
     subject: str
-    token: str
+    token: int
     msg_id: str
     signature: str
     traceparent: str | None

@@ -2,21 +2,22 @@
 
 #include "common.h"
 
-enum { SUBJECT, TOKEN, MSG_ID, SIGNATURE, TRACE, TEXTS };
+enum { SUBJECT, MSG_ID, SIGNATURE, TRACE, TEXTS };
 
 static PyObject *names[TEXTS];
-static PyObject *body_name;
+static PyObject *body_name, *token_name;
 
 #define START "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "
 #define SIGNED "\r\nMesh-Signature: "
 #define TRACED "traceparent: "
-#define DIGITS 20 /* of a size, at most */
+#define DIGITS 20 /* of a number, at most */
 
 typedef struct {
     Text texts[TEXTS];
     const char *body;
     Py_ssize_t body_size;
     Py_ssize_t block_size; /* of the headers */
+    Py_ssize_t token;
     PyObject *kept[TEXTS + 1]; /* what the texts and the body belong to */
 } Event;
 
@@ -45,6 +46,15 @@ read_event(PyObject *object, Event *event)
         if (text_of(value, &event->texts[part]) < 0) {
             return -1;
         }
+    }
+    PyObject *token = PyObject_GetAttr(object, token_name);
+    event->token = token == NULL ? -1 : PyLong_AsSsize_t(token);
+    Py_XDECREF(token);
+    if (event->token < 0) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "a token is not negative");
+        }
+        return -1;
     }
     PyObject *body = event->kept[TEXTS] = PyObject_GetAttr(object, body_name);
     if (body == NULL) {
@@ -79,7 +89,7 @@ put_event(char *to, const Event *event, const Text *inbox)
     to = put_bytes(to, texts[SUBJECT].at, texts[SUBJECT].size);
     *to++ = ' ';
     to = put_bytes(to, inbox->at, inbox->size);
-    to = put_bytes(to, texts[TOKEN].at, texts[TOKEN].size);
+    to = put_number(to, event->token);
     *to++ = ' ';
     to = put_number(to, event->block_size);
     *to++ = ' ';
@@ -134,8 +144,8 @@ frames(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
             made = Py_NewRef(Py_None);
             goto end;
         }
-        bytes += (Py_ssize_t)sizeof("HPUB     \r\n\r\n") + 2 * DIGITS + texts[SUBJECT].size + inbox.size;
-        bytes += texts[TOKEN].size + event->block_size + event->body_size;
+        bytes += (Py_ssize_t)sizeof("HPUB     \r\n\r\n") + 3 * DIGITS + texts[SUBJECT].size + inbox.size;
+        bytes += event->block_size + event->body_size;
     }
     char *buffer = PyMem_Malloc(bytes ? (size_t)bytes : 1);
     if (buffer == NULL) {
@@ -161,12 +171,13 @@ static PyMethodDef methods[] = {
 int
 frames_add(PyObject *module)
 {
-    static const char *const spelt[TEXTS] = {"subject", "token", "msg_id", "signature", "traceparent"};
+    static const char *const spelt[TEXTS] = {"subject", "msg_id", "signature", "traceparent"};
     for (int part = 0; part < TEXTS; part++) {
         if ((names[part] = PyUnicode_InternFromString(spelt[part])) == NULL) {
             return -1;
         }
     }
     body_name = PyUnicode_InternFromString("body");
-    return body_name == NULL ? -1 : PyModule_AddFunctions(module, methods);
+    token_name = PyUnicode_InternFromString("token");
+    return body_name == NULL || token_name == NULL ? -1 : PyModule_AddFunctions(module, methods);
 }

@@ -190,7 +190,7 @@ def sealed(
     body = encode(fields or contact()) if body is None else body
     msg_id = b64u(secrets.token_bytes(16))
     at_ms = now_ms() if signed_ms is None else signed_ms
-    (signature,) = seal([(subject, msg_id, body)], signer, signed_ms=at_ms, salts=[secrets.token_bytes(16)])
+    (signature,) = seal([(subject, msg_id, body)], signer, signed_ms=at_ms, salts=secrets.token_bytes(16))
     headers = {
         "Content-Type": "application/cloudevents+json",
         "Nats-Msg-Id": msg_id,
@@ -203,7 +203,7 @@ def batch(signer: Signer, size: int, *, data: list[dict[str, Any]] | None = None
     """Copies under one signature."""
     bodies = [encode(contact(data=data[i] if data else {"country": "DE"})) for i in range(size)]
     items = [(SUBJECT, b64u(secrets.token_bytes(16)), body) for body in bodies]
-    signatures = seal(items, signer, signed_ms=now_ms(), salts=[secrets.token_bytes(16) for _ in items])
+    signatures = seal(items, signer, signed_ms=now_ms(), salts=secrets.token_bytes(16 * len(items)))
     return [
         Wire(subject, {"Nats-Msg-Id": msg_id, "Mesh-Signature": signature}, body)
         for (subject, msg_id, body), signature in zip(items, signatures, strict=True)

@@ -167,7 +167,7 @@ class Source:
             "data": {"country": "DE", **({"pad": "." * pad} if pad else {})},
         }
         body, msg_id = encode(fields), message_id(DEDUPE_KEY, "/crm", id_, SUBJECT)
-        (header,) = seal([(SUBJECT, msg_id, body)], signer, signed_ms=now_ms(), salts=[secrets.token_bytes(16)])
+        (header,) = seal([(SUBJECT, msg_id, body)], signer, signed_ms=now_ms(), salts=secrets.token_bytes(16))
         headers = {"Nats-Msg-Id": msg_id, "Mesh-Signature": header}
         reply = await self.streams.connection.request(SUBJECT, body, headers=headers)
         ack = msgspec.json.decode(reply.data, type=dict[str, Any])

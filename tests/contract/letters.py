@@ -118,7 +118,7 @@ async def publish_with(source: Source, id_: str, **more: Any) -> None:
         "policyrevision": 1, "data": {"country": "DE"}, **more,
     }  # fmt: skip
     body, msg_id = encode(fields), message_id(DEDUPE_KEY, "/crm", id_, SUBJECT)
-    (header,) = seal([(SUBJECT, msg_id, body)], source.signer, signed_ms=now_ms(), salts=[secrets.token_bytes(16)])
+    (header,) = seal([(SUBJECT, msg_id, body)], source.signer, signed_ms=now_ms(), salts=secrets.token_bytes(16))
     headers = {"Nats-Msg-Id": msg_id, "Mesh-Signature": header}
     await source.streams.connection.request(SUBJECT, body, headers=headers)
 

@@ -138,7 +138,7 @@ class OrderedSource(Source):
                 **attributes,
             }
             items.append((subject, message_id(DEDUPE_KEY, "/crm", id_, subject), encode(fields)))
-        salts = [secrets.token_bytes(16) for _ in items]
+        salts = secrets.token_bytes(16 * len(items))
         signatures = seal(items, self.signer, signed_ms=now_ms(), salts=salts)
         return [
             publish_frame(subject, body, headers={"Nats-Msg-Id": msg_id, "Mesh-Signature": signature})

@@ -497,7 +497,7 @@ async def test_acks_that_come_together_mean_what_they_mean_one_by_one(
     assert [each.headers["Nats-Msg-Id"] for each in await stored(control)] == ["2.1"]
 
 
-def _plain_ack(desk: Desk, token: str, sequence: int) -> bytes:
+def _plain_ack(desk: Desk, token: int, sequence: int) -> bytes:
     body = ack_prefix(STREAM) + b"%d}" % sequence
     subject = f"{desk.publisher._sending._inbox}{token}".encode()
     return b"MSG %b %d %d\r\n%b\r\n" % (subject, desk.publisher._listener.sid, len(body), body)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mesh.signing
+from mesh import native
 from mesh.errors import VerificationError
 from mesh.merkle import HASH_BYTES, span
 from mesh.signing import MAX_BATCH, Received, Verified, Verifier, b64u, leaf_hash, statement, tree
@@ -152,8 +153,9 @@ def test_what_an_insider_seals_is_judged_all_the_same(
 ) -> None:
     """A good signature is the last of nine checks, and makes up for none of the others."""
     monkeypatch.setattr(mesh.signing, "MESSAGE_IDS", re.compile(".*\n"))  # theirs: `seal` would refuse it
+    monkeypatch.setattr(mesh.signing, "batch", native.IN_PYTHON["batch"])
     body = msgspec.json.encode(TRUE | change) + b" " * padding
-    header = mesh.signing.seal([(SUBJECT, msg_id, body)], SIGNER, signed_ms=reference.SIGNED_MS, salts=[bytes(16)])[0]
+    header = mesh.signing.seal([(SUBJECT, msg_id, body)], SIGNER, signed_ms=reference.SIGNED_MS, salts=bytes(16))[0]
     monkeypatch.undo()
     event = Received(SUBJECT, body, (msg_id,), header, "EV_local_crm", 1, reference.STREAM_MS, 1, "")
     verifier = Verifier(anybody().keyring, lambda *_: True, tenant="acme")

@@ -207,7 +207,7 @@ def _sealed(
     """An event that is ready to go."""
     return Outgoing(
         subject="ev.a", stream="EV", body=body, source="/a", event_id="1", on_done=lambda _item, _result: None,
-        token="1", msg_id=msg_id, signature=signature, traceparent=traceparent,
+        token=1, msg_id=msg_id, signature=signature, traceparent=traceparent,
     )  # fmt: skip
 
 
