@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mesh import __version__
+from mesh import __version__, native
 from mesh.jetstream.tls import watch_dates
 from mesh.telemetry import counter, gauge, histogram
 
@@ -64,7 +64,11 @@ SPOOL_REFUSED = counter(
 SPOOL_COPIES = gauge("mesh.agent.spool.copies", "{copy}", "on disk; above 0: a stream cannot be reached, or is drained")
 SPOOL_BYTES = gauge("mesh.agent.spool.bytes", "By", "of spool_max_bytes, at which callers get 503 spool-full")
 SPOOL_OLDEST = gauge("mesh.agent.spool.oldest", "s", "age of the oldest copy on disk; rising: its stream is still away")
-INFO = gauge("mesh.agent.info", "{agent}", "always 1: whose process this is, to join with what has no such labels")
+INFO = gauge(
+    "mesh.agent.info",
+    "{agent}",
+    "always 1: whose process this is, to join with what has no such labels; native=false: slower, in Python alone",
+)
 CONNECTED = gauge("mesh.nats.connected", "{connection}", "0: NATS is away, or will not have us; /readyz says which")
 FETCHED = gauge(
     "mesh.pull.last_fetch_age", "s", "above 15: connected, and the server answers no pull; it beats every 5 s"
@@ -116,6 +120,7 @@ def watch_spool(spool: Spool) -> list[Callable[[], None]]:
 def is_of(settings: AgentSettings, base: Path) -> list[Callable[[], None]]:
     """Say whose process this is, and until when it may connect."""
     labels = {"tenant": settings.tenant, "team": settings.team, "agent": settings.name, "version": __version__}
+    labels["native"] = "false" if native.compiled is None else "true"
     watched = [INFO.read(lambda: 1.0, **labels)]
     if settings.nats_cert_file:
         watched += watch_dates(base / settings.nats_cert_file)

@@ -54,10 +54,11 @@ def run(settings: AgentSettings, base: Path) -> int:
     without_http_client()
     import uvloop
 
-    from mesh import logs
+    from mesh import __version__, logs, native
 
     logs.setup("agent", level=settings.log_level)
     log = logs.get("agent")
+    log.info("starting", version=__version__, native=native.compiled is not None)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_run(settings, base))

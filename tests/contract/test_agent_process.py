@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mesh import native
 from mesh.control.agents import AgentProcess
 from mesh.errors import ConfigError
 from tests.contract.agent_mesh import PATIENT, Http, Streams, event, read_answer, until, write_directory
@@ -93,6 +94,7 @@ async def test_a_process_says_where_it_is_and_drains_on_sigterm(streams: Streams
         await running.kill()
     names = [line["event"] for line in log]
     assert status == 0, log
+    assert (log[0]["event"], log[0]["native"]) == ("starting", native.compiled is not None)
     assert [name for name in names if name in {"ready", "draining", "drained"}] == ["ready", "draining", "drained"]
     assert not running.ports_file.exists()
     assert http.token not in json.dumps(log)
