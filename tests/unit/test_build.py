@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -261,3 +262,14 @@ def test_make_compiles_after_a_change(tree: Path) -> None:
         os.utime(source, (now + 20,) * 2)
         assert "--editable" in would()
         os.utime(source, (now - 20,) * 2)
+
+
+def test_page_names_every_twin() -> None:
+    """Who reads the C finds the Python that it has to do the same as."""
+    page = (ROOT / "mesh/native/README.md").read_text()
+    twin = re.compile(r"^@native\.twin\n(?:@.*\n)*(?:def|class) (\w+)", re.MULTILINE)
+    twins = {name for path in (ROOT / "mesh").rglob("*.py") for name in twin.findall(path.read_text())}
+    assert "batch" in twins
+    assert not {name for name in twins if not re.search(rf"[.`]{name}`", page)}
+    sources = {path.name for path in build.HERE.glob("*.c")} - {"module.c"}
+    assert not {name for name in sources if f"`{name}`" not in page}
