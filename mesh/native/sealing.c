@@ -167,7 +167,20 @@ batch(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     return Py_BuildValue("(y#N)", (const char *)*root, (Py_ssize_t)SHA256_BYTES, middles);
 }
 
+/* hash_portably(yes: bool) -> bool, for tests: as on a processor without instructions for it. Whether they are used. */
+static PyObject *
+hash_portably(PyObject *Py_UNUSED(module), PyObject *yes)
+{
+    const int portable = PyObject_IsTrue(yes);
+    if (portable < 0) {
+        return NULL;
+    }
+    sha256_choose(portable);
+    return PyBool_FromLong(sha256_is_fast());
+}
+
 static PyMethodDef methods[] = {
+    {"hash_portably", hash_portably, METH_O, NULL},
     {"batch", (PyCFunction)(void (*)(void))batch, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
