@@ -90,21 +90,21 @@ class CompiledHook(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile beside the sources for an editable install, and for a wheel into it."""
-        editable = version == "editable"
-        if editable:
+        if version == "editable":
             BUILT.unlink(missing_ok=True)  # what older sources made does not stay where nothing can be compiled
         if not self._can():
             return
-        if editable:
-            build()
-        else:
+        target = BUILT
+        if version != "editable":
             self._directory = TemporaryDirectory()
-            try:
-                built = build(Path(self._directory.name) / NAME)
-            except subprocess.CalledProcessError:
-                self._directory.cleanup()
-                raise
-            build_data["force_include"][str(built)] = f"mesh/native/{NAME}"
+            target = Path(self._directory.name) / NAME
+            build_data["force_include"][str(target)] = f"mesh/native/{NAME}"
+        try:
+            build(target)
+        except subprocess.CalledProcessError as error:
+            self.finalize(version, build_data, "")
+            error.add_note("What the compiler said is above. MESH_NATIVE=off installs without the compiled loops.")
+            raise
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
