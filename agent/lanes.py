@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from mesh.errors import MeshError, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from mesh.jetstream.outgoing import Outgoing
 
@@ -27,7 +27,7 @@ class Window(Protocol):
     def room(self) -> int:
         """Copies it would take now."""
 
-    def submit(self, batch: Sequence[Outgoing]) -> None:
+    def submit(self, batch: list[Outgoing]) -> None:
         """Take one batch of one view, to be sealed with one signature.
 
         Raises:

@@ -326,7 +326,7 @@ def no_bundle() -> NoBundle:
     )
 
 
-def _too_large(copy: journey.Copy) -> TooLarge:
+def _too_large(copy: Outgoing) -> TooLarge:
     return TooLarge(
         f"the event has {len(copy.body)} bytes once masked for the view {copy.view}, limit {MAX_COPY_BYTES}",
         expected=f"at most {MAX_COPY_BYTES} bytes in every view",

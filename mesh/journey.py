@@ -42,15 +42,6 @@ class _Address(NamedTuple):
     marks: bytes
 
 
-class Copy(Outgoing, eq=False, gc=False):
-    """One view of one event: decided, masked and encoded.
-
-    Whoever sends it sets `place`, which of the copies of a request it is, and who hears of it.
-    """
-
-    place: int = 0
-
-
 class Outbound(msgspec.Struct, gc=False):
     """What the policies make of one event: why, and the copies to publish (none where nobody may read it).
 
@@ -59,7 +50,7 @@ class Outbound(msgspec.Struct, gc=False):
 
     event_id: str
     decision: Decision
-    copies: list[Copy]
+    copies: list[Outgoing]
 
 
 def partition_token(dedupe_key: bytes, partitionkey: str) -> str:
@@ -119,7 +110,7 @@ class Departures:
         if not plans.routing:
             return Outbound(fields["id"], decision, self._copies(fields, decision.views, ""))
         matches = plans.routes(fields, now_ms=now_ms)
-        copies: list[Copy] = []
+        copies: list[Outgoing] = []
         if not any(match.route.effect == "move" for match in matches):
             copies = self._copies(fields, decision.views, "")
         for match in matches:
@@ -127,7 +118,7 @@ class Departures:
                 copies += self._copies(routed(fields, match.route), match.views, match.route.id)
         return Outbound(fields["id"], decision, copies)
 
-    def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Copy]:
+    def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Outgoing]:
         """One copy of the event *fields* for each of *views* that shows it."""
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition = fields.get("partitionkey")
@@ -144,7 +135,7 @@ class Departures:
             body, trace = extended(encode(shown), marks), fields.get("traceparent")
             subject = subjects[place]
             base_id = id_of(source, event_id, subject, 0)
-            copies.append(Copy(subject, stream, body, source, event_id, trace, base_id, name, type_, route))
+            copies.append(Outgoing(subject, stream, body, source, event_id, trace, base_id, name, type_, route))
         return copies
 
     def _address(self, view: str, type_: str) -> _Address:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from agent.spool.database import Row
 from agent.spool.record import NOT_SENT, OVERHEAD_BYTES, Copy, Sent
-from agent.spool.resent import Resent
 from agent.spool.sending import AGAIN_S, BATCH, Sending
 from mesh import logs
 from mesh.errors import MeshError, Unavailable
@@ -101,7 +100,7 @@ class Backlog:
         sending.healthy = False
         new: list[Outgoing] = []
         for item in items:
-            if isinstance(item, Resent):
+            if item.origin is not None:  # it was read from the disk
                 sending.put_back(item)
                 sending.not_before = self._loop.time() + AGAIN_S
             else:

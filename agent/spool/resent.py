@@ -42,28 +42,22 @@ class ReadAhead:
         self.used -= sum(len(row.copy.body) for row in rows)
 
 
-class Resent(Outgoing, kw_only=True, eq=False):
-    """A copy on its way from the spool."""
-
-    row: Row
-
-    @classmethod
-    def of(cls, row: Row, body: bytes, sent: Sent, on_done: Callable[[Outgoing, PubAck | MeshError], None]) -> Resent:
-        """What is sent of *row*: *body*, under the id that it was *sent* with before."""
-        copy = row.copy
-        return cls(
-            subject=copy.subject,
-            stream=row.stream,
-            body=body,
-            source=copy.source,
-            event_id=copy.event_id,
-            on_done=on_done,
-            traceparent=copy.traceparent,
-            generation=sent.generation,
-            first_signed_ms=sent.first_signed_ms,
-            kids=sent.kids,
-            row=row,
-        )
+def resent(row: Row, body: bytes, sent: Sent, on_done: Callable[[Outgoing, PubAck | MeshError], None]) -> Outgoing:
+    """What is sent of *row*, its `origin`: *body*, under the id that it was *sent* with before."""
+    copy = row.copy
+    return Outgoing(
+        subject=copy.subject,
+        stream=row.stream,
+        body=body,
+        source=copy.source,
+        event_id=copy.event_id,
+        traceparent=copy.traceparent,
+        on_done=on_done,
+        origin=row,
+        generation=sent.generation,
+        first_signed_ms=sent.first_signed_ms,
+        kids=sent.kids,
+    )
 
 
 class Entry:

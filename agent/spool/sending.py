@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from agent.spool.egress import EXPIRED
 from agent.spool.record import Sent
-from agent.spool.resent import Entry, Resent
+from agent.spool.resent import Entry, resent
 from mesh import logs
 from mesh.errors import MeshError, RevisionNeeded, SubjectRefused, TooLarge
 from mesh.jetstream.acks import PubAck
@@ -223,7 +223,7 @@ class Sending:
                 entry.kept = known
 
     def _send(self, batch: Sequence[Entry], bodies: Sequence[bytes]) -> None:
-        items = [Resent.of(e.row, body, e.sent, self._done) for e, body in zip(batch, bodies, strict=True)]
+        items = [resent(e.row, body, e.sent, self._done) for e, body in zip(batch, bodies, strict=True)]
         del self._loaded[: len(batch)]
         for entry in batch:
             self._in_flight[entry.row.id] = entry
@@ -238,8 +238,6 @@ class Sending:
     # --- back --------------------------------------------------------------------------------------------------------
 
     def _done(self, item: Outgoing, result: PubAck | MeshError) -> None:
-        if not isinstance(item, Resent):
-            raise TypeError(type(item).__name__)
         if isinstance(result, PubAck):
             self._acked.append(self._landed(item).row)
             self._heard(item)
@@ -257,7 +255,7 @@ class Sending:
                 log.warning("spool_not_taken", stream=self._stream, code=result.code, error=result.message)
         self._on_news()
 
-    def _heard(self, item: Resent) -> None:
+    def _heard(self, item: Outgoing) -> None:
         """The first ack of a flight says how long one takes; of what had to be sent again it says nothing."""
         if self._sent_at is not None:
             self._ack_s = self._loop.time() - self._sent_at if item.sends <= 1 else 0.0
@@ -271,7 +269,7 @@ class Sending:
             self._loaded.remove(entry)
             self._refusing.append((entry, SUBJECT_REFUSED))
 
-    def put_back(self, item: Resent) -> Entry:
+    def put_back(self, item: Outgoing) -> Entry:
         """It stands where it stood, to be sent again."""
         entry = self._landed(item)
         entry.sent = Sent(item.generation, item.first_signed_ms, item.kids)
@@ -279,8 +277,8 @@ class Sending:
         self._turn += 1
         return entry
 
-    def _landed(self, item: Resent) -> Entry:
-        return self._in_flight.pop(item.row.id)
+    def _landed(self, item: Outgoing) -> Entry:
+        return self._in_flight.pop(item.origin.id)
 
     def _delete(self) -> None:
         """Forget what the stream has; while the disk is at it, more comes together."""

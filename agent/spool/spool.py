@@ -11,7 +11,7 @@ from agent.spool.aside import Aside
 from agent.spool.backlog import Backlog
 from agent.spool.egress import EXPIRED
 from agent.spool.record import NOT_SENT, OVERHEAD_BYTES, Sent
-from agent.spool.resent import ReadAhead, Resent
+from agent.spool.resent import ReadAhead, resent
 from agent.spool.store import Store
 from mesh import logs
 from mesh.errors import MeshError, NotEnrolled, SignerExpired, SpoolFull
@@ -134,7 +134,7 @@ class Spool:
         """Copies that `submit` takes now."""
         return self.publisher.room
 
-    def submit(self, batch: Sequence[Outgoing]) -> None:
+    def submit(self, batch: list[Outgoing]) -> None:
         """Take one batch of one view: to the publisher, or behind the backlog of each copy's stream.
 
         Raises:
@@ -154,7 +154,7 @@ class Spool:
         for stream, items in behind.items():
             backlogs[stream].add(items)
 
-    def _submit(self, batch: Sequence[Outgoing]) -> None:
+    def _submit(self, batch: list[Outgoing]) -> None:
         try:
             self.publisher.submit(batch)
         except (NotEnrolled, SignerExpired):  # it can wait for a key
@@ -288,7 +288,7 @@ class Spool:
         """See `Tools`."""
         self.refused_copies += (len(rows) if reason != EXPIRED else 0) - len(forgotten)
         for row in rows:
-            self.on_void(Resent.of(row, row.copy.body, NOT_SENT, lambda _item, _result: None), None)
+            self.on_void(resent(row, row.copy.body, NOT_SENT, lambda _item, _result: None), None)
         self._aside.refused(rows, reason)
         self._aside.forgotten(forgotten)
 

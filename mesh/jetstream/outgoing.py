@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from mesh import native
 from mesh.errors import MeshError
 from mesh.jetstream.acks import PubAck
 
@@ -25,12 +26,14 @@ def unheard(item: Outgoing, _: PubAck | MeshError) -> None:
     raise AssertionError(f"nobody listens to {item!r}")
 
 
+@native.twin
 class Outgoing(msgspec.Struct, eq=False, gc=False):
     """An event on its way into a stream, sealed each time it is sent anew after a while.
 
     `on_done` is called once, in the event loop, with the stream's ack or with why there is none; events that come from
     one place can have a `together` for most of their acks. `generation` enters the message id: it rises when an ack
-    would no more prove that a copy was stored which consumers accept.
+    would no more prove that a copy was stored which consumers accept. `view`, `type` and `route` say which copy of an
+    event it is: `route` is the one that made the event.
 
     The garbage collector does not look at events: thousands are in flight, and whoever they lead to lets go of them
     when they are done.
@@ -48,6 +51,7 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     route: str = ""
     on_done: Callable[[Outgoing, PubAck | MeshError], None] = unheard
     together: Together | None = None
+    origin: Any = None  # what it was made of, for whoever sends it
     generation: int = 0
     msg_id: str = ""
     first_signed_ms: int = 0  # the first signature under this msg_id; 0 before there is one
@@ -60,6 +64,64 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     sent_at: float = NEVER
     give_up_at: float = NEVER
     done: bool = False
+    place: int = 0  # which of the copies of a request it is
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.event_id!r})"  # without the body
+        return f"Outgoing({self.event_id!r})"  # without the body
+
+
+# --- what is done to many at once ------------------------------------------------------------------------------------
+
+
+@native.twin
+def entered(items: list[Outgoing], by_token: dict[int, Outgoing], last: int) -> int:
+    """Give new events their message id and their token, those behind *last*, and note them in *by_token*.
+
+    Returns:
+        How many, from the first on: up to one that has no `base_id`, or is of a later generation.
+    """
+    for count, item in enumerate(items):
+        if item.generation or not item.base_id:
+            return count
+        last += 1
+        item.token = last
+        item.msg_id = item.base_id
+        item.signature = ""
+        item.sends = 0
+        by_token[last] = item
+    return len(items)
+
+
+@native.twin
+def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) -> None:
+    """Note what one batch was sealed with, and when. Raises ValueError where there is not a signature for each."""
+    first = (kid,)  # one for all: most have no other
+    for item, signature in zip(items, signatures, strict=True):
+        if not item.kids:
+            item.kids = first
+        elif kid not in item.kids:
+            item.kids = (*item.kids, kid)
+        item.signature = signature
+        item.signed_ms = now_ms
+        if not item.first_signed_ms:
+            item.first_signed_ms = now_ms
+
+
+@native.twin
+def ordered(items: list[Outgoing], last: int, give_up_at: float) -> None:
+    """Give each its place in the order behind *last*, and all the time when they are given up."""
+    for order, item in enumerate(items, last + 1):
+        item.order = order
+        item.give_up_at = give_up_at
+
+
+@native.twin
+def marked_sent(items: list[Outgoing], now: float) -> None:
+    """They are on the wire."""
+    for item in items:
+        item.sent_at = now
+        item.sends += 1
+
+
+if native.compiled is not None:
+    native.compiled.outgoing_with(unheard)

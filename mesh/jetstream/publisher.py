@@ -105,7 +105,7 @@ class Publisher:
         """Bytes of a body that this server takes, with our headers."""
         return self._connection.max_payload - HEADER_ROOM
 
-    def submit(self, batch: Sequence[Outgoing]) -> None:
+    def submit(self, batch: list[Outgoing]) -> None:
         """Seal and send a batch of one view, at most 256; each event's `on_done` says how it ended.
 
         All or nothing: after an exception none of them is in flight. An event on a subject that was refused a moment

@@ -14,12 +14,12 @@ Pure: time comes in as Unix milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from mesh.jetstream import wire
 from mesh.jetstream.former import Former
-from mesh.jetstream.outgoing import Outgoing
+from mesh.jetstream.outgoing import Outgoing, entered, signed
 
 MAX_BATCH = 256  # leaves under one signature
 RESIGN_AFTER_MS = 30_000  # of a resend; consumers accept up to 120 s between signing and storing
@@ -55,37 +55,30 @@ class Sealer:
         self.resealed = 0  # resends that needed a younger signature
         self.new_ids = 0  # ... and of these, the ones that went out under a new id
 
-    def admit(self, taken: Sequence[Outgoing], sending: Sequence[Outgoing], now_ms: int) -> bytes:
+    def admit(self, taken: list[Outgoing], sending: list[Outgoing], now_ms: int) -> bytes:
         """Give each of *taken* its id and token, and return the frames of those *sending*. All of it, or nothing.
 
         Raises:
             BadSubject, BadHeader: A field that could not stand in a frame.
             MeshError: Whatever `seal` raises.
         """
-        message_id, by_token, known = self._message_id, self.by_token, len(self._former) > 0
         try:
             for subject in {item.subject for item in taken}:
                 self._check(subject)
-            for item in taken:
+            plain = 0 if self._former else entered(taken, self.by_token, self._last_token)
+            self._last_token += plain
+            for item in taken[plain:]:
                 if not item.base_id:
-                    item.base_id = message_id(item)
-                if known:
-                    self._former.resume(item)
-                if item.generation:
-                    self._identify(item)
-                else:  # as `_identify`, without a call for each
-                    token = item.token = self._last_token = self._last_token + 1
-                    item.msg_id = item.base_id
-                    item.signature = ""
-                    item.sends = 0
-                    by_token[token] = item
+                    item.base_id = self._message_id(item)
+                self._former.resume(item)
+                self._identify(item)
             return self.frames(sending, now_ms)
         except BaseException:
             for item in taken:
                 self.forget(item)
             raise
 
-    def frames(self, items: Sequence[Outgoing], now_ms: int) -> bytes:
+    def frames(self, items: list[Outgoing], now_ms: int) -> bytes:
         """One buffer of frames for *items*, sealed anew where there is no signature young enough."""
         new = [item for item in items if not (item.first_signed_ms or item.signature)]
         unsigned = new if len(new) == len(items) else [item for item in items if self._renews(item, now_ms)]
@@ -135,19 +128,9 @@ class Sealer:
         item.sends = 0
         self.by_token[item.token] = item
 
-    def _sign(self, batch: Sequence[Outgoing], now_ms: int) -> None:
+    def _sign(self, batch: list[Outgoing], now_ms: int) -> None:
         signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
-        kid = _kid(signatures[0])
-        first = (kid,)  # one for all: most have no other
-        for item, signature in zip(batch, signatures, strict=True):
-            item.signature = signature
-            item.signed_ms = now_ms
-            if not item.first_signed_ms:
-                item.first_signed_ms = now_ms
-            if not item.kids:
-                item.kids = first
-            elif kid not in item.kids:
-                item.kids = (*item.kids, kid)
+        signed(batch, signatures, _kid(signatures[0]), now_ms)
 
     def _renews(self, item: Outgoing, now_ms: int) -> bool:
         """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""

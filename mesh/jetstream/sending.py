@@ -7,7 +7,7 @@ has, without a task or a timer per event. While there is no connection, or someb
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from mesh import logs
@@ -17,7 +17,7 @@ from mesh.jetstream.acks import ApiError
 from mesh.jetstream.connection import Connection
 from mesh.jetstream.in_flight import InFlight
 from mesh.jetstream.listeners import guarded
-from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.outgoing import NEVER, Outgoing, marked_sent
 from mesh.jetstream.sealing import Sealer
 from mesh.jetstream.window import NO_CONNECTION, Lane, Rules
 from mesh.telemetry import counter
@@ -86,7 +86,7 @@ class Sending:
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
-    def write(self, frames: bytes, items: Sequence[Outgoing], now: float) -> None:
+    def write(self, frames: bytes, items: list[Outgoing], now: float) -> None:
         """Send *frames*, which carry *items*."""
         if not items:
             return
@@ -94,11 +94,9 @@ class Sending:
             self._connection.write(frames)
         except Disconnected:
             return  # the lanes are offline, or about to hear of it
-        for item in items:  # as `Lane.sent`
-            item.sent_at = now
-            item.sends += 1
+        marked_sent(items, now)
 
-    def resend(self, items: Sequence[Outgoing], now: float) -> None:
+    def resend(self, items: list[Outgoing], now: float) -> None:
         """Send *items*, in their order, sealed anew where it is time."""
         sealer = self._sealer
         resealed, new_ids = sealer.resealed, sealer.new_ids

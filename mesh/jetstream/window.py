@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from mesh.errors import MeshError, StreamUnavailable
 from mesh.jetstream.acks import PubAck
-from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.outgoing import NEVER, Outgoing, ordered
 from mesh.jetstream.probing import Probe
 from mesh.jetstream.refused_subjects import RefusedSubjects, refusal
 from mesh.jetstream.silence import Silence
@@ -119,16 +119,13 @@ class Lane:
 
     def add(self, item: Outgoing, now: float) -> bool:
         """Take *item* into the window; whether it is to be sent now, as `open` says (else the lane sends it later)."""
-        return self.extend((item,), now)
+        return self.extend([item], now)
 
-    def extend(self, items: Sequence[Outgoing], now: float) -> bool:
+    def extend(self, items: list[Outgoing], now: float) -> bool:
         """`add` for each of *items*, in order."""
-        sends, order, give_up_at = self.open(now), self._order, now + self._rules.give_up_s
-        for item in items:
-            order += 1
-            item.order = order
-            item.give_up_at = give_up_at
-        self._order = order
+        sends = self.open(now)
+        ordered(items, self._order, now + self._rules.give_up_s)
+        self._order += len(items)
         self._queue.extend(items)
         if not sends and self.flowing:
             for item in items:

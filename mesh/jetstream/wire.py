@@ -12,12 +12,15 @@ Source: NATS client protocol; ADR-4 (headers).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from mesh import native
 from mesh.errors import BadHeader, BadSubject
+
+if TYPE_CHECKING:
+    from mesh.jetstream.outgoing import Outgoing
 
 MAX_LINE_BYTES = 64 * 1024  # a control line; INFO of a large cluster takes a few KiB, anything longer is no NATS server
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # the server's own ceiling for max_payload
@@ -235,31 +238,20 @@ def checked_subject(subject: str) -> bytes:
     return subject.encode()
 
 
-class Sealed(Protocol):
-    """An event that is ready to go."""
-
-    subject: str
-    token: int
-    msg_id: str
-    signature: str
-    traceparent: str | None
-    body: bytes
-
-
-def event_frames(events: Sequence[Sealed], inbox: str) -> bytes:
+def event_frames(events: list[Outgoing], inbox: str) -> bytes:
     """Events as HPUB frames, one behind the other. All subjects, and *inbox* with a token, are `checked_subject`s.
 
     Raises:
         BadHeader: A CR or LF in one of the header values.
     """
-    joined = frames(events if type(events) is list else list(events), inbox)
+    joined = frames(events, inbox)
     if joined is None:
         raise BadHeader("a header value with a line break in it")
     return joined
 
 
 @native.twin
-def frames(events: list[Any], inbox: str) -> bytes | None:
+def frames(events: list[Outgoing], inbox: str) -> bytes | None:
     """What `event_frames` returns, for a list; None where a header value has a line break in it."""
     values = "".join([event.msg_id + event.signature + (event.traceparent or "") for event in events])
     if "\n" in values or "\r" in values:

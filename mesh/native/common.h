@@ -19,8 +19,9 @@ typedef struct {
 static inline int
 text_of(PyObject *object, Text *text)
 {
-    if (!PyUnicode_Check(object)) {
-        PyErr_Format(PyExc_TypeError, "expected str, not %.80s", Py_TYPE(object)->tp_name);
+    if (object == NULL || !PyUnicode_Check(object)) {
+        const char *found = object == NULL ? "nothing" : Py_TYPE(object)->tp_name;
+        PyErr_Format(PyExc_TypeError, "expected str, not %.80s", found);
         return -1;
     }
     text->at = PyUnicode_AsUTF8AndSize(object, &text->size);
@@ -90,5 +91,6 @@ int bytes_add(PyObject *module);
 int keyed_add(PyObject *module);
 int maskers_add(PyObject *module);
 int masking_add(PyObject *module);
+int outgoing_add(PyObject *module);
 
 #endif

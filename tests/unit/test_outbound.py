@@ -18,7 +18,7 @@ from agent.receipts import CopyReceipt, Flight, Receipt
 from mesh.errors import MeshError, Overloaded, SignerExpired, StreamUnavailable
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import Outgoing
-from mesh.journey import Copy, Outbound
+from mesh.journey import Outbound
 from mesh.policy.decide import Decision
 
 HOLD_S = 0.002
@@ -203,7 +203,7 @@ def test_a_batch_that_cannot_be_sealed_is_given_up() -> None:
 def decided(event_id: str, *views: str) -> Outbound:
     """An event that is allowed, with a copy for each view."""
     copies = [
-        Copy(
+        Outgoing(
             view=view,
             subject=f"ev.local.{view}.s00.crm.contact.v1",
             stream="EV_local_crm",

@@ -21,7 +21,7 @@ from mesh.errors import MeshError, NotEnrolled
 from mesh.identity import Signer, SpiffeId
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import Outgoing
-from mesh.journey import Copy, Outbound
+from mesh.journey import Outbound
 from mesh.jsontext import decode, encode
 from mesh.marks import Mark, Row, Void
 from mesh.policy.decide import Decision
@@ -236,8 +236,8 @@ class World:
         return [[row.plain()[1:] for row in mark.rows] for mark in self.marks()]
 
 
-def _copy(source: str, view: str, event_id: str) -> Copy:
-    return Copy(
+def _copy(source: str, view: str, event_id: str) -> Outgoing:
+    return Outgoing(
         view=view,
         subject=f"ev.local.{view}.s00.crm.contact.v1",
         stream="EV_local_crm",
@@ -249,7 +249,7 @@ def _copy(source: str, view: str, event_id: str) -> Copy:
     )
 
 
-def _outgoing(copy: Copy) -> Outgoing:
+def _outgoing(copy: Outgoing) -> Outgoing:
     return Outgoing(
         subject=copy.subject,
         stream=copy.stream,
