@@ -48,9 +48,9 @@ def missing() -> str:
     """What there would have to be for compiling; empty where all is there."""
     compiler = _compiler()[0]
     if shutil.which(compiler) is None:
-        return f"no C compiler ({compiler})"
+        return f"a C compiler ({compiler})"
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    return "" if header.exists() else f"no headers of this Python ({header})"
+    return "" if header.exists() else f"the headers of this Python ({header})"
 
 
 def outdated() -> bool:
@@ -121,7 +121,7 @@ class CompiledHook(BuildHookInterface[Any]):
         """
         ask, lacking = wanted(), missing()
         if lacking and ask == "required":
-            raise RuntimeError(f"MESH_NATIVE=required, and there is {lacking}")
+            raise RuntimeError(f"MESH_NATIVE=required, and that takes {lacking}")
         if lacking and ask != "off":
             self.app.display_warning(in_python(lacking))
         return not lacking and ask != "off"
@@ -129,7 +129,7 @@ class CompiledHook(BuildHookInterface[Any]):
 
 def in_python(lacking: str) -> str:
     """The sentence for whoever installs."""
-    return f"mesh.native runs in Python, which is slower: there is {lacking}"
+    return f"mesh.native runs in Python, which is slower; to be compiled it takes {lacking}"
 
 
 def main(arguments: list[str]) -> None:

@@ -106,7 +106,7 @@ def _no_headers(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 LACKING = pytest.mark.parametrize(
     ("take", "said"),
-    [(_no_compiler, "no C compiler (cc)"), (_other_compiler, "(/nonexistent/cc)"), (_no_headers, "no headers of this")],
+    [(_no_compiler, "a C compiler (cc)"), (_other_compiler, "(/nonexistent/cc)"), (_no_headers, "the headers of this")],
 )
 
 
@@ -132,7 +132,7 @@ def test_required_takes_no_python(take: object, said: str, tree: Path, monkeypat
     assert callable(take)
     take(tree, monkeypatch)
     monkeypatch.setenv("MESH_NATIVE", "required")
-    with pytest.raises(RuntimeError, match="MESH_NATIVE=required, and there is no "):
+    with pytest.raises(RuntimeError, match="MESH_NATIVE=required, and that takes "):
         _wheel(tree)
 
 
@@ -221,7 +221,7 @@ def test_make_says_why_it_is_slower(
     monkeypatch.delenv("MESH_NATIVE")
     build.main([])
     assert capsys.readouterr().err == (
-        "mesh.native runs in Python, which is slower: there is no C compiler (/nonexistent)\n"
+        "mesh.native runs in Python, which is slower; to be compiled it takes a C compiler (/nonexistent)\n"
     )
 
 
