@@ -1,4 +1,4 @@
-"""Runs every comparison, and what hurts, against a compiled module from elsewhere: `native_sanitized.py <module>`."""
+"""Runs every comparison against a module compiled with sanitizers: `python -m tests.unit.native_sanitized <module>`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def main(module: Path) -> int:
     settings.register_profile("sanitized", few)
     settings.load_profile("sanitized")
 
+    assert "libasan" in Path("/proc/self/maps").read_text()
     from mesh import native
     from tests.unit import native_twins
 
     assert native.compiled is sys.modules[NAME]
     assert native_twins.compared() == set(native.IN_PYTHON)
     tests = {test for tests in native_twins.COMPARISONS.values() for test in tests}
-    for test in sorted(tests, key=lambda test: test.__qualname__):
+    for test in sorted(tests, key=lambda test: test.__name__):
+        print(test.__name__, file=sys.stderr)  # which one it was that ended the process
         test()
     return len(tests)
 

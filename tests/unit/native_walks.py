@@ -19,7 +19,8 @@ class OddError(Exception):
     """What a mask raises that has a mistake in it."""
 
 
-def _raise(_value: Any) -> Any:
+def raising(_value: Any) -> Any:
+    """A mask with a mistake in it."""
     raise OddError
 
 
@@ -31,7 +32,7 @@ ACTS: dict[str, Callable[[Any], Any] | None] = {
     "wrap": lambda value: [value],
     "text": lambda value: "masked",
     "unmet": lambda value: UNMET,
-    "raise": _raise,
+    "raise": raising,
 }
 
 
@@ -97,6 +98,41 @@ def walkers(walks: Walks, twins: Twins) -> tuple[Any, Any]:
         on_dict = twins("masking_dict")(names, other, classified=walks.classified, shows=walks.shows)
     return on_dict, twins("item_list")(node(walks.item, twins), ACTS[walks.otherwise], classified=walks.classified)
 
+
+# --- one walker ------------------------------------------------------------------------------------------------------
+
+
+def node_of(twins: Twins, act: Any = None, on_dict: Any = unmet, on_list: Any = unmet) -> Any:
+    """A classified node that masks so."""
+    node = twins("Node")(frozenset({1}), unmet)
+    node.classified, node.act, node.on_dict, node.on_list = True, act, on_dict, on_list
+    return node
+
+
+def walk_of(kind: str, twins: Twins, node: Any) -> Callable[[Any], Any]:
+    """A walker, all of whose members or items lead to *node*."""
+    if kind == "item_list":
+        return twins(kind)(node, None, classified=False)  # type: ignore[no-any-return]  # of either twin
+    if kind == "masking_dict":
+        return twins(kind)({}, node, classified=False, shows=True)  # type: ignore[no-any-return]
+    if kind == "dropping_dict":
+        return twins(kind)({}, node, classified=False)  # type: ignore[no-any-return]
+    if kind == "listed":
+        nowhere = twins("Node")(frozenset(), unmet)
+        names = {f"name {i}": node for i in range(9)}
+        return twins("dropping_dict")(names, nowhere, classified=False)  # type: ignore[no-any-return]
+    return lambda value: twins("shown")(value, {}, node, None, lambda name, masked, out: out.update({name: masked}))
+
+
+KINDS = ["masking_dict", "dropping_dict", "listed", "item_list", "shown"]
+
+
+def value_of(kind: str, part: Callable[[int], Any]) -> Any:
+    """An array or an object of new things that nobody else holds."""
+    return [part(i) for i in range(5)] if kind == "item_list" else {f"name {i}": part(i) for i in range(5)}
+
+
+# --- any of them -----------------------------------------------------------------------------------------------------
 
 _ACTS = st.sampled_from([name for name in ACTS if name != "raise"] * 4 + ["raise"])
 _PLAIN = st.sampled_from(["unmet", "as_it_is", "as_it_is", "drop", "text", "same", "raise"])

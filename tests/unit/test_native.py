@@ -8,7 +8,6 @@ import string
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -206,17 +205,18 @@ def test_compiled_batch_has_one_salt_for_each_event() -> None:
     assert outcome(compiled().batch, [item], bytearray(16)) == ("raises", TypeError)
 
 
-@pytest.mark.parametrize("portable", [True, False])
-def test_sha256_of_every_length(portable: bool) -> None:
+@compares("batch")
+def test_sha256_of_every_length() -> None:
     """As hashlib, of every length up to 600 that a statement can have: in portable C, and by instructions."""
     batch, hash_portably = compiled().batch, compiled().hash_portably
     start, rest = STATEMENT + "s\n" + "A" * 22 + "\n" + "A" * 22 + "\n", bytes(range(256)) * 3
     try:
-        assert not (hash_portably(portable) and portable)
-        for size in range(601 - len(start)):
-            root, _ = batch([("s", "A" * 22, rest[:size])], bytes(16))
-            assert root == hashlib.sha256(b"\0" + start.encode() + rest[:size]).digest(), size
-        test_batch_of_every_size()
+        for portable in (True, False):
+            assert not (hash_portably(portable) and portable)
+            for size in range(601 - len(start)):
+                root, _ = batch([("s", "A" * 22, rest[:size])], bytes(16))
+                assert root == hashlib.sha256(b"\0" + start.encode() + rest[:size]).digest(), (portable, size)
+            test_batch_of_every_size()
     finally:
         hash_portably(None)
 

@@ -31,7 +31,7 @@ def _walked(make: Callable[[Any], Callable[[Any], Any]], value: Any) -> Any:
 
 
 @compares("Node", "masking_dict", "dropping_dict")
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(WALKS, OBJECTS)
 def test_walk_of_an_object(walks: Walks, value: dict[str, Any]) -> None:
     """The same answer, which shares what is untouched; the same refusal where a mask raises."""
@@ -39,7 +39,7 @@ def test_walk_of_an_object(walks: Walks, value: dict[str, Any]) -> None:
 
 
 @compares("Node", "item_list")
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(WALKS, ARRAYS)
 def test_walk_of_an_array(walks: Walks, value: list[Any]) -> None:
     """Likewise."""
@@ -85,7 +85,7 @@ def test_node() -> None:
 
 
 @compares("Node", "shown", "masking_dict", "dropping_dict", "item_list")
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(DATAS, CLASSES, MASKS, OTHERWISE)
 def test_masking_by_a_view(data: Any, fields: Fields, mask: Lines, otherwise: str) -> None:
     """A whole event by a whole view, two events in a row: the same result, of the same parts."""
