@@ -41,8 +41,9 @@ async def publish(agents: Sequence[Agent], bodies: Sequence[bytes], *, copies: i
 
     async def calls() -> None:
         for number, some in chunks:
-            for receipt in await agents[number % len(agents)].publish_many(some):
-                require(len(receipt.copies) == copies, f"an event became {len(receipt.copies)} copies, not {copies}")
+            receipts = await agents[number % len(agents)].publish_many(some)
+            made = {len(receipt.copies) for receipt in receipts}
+            require(made == {copies}, f"events became {made} copies, not {copies}")
 
     began = time.perf_counter()
     await asyncio.gather(*(calls() for _ in range(CALLS)))

@@ -75,7 +75,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_addresses", "_dedupe_key", "_id_of", "_marks", "_site", "_slot_hash", "keys", "plans")
+    __slots__ = ("_addresses", "_id_of", "_marks", "_partition", "_site", "_slot_hash", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -83,8 +83,8 @@ class Departures:
         self.plans = plans
         self.keys = keys
         self._site = site
-        self._dedupe_key = dedupe_key
         self._id_of = MessageIds(dedupe_key).of
+        self._partition = Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION).token
         self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
         self._marks = {"tenant": tenant, "policyrevision": revision}
         self._addresses: dict[tuple[str, str], _Address] = {}  # by view and type
@@ -129,7 +129,7 @@ class Departures:
                 continue
             shown = view.mask(fields, self.keys)
             if partition is not None:
-                shown["partitionkey"] = partition_token(self._dedupe_key, partition)
+                shown["partitionkey"] = self._partition(partition)
             name = view.name
             subjects, stream, marks = self._addresses.get((name, type_)) or self._address(name, type_)
             body, trace = extended(encode(shown), marks), fields.get("traceparent")

@@ -14,7 +14,7 @@ from mesh.jetstream.acks import ApiError, PubAck
 from mesh.jetstream.former import Former
 from mesh.jetstream.in_flight import InFlight
 from mesh.jetstream.listeners import guarded
-from mesh.jetstream.outgoing import Outgoing
+from mesh.jetstream.outgoing import Outgoing, found
 from mesh.jetstream.sealing import ACK_COUNTS_MS, Sealer
 from mesh.jetstream.sending import Sending
 from mesh.telemetry import counter
@@ -73,25 +73,25 @@ class Answers:
         read = acks.AckRun(self._inbox, sid).read
 
         def run(data: bytes, position: int) -> int:
-            end, found = read(data, position)
-            if found is not None:
-                guarded(self._on_acks, found)
+            end, together = read(data, position)
+            if together is not None:
+                guarded(self._on_acks, together)
             return end
 
         return run
 
-    def _on_acks(self, found: acks.Acks) -> None:
+    def _on_acks(self, together: acks.Acks) -> None:
         """Plain acks that came together: what `_stored` does for each is done once for all in the order of the lane."""
-        stream, tokens, sequences = found
+        stream, tokens, sequences = together
         item_of, lane = self._sealer.by_token.get, self._lanes.get(stream)
-        run = [item_of(token) for token in tokens]
-        taken, oldest_ms = 0, self._clock_ms() - ACK_COUNTS_MS
+        taken = 0
         if lane is not None and not self._sealer.distrusts:
-            known = [item for item in run if item is not None and item.first_signed_ms >= oldest_ms]
-            if len(known) == len(run):
+            known = found(tokens, self._sealer.by_token, self._clock_ms() - ACK_COUNTS_MS)
+            if len(known) == len(tokens):
                 taken = lane.acked_in_order(known, sequences, self._sending.now())
                 self._flights.finish_stored(known[:taken], sequences)
-        for token, item, sequence in zip(tokens[taken:], run[taken:], sequences[taken:], strict=True):
+        run = [item_of(token) for token in tokens[taken:]]
+        for token, item, sequence in zip(tokens[taken:], run, sequences[taken:], strict=True):
             if item is None or item_of(token) is not item:
                 continue  # done, or by an ack before it under way under a new id
             if item.stream == stream:

@@ -21,6 +21,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mesh.jetstream.outgoing import Outgoing
 
 _T = TypeVar("_T")
@@ -70,6 +72,11 @@ class Former:
         self._given_up.pop(item.base_id, None)
         if item.generation:
             self._keep(self._stored, item.base_id, item.generation)
+
+    def stored_all(self, items: Sequence[Outgoing]) -> None:
+        """`stored` for each of *items*, most of which are the first generation of events that nothing is known of."""
+        for item in items if self else [item for item in items if item.generation]:
+            self.stored(item)
 
     def given_up(self, item: Outgoing) -> None:
         """*item* ended without an ack; what was sent of it may be stored at any time."""

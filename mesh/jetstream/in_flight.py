@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from operator import attrgetter
 
@@ -10,7 +10,7 @@ from mesh.errors import MeshError
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.former import Former
 from mesh.jetstream.listeners import guarded
-from mesh.jetstream.outgoing import Outgoing, Together
+from mesh.jetstream.outgoing import Outgoing, Together, forgotten
 from mesh.jetstream.room import Room
 from mesh.jetstream.sealing import Sealer
 
@@ -66,17 +66,11 @@ class InFlight:
         guarded(item.on_done, item, result)
         self._waiting.admit()
 
-    def finish_stored(self, items: Sequence[Outgoing], sequences: Sequence[int]) -> None:
+    def finish_stored(self, items: list[Outgoing], sequences: list[int]) -> None:
         """Each of *items* ends: its stream has it, new, at the place in *sequences*, which may be longer."""
-        by_token, former = self._by_token, self._former
-        remembers = len(former) > 0
-        size = at = 0
-        for item in items:
-            del by_token[item.token]
-            size += len(item.body)
-            if remembers or item.generation:
-                former.stored(item)
-        self.body_bytes -= size
+        self.body_bytes -= forgotten(items, self._by_token)
+        self._former.stored_all(items)
+        at = 0
         for together, part in groupby(items, _together):
             some = list(part)
             places = sequences[at : at + len(some)]

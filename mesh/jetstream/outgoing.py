@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -121,6 +122,62 @@ def marked_sent(items: list[Outgoing], now: float) -> None:
     for item in items:
         item.sent_at = now
         item.sends += 1
+
+
+@native.twin
+def found(tokens: list[int], by_token: dict[int, Outgoing], oldest_ms: int) -> list[Outgoing]:
+    """The events of *tokens*, up to one that is not known, or whose first signature is older than *oldest_ms*."""
+    items = []
+    for token in tokens:
+        item = by_token.get(token)
+        if item is None or item.first_signed_ms < oldest_ms:
+            break
+        items.append(item)
+    return items
+
+
+@native.twin
+def settled(
+    queue: deque[Outgoing], items: list[Outgoing], sequences: list[int], place: int, before: float
+) -> tuple[int, int]:
+    """Take acknowledged events off *queue*, as long as each comes as it should.
+
+    That is: it is the oldest, was sent once, and the stream has it at *place* or behind.
+
+    Args:
+        queue: Events in flight, the oldest first; what is done is taken off with what stands before it.
+        items: Those that are acknowledged, in this order.
+        sequences: Where the stream has each; there may be more of them.
+        place: Of the last one that the stream has.
+        before: The order from which on none is taken; infinity where there is no such. Where there is, the last one
+            that is not done before it is not taken either.
+
+    Returns:
+        How many were taken, and the place of the last one.
+    """
+    count = 0
+    for item, sequence in zip(items, sequences, strict=False):
+        if not queue or item is not queue[0] or sequence < place or item.sends != 1 or item.order >= before:
+            break
+        if before != NEVER and len(queue) > 1 and queue[1].done:
+            break
+        place = sequence
+        item.done = True
+        queue.popleft()
+        while queue and queue[0].done:
+            queue.popleft()
+        count += 1
+    return count, place
+
+
+@native.twin
+def forgotten(items: list[Outgoing], by_token: dict[int, Outgoing]) -> int:
+    """Take *items* out of *by_token*; how many bytes their bodies have."""
+    size = 0
+    for item in items:
+        size += len(item.body)
+        del by_token[item.token]
+    return size
 
 
 if native.compiled is not None:

@@ -23,12 +23,11 @@ Pure: time comes in as monotonic seconds, and what comes out is what to send and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from mesh.errors import MeshError, StreamUnavailable
 from mesh.jetstream.acks import PubAck
-from mesh.jetstream.outgoing import NEVER, Outgoing, ordered
+from mesh.jetstream.outgoing import NEVER, Outgoing, ordered, settled
 from mesh.jetstream.probing import Probe
 from mesh.jetstream.refused_subjects import RefusedSubjects, refusal
 from mesh.jetstream.silence import Silence
@@ -139,7 +138,7 @@ class Lane:
         item.sent_at = now
         item.sends += 1
 
-    def acked_in_order(self, items: Sequence[Outgoing], sequences: Sequence[int], now: float) -> int:
+    def acked_in_order(self, items: list[Outgoing], sequences: list[int], now: float) -> int:
         """`acked` for as many of *items*, which the stream has at *sequences*, as come exactly as they should.
 
         That is: while the lane flows and refuses nothing, each for the oldest event, sent once, and each at a place
@@ -148,20 +147,8 @@ class Lane:
         """
         if not self.flowing or self._refused or items[0].order < self._newest_acked:
             return 0
-        queue, place, count = self._queue, self._silence.place, 0
-        ends = self._held[0].order - 1 if self._held else NEVER
-        first = items[0]
-        for item, sequence in zip(items, sequences, strict=True):
-            if not queue or item is not queue[0] or sequence < place or item.sends != 1 or item.order >= ends:
-                break
-            if ends is not NEVER and queue[1].done:  # refused: it may be the last one before those that are held
-                break
-            place = sequence
-            item.done = True
-            queue.popleft()
-            if queue and queue[0].done:
-                self._trim()
-            count += 1
+        first, ends = items[0], self._held[0].order - 1 if self._held else NEVER
+        count, place = settled(self._queue, items, sequences, self._silence.place, ends)
         if not count:
             return 0
         if first.sent_at >= self._last_ack_at:

@@ -86,6 +86,7 @@ b64u_size(Py_ssize_t size)
 int sealing_add(PyObject *module);
 int frames_add(PyObject *module);
 int accepting_add(PyObject *module);
+int acked_add(PyObject *module);
 int acks_add(PyObject *module);
 int bytes_add(PyObject *module);
 int keyed_add(PyObject *module);

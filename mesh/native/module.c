@@ -5,7 +5,7 @@
 static int
 module_exec(PyObject *module)
 {
-    static int (*const parts[])(PyObject *) = {accepting_add, acks_add, bytes_add, frames_add, keyed_add, maskers_add, masking_add, outgoing_add, sealing_add};
+    static int (*const parts[])(PyObject *) = {accepting_add, acked_add, acks_add, bytes_add, frames_add, keyed_add, maskers_add, masking_add, outgoing_add, sealing_add};
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
         if (parts[i](module) < 0) {
             return -1;

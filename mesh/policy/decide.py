@@ -192,7 +192,10 @@ class PublisherPlans:
             rule, when, decision = answer.allows[index]
             if when is not None:
                 bindings = bindings or self._bindings(fields)
-                if not _holds(when, bindings):
+                try:
+                    if not when(bindings):
+                        continue
+                except ConditionFailed:
                     continue
             if not answer.ending:
                 return decision
@@ -289,13 +292,6 @@ class PublisherPlans:
 
 def _evaluate(when: Condition | None) -> Evaluate | None:
     return None if when is None else when.evaluate
-
-
-def _holds(when: Evaluate, bindings: Mapping[str, object]) -> bool:
-    try:
-        return when(bindings)
-    except ConditionFailed:
-        return False
 
 
 def _lasting(views: tuple[LastingView, ...], now_ms: int | None) -> tuple[ViewPlan, ...]:
