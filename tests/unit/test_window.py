@@ -727,4 +727,5 @@ def test_an_ack_out_of_order_is_not_taken_with_others(odd: tuple[int, ...]) -> N
     items = [item(name=str(n)) for n in range(3)]
     bench.submit(*items)
     expected = 0 if odd[0] else 2 if odd[1] == 1 else 1
-    assert bench.lane.acked_in_order([items[n] for n in odd], list(range(1, len(odd)) + 1), bench.now) == expected
+    places = list(range(1, len(odd) + 1))
+    assert bench.lane.acked_in_order([items[n] for n in odd], places, bench.now) == expected
