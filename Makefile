@@ -32,7 +32,7 @@ timed = @start=$$(date +%s); $(2); status=$$?; \
 	if [ -n "$$PHASES" ]; then echo "$$(( $$(date +%s) - start )) s  $(1)" >> "$$PHASES"; fi; exit $$status
 
 .PHONY: help demo up test mutate-grants faults check lint fix bench curves soak docs lock tools image-steps native install install-dev \
-	install-bench clean
+	install-bench compiler-is-there clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -125,7 +125,7 @@ clean: ## remove what these commands built; never a mesh's data (.mesh)
 # --- install: each step again when its lock changes ------------------------------------------------------------------
 
 install: $(STAMP)-project
-native: ## compile the hot loops (mesh/native) again, after a compiler was installed, say
+native: ## compile the hot loops (mesh/native) again, with another CC or MESH_NATIVE, say
 	@rm -f $(STAMP)-project && $(MAKE) --no-print-directory install
 install-dev: $(STAMP)-dev $(STAMP)-node
 install-bench: $(STAMP)-bench
@@ -142,6 +142,11 @@ $(STAMP)-venv:
 $(STAMP)-core: requirements-build.lock requirements.lock $(STAMP)-venv
 	$(call timed,install,$(PIP_INSTALL) -r requirements-build.lock && $(PIP_INSTALL) -r requirements.lock)
 	@touch $@
+
+# A compiler that came after the installation: nothing of ours is newer, and yet there is something to do.
+LATE := $(shell [ "$$MESH_NATIVE" = off ] || ls mesh/native/*.so >/dev/null 2>&1 || command -v "$${CC:-cc}")
+$(STAMP)-project: $(if $(LATE),compiler-is-there)
+compiler-is-there:
 
 $(STAMP)-project: pyproject.toml mesh/__init__.py $(wildcard mesh/native/*.[ch]) mesh/native/build.py $(STAMP)-core
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .

@@ -243,7 +243,7 @@ def test_changed_source_is_noticed(tree: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_make_compiles_after_a_change(tree: Path) -> None:
-    """Of any of the C, or of how it is compiled; else it has nothing to do."""
+    """Of any of the C, of how it is compiled, or once there is a compiler; else it has nothing to do."""
     for name in ("Makefile", "requirements.lock", "requirements-build.lock"):
         shutil.copy(ROOT / name, tree)
     (tree / ".venv").mkdir()
@@ -252,9 +252,10 @@ def test_make_compiles_after_a_change(tree: Path) -> None:
         (tree / f".venv/.stamp-{stamp}").touch()
         os.utime(tree / f".venv/.stamp-{stamp}", (now + later,) * 2)
 
-    def would() -> str:
+    def would(**more: str) -> str:
+        environment = {"PATH": os.defpath, "CC": "/nonexistent", **more}
         return subprocess.run(
-            ["make", "-n", "install"], cwd=tree, capture_output=True, text=True, check=True, env={"PATH": os.defpath}
+            ["make", "-n", "install"], cwd=tree, capture_output=True, text=True, check=True, env=environment
         ).stdout
 
     assert "--editable" not in would()
@@ -263,6 +264,11 @@ def test_make_compiles_after_a_change(tree: Path) -> None:
         os.utime(source, (now + 20,) * 2)
         assert "--editable" in would()
         os.utime(source, (now - 20,) * 2)
+    assert "--editable" not in would(CC=os.environ["CC"])
+    (tree / "mesh/native" / OTHERS[0]).unlink()
+    assert "--editable" in would(CC=os.environ["CC"])
+    assert "--editable" not in would(CC=os.environ["CC"], MESH_NATIVE="off")
+    assert "--editable" not in would()
 
 
 def test_page_names_every_twin() -> None:
