@@ -17,7 +17,7 @@ from mesh.jetstream.outgoing import Outgoing
 from mesh.jsontext import extended
 from mesh.keyed import Keyed
 from mesh.policy.routes import routed
-from mesh.statements import MessageIds
+from mesh.statements import FIRST, MessageIds
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PARTITION = b"mesh-partition"  # BLAKE2b personalisation: the same key never answers two questions alike
 _SLOT = b"mesh-slot"
 _DIGEST_BYTES = 16
-MAX_ADDRESSES = 1024  # views of types that are remembered, about 2 KB each
+MAX_ADDRESSES = 1024  # types whose views are remembered, about 2 KB a view
 
 
 class _Address(NamedTuple):
@@ -37,6 +37,7 @@ class _Address(NamedTuple):
     `marks` ends every such copy: no event that was accepted has these members, so they need no look.
     """
 
+    view: str
     subjects: tuple[str, ...]
     stream: str
     marks: bytes
@@ -75,7 +76,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_addresses", "_id_of", "_marks", "_partition", "_site", "_slot_hash", "keys", "plans")
+    __slots__ = ("_addresses", "_marks", "_partition", "_site", "_slot_hash", "_token", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -83,11 +84,11 @@ class Departures:
         self.plans = plans
         self.keys = keys
         self._site = site
-        self._id_of = MessageIds(dedupe_key).of
+        self._token = MessageIds(dedupe_key).token
         self._partition = Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION).token
         self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
         self._marks = {"tenant": tenant, "policyrevision": revision}
-        self._addresses: dict[tuple[str, str], _Address] = {}  # by view and type
+        self._addresses: dict[str, tuple[tuple[ViewPlan, ...], list[_Address]]] = {}  # by type, for the views of late
 
     def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
         """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
@@ -121,32 +122,34 @@ class Departures:
     def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Outgoing]:
         """One copy of the event *fields* for each of *views* that shows it."""
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
-        partition = fields.get("partitionkey")
+        partition, trace = fields.get("partitionkey"), fields.get("traceparent")
         place = slot_of(self._slot_hash(event_id if partition is None else partition))
-        copies, id_of = [], self._id_of
-        for view in views:
+        addresses = self._addresses.get(type_)
+        if addresses is None or addresses[0] != views:
+            addresses = self._address(type_, views)
+        copies = []
+        for view, (name, subjects, stream, marks) in zip(*addresses, strict=True):
             if view.filters and not view.rows(fields):
                 continue
             shown = view.mask(fields, self.keys)
             if partition is not None:
                 shown["partitionkey"] = self._partition(partition)
-            name = view.name
-            subjects, stream, marks = self._addresses.get((name, type_)) or self._address(name, type_)
-            body, trace = extended(encode(shown), marks), fields.get("traceparent")
-            subject = subjects[place]
-            base_id = id_of(source, event_id, subject, 0)
+            body, subject = extended(encode(shown), marks), subjects[place]
+            base_id = self._token(source, event_id, subject, FIRST)
             copies.append(Outgoing(subject, stream, body, source, event_id, trace, base_id, name, type_, route))
         return copies
 
-    def _address(self, view: str, type_: str) -> _Address:
+    def _address(self, type_: str, views: tuple[ViewPlan, ...]) -> tuple[tuple[ViewPlan, ...], list[_Address]]:
+        """Where copies of a type in *views* go; remembered for those views."""
         if len(self._addresses) >= MAX_ADDRESSES:
             self._addresses.clear()
-        marks = b"," + encode({**self._marks, "view": view})[1:]
-        subjects = tuple(physical(self._site, view, place, type_) for place in range(SLOTS))
-        known = self._addresses[view, type_] = _Address(
-            subjects, stream_name(self._site, type_.partition(".")[0]), marks
-        )
-        return known
+        stream = stream_name(self._site, type_.partition(".")[0])
+        found = []
+        for name in [view.name for view in views]:
+            subjects = tuple(physical(self._site, name, place, type_) for place in range(SLOTS))
+            found.append(_Address(name, subjects, stream, b"," + encode({**self._marks, "view": name})[1:]))
+        self._addresses[type_] = views, found
+        return views, found
 
 
 def outbound(

@@ -34,6 +34,6 @@ class Keyed:
         state.update(text.encode())
         return state.digest()
 
-    def token(self, text: str) -> str:
-        """`digest` in unpadded base64url."""
-        return b2a_base64(self.digest(text), newline=False).translate(_TO_URL, b"=").decode()
+    def token(self, *lines: str) -> str:
+        """`digest` of *lines*, joined by newlines, in unpadded base64url."""
+        return b2a_base64(self.digest("\n".join(lines)), newline=False).translate(_TO_URL, b"=").decode()

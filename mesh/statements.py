@@ -23,6 +23,7 @@ DEDUPE_KEY_BYTES = (16, 64)  # below, ids could be guessed; above, BLAKE2b has n
 MAX_BATCH = 256  # events under one signature; above 32 nothing is gained, and the proof grows
 MAX_HEADER_BYTES = 1024  # a header of a full batch has 522
 SALT_BYTES = 16
+FIRST = "0"  # generation, of a message id
 SIGNATURE_BYTES = 64
 _PARTS = 8
 
@@ -60,19 +61,23 @@ def unb64u(text: str) -> bytes:
 
 
 class MessageIds:
-    """`message_id` under one key, which is hashed once instead of for every event."""
+    """`message_id` under one key, which is hashed once instead of for every event.
 
-    __slots__ = ("_token",)
+    Attributes:
+        token: `of`, with the generation as text.
+    """
+
+    __slots__ = ("token",)
 
     def __init__(self, dedupe_key: bytes) -> None:
         least, most = DEDUPE_KEY_BYTES
         if not least <= len(dedupe_key) <= most:
             raise ValueError(f"a dedupe key has {least} to {most} bytes, not {len(dedupe_key)}")
-        self._token = Keyed(dedupe_key, 16).token
+        self.token = Keyed(dedupe_key, 16).token
 
     def of(self, source: str, event_id: str, subject: str, generation: int) -> str:
         """See `message_id`."""
-        return self._token(f"{source}\n{event_id}\n{subject}\n{generation}")
+        return self.token(source, event_id, subject, str(generation))
 
 
 def message_id(dedupe_key: bytes, source: str, event_id: str, subject: str, generation: int = 0) -> str:
