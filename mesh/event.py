@@ -280,7 +280,7 @@ def _too_large(what: str, size: int, limit: int) -> NoReturn:
 
 
 @native.twin
-def plain(fields: dict[str, Any], sources: dict[str, bool], types: dict[str, bool]) -> bool:
+def plain(fields: dict[str, Any], sources: dict[str, bool], types: dict[str, bool]) -> bool:  # noqa: ARG001
     """Whether all that `_check` would find in order is surely in order. No says nothing.
 
     Args:
@@ -288,7 +288,7 @@ def plain(fields: dict[str, Any], sources: dict[str, bool], types: dict[str, boo
         sources: Some that match the grammar.
         types: Likewise.
     """
-    return not (fields or sources or types)  # compiled it looks; in Python it would take as long as `_check`
+    return False  # compiled, it looks; in Python that would take as long as `_check`
 
 
 def _check(fields: dict[str, Any]) -> None:
