@@ -204,9 +204,12 @@ entered(PyObject *Py_UNUSED(module), PyObject *args)
         }
         item->token = ++last;
         item->sends = 0;
+        Py_INCREF(item); /* what is let go of below may be Python, and change the list */
         Py_XSETREF(item->msg_id, Py_NewRef(id));
         Py_XSETREF(item->signature, Py_NewRef(empty_text));
-        if (put_token(by_token, item) < 0) {
+        const int put = put_token(by_token, item);
+        Py_DECREF(item);
+        if (put < 0) {
             return NULL;
         }
     }
@@ -236,6 +239,17 @@ add_kid(Outgoing *item, PyObject *kid, PyObject *first)
     return 0;
 }
 
+static int
+set_signature(Outgoing *item, PyObject *signatures, Py_ssize_t at)
+{
+    if (at >= PyList_GET_SIZE(signatures)) {
+        PyErr_SetString(PyExc_ValueError, "a signature for each item");
+        return -1;
+    }
+    Py_XSETREF(item->signature, Py_NewRef(PyList_GET_ITEM(signatures, at)));
+    return 0;
+}
+
 /* signed(items, signatures, kid, now_ms) */
 static PyObject *
 signed_(PyObject *Py_UNUSED(module), PyObject *args)
@@ -252,15 +266,17 @@ signed_(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *first = PyTuple_Pack(1, kid);
     for (Py_ssize_t at = 0; first != NULL && at < PyList_GET_SIZE(items); at++) {
         Outgoing *item = outgoing_at(items, at);
-        if (item == NULL || at >= PyList_GET_SIZE(signatures) || add_kid(item, kid, first) < 0) {
+        Py_XINCREF(item); /* what is compared and let go of below may be Python, and change the list */
+        if (item == NULL || add_kid(item, kid, first) < 0 || set_signature(item, signatures, at) < 0) {
+            Py_XDECREF(item);
             Py_CLEAR(first);
             break;
         }
-        Py_XSETREF(item->signature, Py_NewRef(PyList_GET_ITEM(signatures, at)));
         item->signed_ms = now_ms;
         if (!item->first_signed_ms) {
             item->first_signed_ms = now_ms;
         }
+        Py_DECREF(item);
     }
     if (first == NULL) {
         return NULL;

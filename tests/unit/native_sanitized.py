@@ -32,7 +32,7 @@ def main(module: Path) -> int:
 
     assert native.compiled is sys.modules[NAME]
     assert native_twins.compared() == set(native.IN_PYTHON)
-    tests = {test for tests in native_twins.COMPARISONS.values() for test in tests}
+    tests = {test for tests in native_twins.COMPARISONS.values() for test in tests} | set(native_twins.HOSTILE)
     for test in sorted(tests, key=lambda test: test.__name__):
         print(test.__name__, file=sys.stderr)  # which one it was that ended the process
         test()

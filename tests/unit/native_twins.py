@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from mesh import native
+from mesh.jetstream.outgoing import unheard
 from mesh.native import build
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is
@@ -25,7 +26,7 @@ if build.missing():
     pytest.skip(f"nothing to compare: there is not {build.missing()}", allow_module_level=True)
 
 NAME = "mesh.native._compiled"
-GIVEN = {"masking_with": (DROPPED, UNMET, as_it_is), "maskers_with": (DROPPED, REDACTED)}
+GIVEN = {"masking_with": (DROPPED, UNMET, as_it_is), "maskers_with": (DROPPED, REDACTED), "outgoing_with": (unheard,)}
 """What a module is told once, before its first call."""
 
 
@@ -103,6 +104,9 @@ Test: TypeAlias = Callable[..., None]
 COMPARISONS: dict[str, list[Test]] = {}
 """By name; each can be called without arguments, so that `native_sanitized.py` can run it once more."""
 
+HOSTILE: list[Test] = []
+"""What compares nothing, and only must not end the process."""
+
 
 def compares(*names: str) -> Callable[[Test], Test]:
     """Marks the comparison of the twins of these names."""
@@ -113,6 +117,12 @@ def compares(*names: str) -> Callable[[Test], Test]:
         return test
 
     return mark
+
+
+def hostile(test: Test) -> Test:
+    """Marks what the compiled twins only have to survive."""
+    HOSTILE.append(test)
+    return test
 
 
 def compared() -> set[str]:
@@ -136,6 +146,13 @@ def outcome(call: Callable[..., Any], *args: Any, **named: Any) -> tuple[str, An
 def same(name: str, *args: Any, **named: Any) -> Any:
     """Assert that the twins of *name* do the same with these arguments, types included; what they do."""
     python, c = (outcome(twin, *args, **named) for twin in both(name))
+    assert repr(c) == repr(python)
+    return c[1]
+
+
+def alike(use: Callable[[Callable[[str], Any]], Any]) -> Any:
+    """Assert that *use* does the same with either set of twins; what it does."""
+    python, c = (outcome(use, twins) for twins in SETS)
     assert repr(c) == repr(python)
     return c[1]
 

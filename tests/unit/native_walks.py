@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -163,5 +164,6 @@ VALUES = st.recursive(
     lambda part: st.lists(part, max_size=4) | st.dictionaries(st.sampled_from(NAMES), part, max_size=4),
     max_leaves=12,
 )
+WORDS = st.text(string.ascii_letters + string.digits + "._$-", min_size=1, max_size=40)
 OBJECTS = st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4)
 ARRAYS = st.lists(VALUES, max_size=4)

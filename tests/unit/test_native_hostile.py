@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
 from tests.conftest import ROOT
 from tests.unit import native_sanitized
-from tests.unit.native_twins import GIVEN, PYTHON, SETS, compares, compiled, outcome
+from tests.unit.native_twins import GIVEN, PYTHON, SETS, compares, compiled, hostile, outcome
 from tests.unit.native_walks import (
     KINDS,
     VALUES,
@@ -193,29 +192,6 @@ def test_depth() -> None:
             assert did[0][1] is did[1][1] is RecursionError or did[0] == did[1]
 
 
-@compares("frames")
-def test_frames_of_a_list_that_changes() -> None:
-    """An attribute that is computed may do anything; events are read while they are held."""
-
-    class Event(SimpleNamespace):
-        events: list[Any]
-
-        @property
-        def subject(self) -> str:
-            self.events.clear()
-            return "orders"
-
-    def events() -> list[Any]:
-        made: list[Any] = []
-        made += [Event(events=made, token=1, msg_id="m", signature="s", traceparent=None, body=b"") for _ in range(3)]
-        return made
-
-    for frames in (twins("frames") for twins in SETS):
-        assert outcome(frames, events()[:1], "i")[0] == "answers"
-        assert outcome(frames, events(), "i")[0] in ("answers", "raises")
-    assert outcome(compiled().frames, events(), "i") == ("raises", RuntimeError)
-
-
 # --- arguments of every kind -----------------------------------------------------------------------------------------
 
 ODD_ARGUMENTS: list[Any] = [
@@ -226,7 +202,7 @@ ODD_ARGUMENTS: list[Any] = [
 ARGUMENTS = st.lists(st.sampled_from(ODD_ARGUMENTS) | VALUES, max_size=6)
 
 
-@compares(*PYTHON)
+@hostile
 @settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(sorted(PYTHON)), ARGUMENTS, st.dictionaries(st.sampled_from(["classified", "size"]), VALUES))
 def test_any_arguments(name: str, arguments: list[Any], named: dict[str, Any]) -> None:

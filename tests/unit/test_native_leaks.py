@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mesh.jetstream.outgoing import NEVER
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
 from tests.unit.native_twins import PYTHON, SETS, compared, compiled, outcome
@@ -23,9 +24,9 @@ def _item(subject: Any = "orders", id: Any = "A" * 22, body: Any = b"body") -> t
     return subject, id, body
 
 
-def _event(**odd: Any) -> Any:
-    event = {"subject": "s", "token": 1, "msg_id": "m", "signature": "é", "traceparent": "t", "body": b"b"}
-    return SimpleNamespace(**event | odd)
+def _events(count: int, **more: Any) -> list[Any]:
+    required = {"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}
+    return [compiled().Outgoing(**required | more) for _ in range(count)]
 
 
 def _masked(kind: str, act: Any, part: Any) -> Callable[[], Any]:
@@ -49,6 +50,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
     """Calls of each twin, of those that are refused too."""
     c = compiled()
     keyed, run, node = c.Keyed(b"key", 16, b"person"), c.AckRun("_INBOX.", 7), node_of(SETS[1])
+    flying = [*_events(1, sends=1, token=2**40), *_events(1, sends=1, token=2**40 + 1)]
     digits = c.last_digits(2, 7, 15, "+")
     ack = b'MSG _INBOX.12 7 27\r\n{"stream":"orders","seq":34}\r\n'
     walked = [
@@ -73,14 +75,62 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("plain", None, {}, {}),
             _made("plain", fields | {"a": 1}, {"/s": True}, {"t": True}),
         ],
+        "Outgoing": [
+            partial(_events, 1),
+            _made("Outgoing", "s", "t", b"b", "r", "e", "trace", "base", "v", "ty", "ro", print, [], {}, 1),
+            _made("Outgoing", "s"),
+            _made("Outgoing", *["s"] * 30),
+            _made("Outgoing", "s", subject="s"),
+            _made("Outgoing", "s", other=[]),
+            _made("Outgoing", "s", "t", b"b", "r", "e", order="no number"),
+            partial(repr, *_events(1)),
+            partial(setattr, _events(1)[0], "kids", [1]),
+            partial(setattr, _events(1)[0], "order", "no number"),
+        ],
+        "entered": [
+            lambda: c.entered(_events(3, base_id="base"), {}, 2**40),
+            partial(c.entered, _events(3, base_id="base"), {}, 2**40),
+            partial(c.entered, [*_events(1), None], {}, 1),
+            partial(c.entered, _events(3), {}, 1),
+            partial(c.entered, None, {}, 1),
+        ],
+        "signed": [
+            lambda: c.signed(_events(2, kids=("other",)), ["one", "two"], "kid", 2**40),
+            partial(c.signed, _events(2), ["one", "two"], "kid", 2**40),
+            partial(c.signed, _events(2), ["one"], "kid", 2**40),
+            partial(c.signed, [*_events(1), None], ["one", "two"], "kid", 1),
+            partial(c.signed, _events(1, kids=[]), ["one"], "kid", 1),
+        ],
+        "ordered": [partial(c.ordered, _events(2), 2**40, 1.5), partial(c.ordered, [*_events(1), None], 1, 1.5)],
+        "marked_sent": [partial(c.marked_sent, _events(2), 1.5), partial(c.marked_sent, [*_events(1), None], 1.5)],
+        "found": [
+            partial(c.found, [1, 2, 3], dict(enumerate(_events(3))), 0),
+            partial(c.found, [1], dict(enumerate(_events(3))), 2**40),
+            partial(c.found, [1, 2], {1: _events(1)[0], 2: None}, 0),
+            partial(c.found, [[]], {}, 0),
+        ],
+        "settled": [
+            lambda: c.settled(deque(flying), flying, [2**40, 2**40 + 1], 0, NEVER),
+            partial(c.settled, deque(_events(2, sends=2)), flying, [1, 2], 0, 5.0),
+            partial(c.settled, deque([None]), flying, [1], 0, 5.0),
+            partial(c.settled, deque(flying), flying, [None], 0, 5.0),
+            partial(c.settled, None, flying, [1], 0, 5.0),
+        ],
+        "forgotten": [
+            lambda: c.forgotten(flying, dict(zip([2**40, 2**40 + 1], flying, strict=True))),
+            partial(c.forgotten, _events(1, token=2**40), {}),
+            partial(c.forgotten, _events(1, body=1), {}),
+            partial(c.forgotten, [None], {}),
+        ],
         "frames": [
-            _made("frames", [_event(), _event(traceparent=None)], "i"),
-            _made("frames", [_event(), _event(msg_id="\n")], "i"),
-            *(_made("frames", [_event(), _event(**{name: []})], "i") for name in vars(_event())),
-            _made("frames", [_event(token=-1)], "i"),
-            _made("frames", [_event(token=10**30)], "i"),
-            _made("frames", [object()], "i"),
-            _made("frames", [], "\ud800"),
+            partial(c.frames, _events(2, signature="é", traceparent="t"), "i"),
+            partial(c.frames, [*_events(1), *_events(1, msg_id="\n")], "i"),
+            *(
+                partial(c.frames, [*_events(1), *_events(1, **{name: []})], "i")
+                for name in ("subject", "msg_id", "body")
+            ),
+            partial(c.frames, [*_events(1), object()], "i"),
+            partial(c.frames, [], "\ud800"),
         ],
         "extended": [_made("extended", b"{}", b"x" * 20), _made("extended", "", b"")],
         "numbered": [_made("numbered", b"{}", b"x", n) for n in (1, -1, 10**30, "n")],
