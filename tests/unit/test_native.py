@@ -179,6 +179,8 @@ def test_keyed(key: bytes, size: int, person: bytes, texts: list[str]) -> None:
     python, c = (twin(key, size, person) for twin in both("Keyed"))
     for text in [*texts, "", *texts]:
         assert (c.digest(text), c.token(text)) == (python.digest(text), python.token(text))
+    for lines in (texts, texts[:1], [], ["", *texts], [*texts, ""], [text * 9 for text in texts]):
+        assert c.token(*lines) == python.token(*lines)
     assert both("Keyed")[1](key=key, size=size).token("x") == both("Keyed")[0](key, size, b"").token("x")
 
 
@@ -190,6 +192,8 @@ def test_keyed_of_every_length() -> None:
         for size in range(601):
             for text in ("x" * size, "é" * (size // 2) + "x" * (size % 2)):
                 assert c.digest(text) == python.digest(text), (len(key), size)
+                lines = text[: size % 131], text[size % 131 :]
+                assert c.token(*lines) == python.token(*lines), (len(key), size)
 
 
 @compares("Keyed")
@@ -218,6 +222,9 @@ def test_keyed_refuses_what_is_no_text(odd: Any) -> None:
         assert python[0] == c[0] == "raises"
         assert c[1] is (UnicodeEncodeError if isinstance(odd, str) else TypeError)
         assert c[1] is python[1] or not hasattr(odd, "encode")
+    for lines in ((odd, "x"), ("x" * 200, odd), ("é", odd, "x")):
+        python, c = (outcome(twin(b"k", 16).token, *lines) for twin in both("Keyed"))
+        assert c == python == ("raises", UnicodeEncodeError if isinstance(odd, str) else TypeError)
     for arguments in (("key", 16), (b"k", "16"), (b"k", 1.5), (b"k", 16, "p"), (None, 16), (b"k", 10**30), ()):
         python, c = (outcome(twin, *arguments) for twin in both("Keyed"))
         assert python == c

@@ -148,6 +148,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("Keyed", b"k" * 65, 16),
             _made("Keyed", "key"),
             *(partial(hash, text) for hash in (keyed.digest, keyed.token) for text in ("té", 1, "\ud800")),
+            *(partial(keyed.token, "line", text) for text in ("té", 1, "\ud800")),
         ],
         "AckRun": [
             _made("AckRun", "_INBOX.", 7),
