@@ -18,6 +18,18 @@ typedef struct {
     int levels;
 } Tree;
 
+#define NODE_BYTES 128 /* of 0x01 and two hashes, in whole blocks */
+
+/* What the node over *children*, two hashes that stand side by side, is the hash of; written to *to*. */
+static Sha256Message
+node(unsigned char to[NODE_BYTES], const unsigned char *children, unsigned char *digest)
+{
+    to[0] = 1;
+    memcpy(to + 1, children, 2 * SHA256_BYTES);
+    sha256_pad(to, 1 + 2 * SHA256_BYTES);
+    return (Sha256Message){to, sha256_blocks_for(1 + 2 * SHA256_BYTES), digest};
+}
+
 static void
 grow(Tree *tree, Py_ssize_t leaves)
 {
@@ -30,8 +42,15 @@ grow(Tree *tree, Py_ssize_t leaves)
             break;
         }
         Hash *below = &tree->nodes[start], *above = below + count;
-        for (Py_ssize_t i = 0; i < count / 2; i++) {
-            sha256_prefixed(1, below[2 * i], 2 * SHA256_BYTES, above[i]); /* two that stand side by side */
+        for (Py_ssize_t i = 0; i < count / 2; i += 2) {
+            unsigned char one[NODE_BYTES], other[NODE_BYTES];
+            const Sha256Message first = node(one, below[2 * i], above[i]);
+            if (i + 1 < count / 2) {
+                const Sha256Message second = node(other, below[2 * i + 2], above[i + 1]);
+                sha256_two(&first, &second);
+            } else {
+                sha256_two(&first, NULL);
+            }
         }
         if (count % 2) {
             memcpy(above[count / 2], below[count - 1], SHA256_BYTES); /* the last of an odd level moves up alone */
@@ -72,9 +91,10 @@ is_message_id(const Text *id)
     return memchr("AQgw", id->at[ID - 1], 4) != NULL;
 }
 
-/* The leaf of one event: 1, 0 where a part cannot stand in a statement, -1 with an exception. */
+/* What the leaf of one event is the hash of, in memory that the caller frees: 1, 0 where a part cannot stand in a
+ * statement, or -1 with an exception. */
 static int
-hash_leaf(PyObject *item, const unsigned char salt[SALT], Hash leaf)
+leaf(PyObject *item, const unsigned char salt[SALT], unsigned char **message, size_t *blocks)
 {
     Text subject, id;
     if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 3 || !PyBytes_Check(PyTuple_GET_ITEM(item, 2))) {
@@ -88,12 +108,16 @@ hash_leaf(PyObject *item, const unsigned char salt[SALT], Hash leaf)
         return 0;
     }
     PyObject *body = PyTuple_GET_ITEM(item, 2);
-    size_t size = sizeof(STATEMENT) - 1 + (size_t)subject.size + 1 + ID + 1 + ID + 1 + (size_t)PyBytes_GET_SIZE(body);
-    char *statement = PyMem_Malloc(size), *to = statement;
-    if (statement == NULL) {
+    const size_t size = 1 + sizeof(STATEMENT) - 1 + (size_t)subject.size + 1 + ID + 1 + ID + 1
+                        + (size_t)PyBytes_GET_SIZE(body);
+    *blocks = sha256_blocks_for(size);
+    *message = PyMem_Malloc(*blocks * 64);
+    if (*message == NULL) {
         PyErr_NoMemory();
         return -1;
     }
+    char *to = (char *)*message;
+    *to++ = '\0';
     to = PUT_LITERAL(to, STATEMENT);
     to = put_bytes(to, subject.at, subject.size);
     *to++ = '\n';
@@ -101,10 +125,33 @@ hash_leaf(PyObject *item, const unsigned char salt[SALT], Hash leaf)
     *to++ = '\n';
     to = put_b64u(to, salt, SALT);
     *to++ = '\n';
-    to = put_bytes(to, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body));
-    sha256_prefixed(0, (unsigned char *)statement, size, leaf);
-    PyMem_Free(statement);
+    put_bytes(to, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body));
+    sha256_pad(*message, size);
     return 1;
+}
+
+/* The leaves of *items*, in pairs: 1, 0 or -1 as `leaf`. */
+static int
+hash_leaves(PyObject *items, const unsigned char *salts, Hash *leaves)
+{
+    const Py_ssize_t size = PyList_GET_SIZE(items);
+    int sound = 1;
+    for (Py_ssize_t i = 0; sound > 0 && i < size; i += 2) {
+        unsigned char *one = NULL, *other = NULL;
+        size_t blocks, other_blocks;
+        sound = leaf(PyList_GET_ITEM(items, i), salts + i * SALT, &one, &blocks);
+        if (sound > 0 && i + 1 < size) {
+            sound = leaf(PyList_GET_ITEM(items, i + 1), salts + (i + 1) * SALT, &other, &other_blocks);
+        }
+        if (sound > 0) {
+            const Sha256Message first = {one, blocks, leaves[i]};
+            const Sha256Message second = {other, other == NULL ? 0 : other_blocks, other == NULL ? NULL : leaves[i + 1]};
+            sha256_two(&first, other == NULL ? NULL : &second);
+        }
+        PyMem_Free(one);
+        PyMem_Free(other);
+    }
+    return sound;
 }
 
 /* What a header says between the time and the signature: `<salt>.<index>.<size>.<proof>.` */
@@ -144,11 +191,9 @@ batch(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     Tree tree;
-    for (Py_ssize_t i = 0; i < size; i++) {
-        int sound = hash_leaf(PyList_GET_ITEM(args[0], i), salts + i * SALT, tree.nodes[i]);
-        if (sound <= 0) {
-            return sound < 0 ? NULL : Py_NewRef(Py_None);
-        }
+    const int sound = hash_leaves(args[0], salts, tree.nodes);
+    if (sound <= 0) {
+        return sound < 0 ? NULL : Py_NewRef(Py_None);
     }
     grow(&tree, size);
     PyObject *middles = PyList_New(size);

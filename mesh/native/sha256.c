@@ -68,99 +68,196 @@ portable_blocks(uint32_t state[8], const unsigned char *block, size_t count)
 #include <cpuid.h>
 #include <immintrin.h>
 
-/* Four rounds an instruction pair; `_mm_sha256msg1` and `msg2` make the words that the next ones take. */
-__attribute__((target("sha,sse4.1,ssse3"))) static void
-x86_blocks(uint32_t state[8], const unsigned char *block, size_t count)
+#define X86 __attribute__((target("sha,sse4.1,ssse3")))
+
+/* The state as the instructions want it. */
+typedef struct {
+    __m128i abef, cdgh;
+} X86State;
+
+X86 static inline X86State
+x86_load(const uint32_t state[8])
 {
-    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
-    __m128i low = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)&state[0]), 0xB1); /* CDAB */
-    __m128i high = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)&state[4]), 0x1B); /* EFGH */
-    __m128i abef = _mm_alignr_epi8(low, high, 8);
-    __m128i cdgh = _mm_blend_epi16(high, low, 0xF0);
-    for (; count; count--, block += BLOCK) {
-        const __m128i abef_before = abef, cdgh_before = cdgh;
-        __m128i words[4];
-        for (int i = 0; i < 4; i++) {
-            words[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(block + 16 * i)), big_endian);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            __m128i now = words[i & 3];
-            __m128i sum = _mm_add_epi32(now, _mm_load_si128((const __m128i *)&K[4 * i]));
-            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
-            abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0E));
-            if (i < 12) { /* the words of four rounds on: w[t-16] + s0(w[t-15]) + w[t-7] + s1(w[t-2]) */
-                __m128i after = words[(i + 1) & 3], third = words[(i + 2) & 3], last = words[(i + 3) & 3];
-                __m128i next = _mm_add_epi32(_mm_sha256msg1_epu32(now, after), _mm_alignr_epi8(last, third, 4));
-                words[i & 3] = _mm_sha256msg2_epu32(next, last);
-            }
-        }
-        abef = _mm_add_epi32(abef, abef_before);
-        cdgh = _mm_add_epi32(cdgh, cdgh_before);
-    }
-    low = _mm_shuffle_epi32(abef, 0x1B); /* FEBA */
-    high = _mm_shuffle_epi32(cdgh, 0xB1); /* DCHG */
+    const __m128i low = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)&state[0]), 0xB1); /* CDAB */
+    const __m128i high = _mm_shuffle_epi32(_mm_loadu_si128((const __m128i *)&state[4]), 0x1B); /* EFGH */
+    return (X86State){_mm_alignr_epi8(low, high, 8), _mm_blend_epi16(high, low, 0xF0)};
+}
+
+X86 static inline void
+x86_store(X86State from, uint32_t state[8])
+{
+    const __m128i low = _mm_shuffle_epi32(from.abef, 0x1B);  /* FEBA */
+    const __m128i high = _mm_shuffle_epi32(from.cdgh, 0xB1); /* DCHG */
     _mm_storeu_si128((__m128i *)&state[0], _mm_blend_epi16(low, high, 0xF0));
     _mm_storeu_si128((__m128i *)&state[4], _mm_alignr_epi8(high, low, 8));
 }
 
-static Sha256Blocks
-fast_blocks(void)
+X86 static inline void
+x86_read(const unsigned char *block, __m128i words[4])
+{
+    const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+    for (int i = 0; i < 4; i++) {
+        words[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(block + 16 * i)), big_endian);
+    }
+}
+
+/* Four rounds, the *i*th of sixteen; `_mm_sha256msg1` and `msg2` make the words that a later one takes. */
+X86 static inline void
+x86_rounds(X86State *state, __m128i words[4], int i)
+{
+    const __m128i now = words[i & 3], after = words[(i + 1) & 3], third = words[(i + 2) & 3], last = words[(i + 3) & 3];
+    const __m128i sum = _mm_add_epi32(now, _mm_load_si128((const __m128i *)&K[4 * i]));
+    state->cdgh = _mm_sha256rnds2_epu32(state->cdgh, state->abef, sum);
+    state->abef = _mm_sha256rnds2_epu32(state->abef, state->cdgh, _mm_shuffle_epi32(sum, 0x0E));
+    if (i < 12) { /* w[t-16] + s0(w[t-15]) + w[t-7] + s1(w[t-2]) */
+        const __m128i next = _mm_add_epi32(_mm_sha256msg1_epu32(now, after), _mm_alignr_epi8(last, third, 4));
+        words[i & 3] = _mm_sha256msg2_epu32(next, last);
+    }
+}
+
+X86 static inline void
+x86_add(X86State *state, X86State before)
+{
+    state->abef = _mm_add_epi32(state->abef, before.abef);
+    state->cdgh = _mm_add_epi32(state->cdgh, before.cdgh);
+}
+
+X86 static void
+x86_blocks(uint32_t state[8], const unsigned char *block, size_t count)
+{
+    X86State one = x86_load(state);
+    for (; count; count--, block += BLOCK) {
+        const X86State before = one;
+        __m128i words[4];
+        x86_read(block, words);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            x86_rounds(&one, words, i);
+        }
+        x86_add(&one, before);
+    }
+    x86_store(one, state);
+}
+
+/* Two messages in step: each round waits for the one before it, and the other message fills the wait. */
+X86 static void
+x86_two(uint32_t state[8], const unsigned char *block, uint32_t other_state[8], const unsigned char *other_block,
+        size_t count)
+{
+    X86State one = x86_load(state), other = x86_load(other_state);
+    for (; count; count--, block += BLOCK, other_block += BLOCK) {
+        const X86State one_before = one, other_before = other;
+        __m128i words[4], other_words[4];
+        x86_read(block, words);
+        x86_read(other_block, other_words);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            x86_rounds(&one, words, i);
+            x86_rounds(&other, other_words, i);
+        }
+        x86_add(&one, one_before);
+        x86_add(&other, other_before);
+    }
+    x86_store(one, state);
+    x86_store(other, other_state);
+}
+
+static int
+is_x86_fast(void)
 {
     unsigned a, b, c, d;
-    int shuffles = __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 9) && (c & 1u << 19); /* SSSE3, SSE4.1 */
-    int hashes = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29);           /* SHA */
-    return shuffles && hashes ? x86_blocks : NULL;
-}
-#else
-static Sha256Blocks
-fast_blocks(void)
-{
-    return NULL;
+    const int shuffles = __get_cpuid(1, &a, &b, &c, &d) && (c & 1u << 9) && (c & 1u << 19); /* SSSE3, SSE4.1 */
+    return shuffles && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & 1u << 29);           /* SHA */
 }
 #endif
 
-Sha256Blocks sha256_blocks = portable_blocks;
+/* --- whichever this processor has ----------------------------------------------------------------------------------- */
+
+static int fast;
 
 void
 sha256_choose(int portable)
 {
-    Sha256Blocks fast = portable ? NULL : fast_blocks();
-    sha256_blocks = fast == NULL ? portable_blocks : fast;
+#if defined(__x86_64__) && defined(__GNUC__)
+    fast = !portable && is_x86_fast();
+#else
+    (void)portable;
+#endif
 }
 
 int
 sha256_is_fast(void)
 {
-    return sha256_blocks != portable_blocks;
+    return fast;
+}
+
+static void
+take_blocks(uint32_t state[8], const unsigned char *block, size_t count)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (fast) {
+        x86_blocks(state, block, count);
+        return;
+    }
+#endif
+    portable_blocks(state, block, count);
+}
+
+static void
+take_both(uint32_t state[8], const unsigned char *block, uint32_t other_state[8], const unsigned char *other_block,
+          size_t count)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (fast) {
+        x86_two(state, block, other_state, other_block, count);
+        return;
+    }
+#endif
+    portable_blocks(state, block, count);
+    portable_blocks(other_state, other_block, count);
+}
+
+size_t
+sha256_blocks_for(size_t size)
+{
+    return (size + 1 + 8 + BLOCK - 1) / BLOCK;
 }
 
 void
-sha256_prefixed(unsigned char prefix, const unsigned char *data, size_t size, unsigned char digest[SHA256_BYTES])
+sha256_pad(unsigned char *message, size_t size)
 {
-    uint32_t state[8] = {
-        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
-    };
-    const uint64_t bits = ((uint64_t)size + 1) * 8;
-    unsigned char block[2 * BLOCK];
-    size_t held = 1; /* bytes in `block` */
-    block[0] = prefix;
-    if (size >= BLOCK - 1) {
-        memcpy(block + 1, data, BLOCK - 1);
-        sha256_blocks(state, block, 1);
-        data += BLOCK - 1, size -= BLOCK - 1, held = 0;
-        sha256_blocks(state, data, size / BLOCK);
-        data += size / BLOCK * BLOCK, size %= BLOCK;
-    }
-    memcpy(block + held, data, size);
-    held += size;
-    block[held++] = 0x80;
-    const size_t end = held <= BLOCK - 8 ? BLOCK : 2 * BLOCK;
-    memset(block + held, 0, end - held - 8);
-    write_word(block + end - 8, (uint32_t)(bits >> 32));
-    write_word(block + end - 4, (uint32_t)bits);
-    sha256_blocks(state, block, end / BLOCK);
+    const size_t end = sha256_blocks_for(size) * BLOCK;
+    const uint64_t bits = (uint64_t)size * 8;
+    message[size] = 0x80;
+    memset(message + size + 1, 0, end - size - 1 - 8);
+    write_word(message + end - 8, (uint32_t)(bits >> 32));
+    write_word(message + end - 4, (uint32_t)bits);
+}
+
+static const uint32_t INITIAL[8] = {
+    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+};
+
+static void
+finish(const Sha256Message *message, uint32_t state[8], size_t taken)
+{
+    take_blocks(state, message->blocks + taken * BLOCK, message->count - taken);
     for (int i = 0; i < 8; i++) {
-        write_word(digest + 4 * i, state[i]);
+        write_word(message->digest + 4 * i, state[i]);
     }
+}
+
+void
+sha256_two(const Sha256Message *one, const Sha256Message *other)
+{
+    uint32_t state[8], other_state[8];
+    size_t both = 0;
+    memcpy(state, INITIAL, sizeof(state));
+    if (other != NULL) {
+        memcpy(other_state, INITIAL, sizeof(other_state));
+        both = one->count < other->count ? one->count : other->count;
+        take_both(state, one->blocks, other_state, other->blocks, both);
+        finish(other, other_state, both);
+    }
+    finish(one, state, both);
 }

@@ -12,18 +12,26 @@
 
 #define SHA256_BYTES 32
 
-/* One of the two ways to take whole blocks of 64 bytes into a state. */
-typedef void (*Sha256Blocks)(uint32_t state[8], const unsigned char *blocks, size_t count);
+/* A message with its padding, in whole blocks, and where its hash goes. */
+typedef struct {
+    const unsigned char *blocks;
+    size_t count;
+    unsigned char *digest;
+} Sha256Message;
 
-extern Sha256Blocks sha256_blocks;
+/* How many blocks of 64 bytes a message of *size* bytes takes with its padding. */
+size_t sha256_blocks_for(size_t size);
 
-/* Chooses `sha256_blocks` for this processor; *portable* for the one that every processor has. */
+/* Writes the padding behind the *size* bytes of *message*, which has room for `sha256_blocks_for(size)` blocks. */
+void sha256_pad(unsigned char *message, size_t size);
+
+/* Hashes *one*, and *other* where that is not NULL: a processor that waits for one goes on with the other. */
+void sha256_two(const Sha256Message *one, const Sha256Message *other);
+
+/* Chooses how it is done: by this processor's instructions where it has them, or, *portable*, as every processor can. */
 void sha256_choose(int portable);
 
 /* Whether the processor's own instructions are used. */
 int sha256_is_fast(void);
-
-/* SHA-256(one byte *prefix* || *data*). */
-void sha256_prefixed(unsigned char prefix, const unsigned char *data, size_t size, unsigned char digest[SHA256_BYTES]);
 
 #endif
