@@ -21,7 +21,7 @@ from mesh.client import Mesh
 from mesh.judging import VERIFIED
 
 CHUNK = 500  # events in one call of an application
-CALLS = 4  # calls at once
+CALLS = 8  # at once: as many events on their way as the peer has in its window
 PENDING = 4000  # nats-py's own default window
 FETCH = 100
 Measured = Callable[[], Awaitable[float]]
