@@ -24,7 +24,16 @@ IN_PYTHON: Final[dict[str, Any]] = {}
 
 
 def twin(python: Twin) -> Twin:
-    """*python*, a function or a class, or its compiled twin."""
+    """*python*, a function or a class, or its compiled twin.
+
+    Raises:
+        ImportError: The compiled module has none: it was built before there was such a twin.
+    """
     name: str = python.__name__  # type: ignore[attr-defined]  # functions and classes have one
     IN_PYTHON[name] = python
-    return python if compiled is None else getattr(compiled, name)
+    if compiled is None:
+        return python
+    found: Twin | None = getattr(compiled, name, None)
+    if found is None:
+        raise ImportError(f"{compiled.__file__} was made of other sources: it has no {name}; run `make install`")
+    return found
