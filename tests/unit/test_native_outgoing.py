@@ -25,7 +25,10 @@ EVENTS = st.fixed_dictionaries(
     dict.fromkeys(REQUIRED, WORDS) | {"body": st.binary(max_size=200)},
     optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature"), LINES)
     | dict.fromkeys(("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place"), NUMBERS)
-    | {"traceparent": st.none() | LINES, "kids": st.lists(st.sampled_from("abc"), max_size=2, unique=True).map(tuple)}
+    | {
+        "traceparent": st.sampled_from([None, "", "00-a-b-01"]) | LINES,
+        "kids": st.lists(st.sampled_from("abc"), max_size=2, unique=True).map(tuple),
+    }
     | {"sent_at": st.floats(0, 1e9), "give_up_at": st.floats(0, 1e9), "done": st.booleans(), "origin": VALUES},
 )
 BATCHES = st.lists(EVENTS, max_size=6)
