@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 NAME = "mesh.native._compiled"
-EXAMPLES = 15  # of each comparison: under the sanitizers one takes several times as long
+EXAMPLES = 12  # of each comparison: under the sanitizers one takes several times as long
 
 
 def main(module: Path) -> int:
@@ -20,6 +20,9 @@ def main(module: Path) -> int:
 
     from hypothesis import HealthCheck, settings
 
+    from tests import conftest
+
+    assert conftest.ROOT  # imported before: it loads a profile of its own, with more examples
     few = settings(
         max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=[*HealthCheck]
     )
