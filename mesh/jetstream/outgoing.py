@@ -96,6 +96,8 @@ def entered(items: list[Outgoing], by_token: dict[int, Outgoing], last: int) -> 
 @native.twin
 def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) -> None:
     """Note what one batch was sealed with, and when. Raises ValueError where there is not a signature for each."""
+    if len(items) != len(signatures):
+        raise ValueError("a signature for each item")
     first = (kid,)  # one for all: most have no other
     for item, signature in zip(items, signatures, strict=True):
         if not item.kids:

@@ -139,6 +139,9 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     PyObject *name, *value;
     Py_ssize_t at = 0;
     while (PyDict_Next(args[0], &at, &name, &value)) {
+        if (!PyUnicode_CheckExact(name)) { /* comparing another runs Python */
+            Py_RETURN_FALSE;
+        }
         PyObject *known = PyDict_GetItemWithError(kinds, name);
         if (known == NULL) {
             if (PyErr_Occurred()) {

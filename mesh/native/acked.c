@@ -100,22 +100,24 @@ settled(PyObject *Py_UNUSED(module), PyObject *args)
     }
     Py_ssize_t at = 0;
     for (; at < PyList_GET_SIZE(items) && at < PyList_GET_SIZE(sequences); at++) {
-        Outgoing *item = outgoing_at(items, at);
         const long long sequence = PyLong_AsLongLong(PyList_GET_ITEM(sequences, at));
-        if (item == NULL || (sequence == -1 && PyErr_Occurred())) {
+        Outgoing *item = sequence == -1 && PyErr_Occurred() ? NULL : outgoing_at(items, at);
+        if (item == NULL) {
             return NULL;
         }
-        const int next = is_next(queue, item, sequence, place, before);
+        Py_INCREF(item); /* a queue may be Python */
+        int next = is_next(queue, item, sequence, place, before);
+        if (next > 0) {
+            place = sequence;
+            item->done = 1;
+            next = pop_done(queue) < 0 ? -1 : 1;
+        }
+        Py_DECREF(item);
         if (next < 0) {
             return NULL;
         }
         if (!next) {
             break;
-        }
-        place = sequence;
-        item->done = 1;
-        if (pop_done(queue) < 0) {
-            return NULL;
         }
     }
     return Py_BuildValue("(nL)", at, place);

@@ -39,7 +39,7 @@ put_bytes(char *to, const void *from, Py_ssize_t size)
 
 /* Decimal digits of *number*, which is not negative. */
 static inline char *
-put_number(char *to, Py_ssize_t number)
+put_number(char *to, long long number)
 {
     char digits[24];
     int count = 0;
@@ -51,6 +51,16 @@ put_number(char *to, Py_ssize_t number)
         *to++ = digits[--count];
     }
     return to;
+}
+
+/* Overwrites what nobody may find later; a compiler may leave out a `memset` that nothing reads. */
+static inline void
+wipe(void *what, size_t size)
+{
+    volatile unsigned char *at = what;
+    while (size--) {
+        *at++ = 0;
+    }
 }
 
 /* Unpadded base64url (RFC 4648, section 5): as `statements.b64u`. */

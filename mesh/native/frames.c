@@ -98,7 +98,12 @@ frames(PyObject *Py_UNUSED(module), PyObject *args)
             made = sound < 0 ? NULL : Py_NewRef(Py_None);
             goto end;
         }
-        bytes += AROUND + 3 * DIGITS + read[i].subject.size + inbox.size + read[i].headers_size + read[i].body_size;
+        const Py_ssize_t more = AROUND + 3 * DIGITS + read[i].subject.size + inbox.size + read[i].headers_size;
+        if (read[i].body_size > PY_SSIZE_T_MAX - bytes - more) {
+            PyErr_NoMemory();
+            goto end;
+        }
+        bytes += more + read[i].body_size;
     }
     char *buffer = PyMem_Malloc((size_t)bytes), *to = buffer;
     if (buffer == NULL) {

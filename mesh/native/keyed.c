@@ -177,8 +177,8 @@ static void
 keyed_dealloc(Keyed *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    explicit_bzero(self->key, sizeof(self->key));
-    explicit_bzero(self->keyed, sizeof(self->keyed));
+    wipe(self->key, sizeof(self->key));
+    wipe(self->keyed, sizeof(self->keyed));
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }

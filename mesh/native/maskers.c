@@ -237,6 +237,11 @@ static PyMethodDef methods[] = {
 int
 maskers_add(PyObject *module)
 {
+    dropped = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type); /* until `maskers_with` says what they are */
+    redacted = PyUnicode_FromString("");
+    if (dropped == NULL || redacted == NULL) {
+        return -1;
+    }
     masker_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &masker_spec, NULL);
     return masker_type == NULL ? -1 : PyModule_AddFunctions(module, methods);
 }

@@ -114,7 +114,11 @@ static PyType_Spec node_spec = {
 static PyObject *
 enter(Node *node, PyObject *value, Kind kind)
 {
-    PyObject *walker = Py_NewRef(kind == OBJECT ? node->on_dict : node->on_list); /* the call may replace it */
+    PyObject *walker = Py_XNewRef(kind == OBJECT ? node->on_dict : node->on_list); /* the call may replace it */
+    if (walker == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a node without on_dict or on_list");
+        return NULL;
+    }
     PyObject *masked = PyObject_CallOneArg(walker, value);
     Py_DECREF(walker);
     return masked;
@@ -123,6 +127,10 @@ enter(Node *node, PyObject *value, Kind kind)
 static PyObject *
 act_on(PyObject *act, PyObject *value)
 {
+    if (act == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "a node without act");
+        return NULL;
+    }
     if (act == Py_None) {
         return Py_NewRef(value);
     }
@@ -503,8 +511,12 @@ dropping_dict(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
         return NULL;
     }
     Walker *self = new_walker(dropping_dict_call, names, other, NULL);
-    int places = self == NULL ? -1 : PyObject_IsTrue(self->other->places);
+    PyObject *leads = self == NULL ? NULL : self->other->places;
+    const int places = leads == NULL ? -1 : PyObject_IsTrue(leads);
     if (places < 0) {
+        if (self != NULL && leads == NULL) {
+            PyErr_SetString(PyExc_AttributeError, "a node without places");
+        }
         Py_XDECREF(self);
         return NULL;
     }
@@ -618,6 +630,12 @@ static PyMethodDef methods[] = {
 int
 masking_add(PyObject *module)
 {
+    dropped = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type); /* until `masking_with` says what they are */
+    unmet = PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    as_it_is = Py_NewRef(Py_None);
+    if (dropped == NULL || unmet == NULL) {
+        return -1;
+    }
     node_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &node_spec, NULL);
     walker_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &walker_spec, NULL);
     if (node_type == NULL || walker_type == NULL || PyModule_AddType(module, node_type) < 0) {

@@ -5,7 +5,15 @@
 static int
 module_exec(PyObject *module)
 {
-    static int (*const parts[])(PyObject *) = {accepting_add, acked_add, acks_add, bytes_add, frames_add, keyed_add, maskers_add, masking_add, outgoing_add, sealing_add};
+    static int begun;
+    if (begun++) { /* types and names are kept for the process, not for an interpreter of it */
+        PyErr_SetString(PyExc_ImportError, "mesh.native._compiled is loaded once in a process: set MESH_NATIVE=off here");
+        return -1;
+    }
+    static int (*const parts[])(PyObject *) = {
+        accepting_add, acked_add,   acks_add,     bytes_add,    frames_add,
+        keyed_add,     maskers_add, masking_add,  outgoing_add, sealing_add,
+    };
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
         if (parts[i](module) < 0) {
             return -1;
@@ -16,6 +24,9 @@ module_exec(PyObject *module)
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, (void *)module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
     {0, NULL},
 };
 

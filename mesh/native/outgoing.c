@@ -219,7 +219,7 @@ entered(PyObject *Py_UNUSED(module), PyObject *args)
 static int
 add_kid(Outgoing *item, PyObject *kid, PyObject *first)
 {
-    if (item->kids == NULL || !PyTuple_Check(item->kids)) {
+    if (item->kids == NULL || !PyTuple_CheckExact(item->kids)) {
         PyErr_SetString(PyExc_TypeError, "kids is a tuple");
         return -1;
     }
@@ -227,15 +227,14 @@ add_kid(Outgoing *item, PyObject *kid, PyObject *first)
         Py_SETREF(item->kids, Py_NewRef(first));
         return 0;
     }
-    const int known = PySequence_Contains(item->kids, kid);
-    if (known) {
-        return known < 0 ? -1 : 0;
-    }
-    PyObject *more = PySequence_Concat(item->kids, first);
+    PyObject *kids = Py_NewRef(item->kids); /* comparing may run Python */
+    const int known = PySequence_Contains(kids, kid);
+    PyObject *more = known ? NULL : PySequence_Concat(kids, first);
+    Py_DECREF(kids);
     if (more == NULL) {
-        return -1;
+        return known > 0 ? 0 : -1;
     }
-    Py_SETREF(item->kids, more);
+    Py_XSETREF(item->kids, more);
     return 0;
 }
 

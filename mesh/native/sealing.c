@@ -101,6 +101,9 @@ leaf(PyObject *item, const unsigned char salt[SALT], unsigned char **message, si
         PyErr_SetString(PyExc_TypeError, "an item is (subject: str, msg_id: str, body: bytes)");
         return -1;
     }
+    if (PyUnicode_Check(PyTuple_GET_ITEM(item, 1)) && !PyUnicode_IS_ASCII(PyTuple_GET_ITEM(item, 1))) {
+        return 0;
+    }
     if (text_of(PyTuple_GET_ITEM(item, 0), &subject) < 0 || text_of(PyTuple_GET_ITEM(item, 1), &id) < 0) {
         return -1;
     }

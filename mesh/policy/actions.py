@@ -92,7 +92,7 @@ def last_digits(keep: int, least: int, most: int, sign: str) -> Masker:
         if type(value) is str and value.isascii():
             digits = value.translate(_NO_SEPARATORS).removeprefix(sign)
             if least <= len(digits) <= most and digits.isdigit():
-                return _PARTIAL_MARK + digits[-keep:]
+                return _PARTIAL_MARK + digits[len(digits) - keep :]
         return redact(value)
 
     return mask
