@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from uuid import uuid4
 
 from benchmarks import loads, peers
@@ -17,10 +18,13 @@ NAME = "publish"
 KEYS = {
     "publish_ratio": Key("x", must=1.15, aim=1.6, what="publish: decide, mask, sign, ack / publish_async, bare"),
     "faststream_publish_ratio": Key("x", what="publish: the same / FastStream on JetStream, bare"),
+    "publish_ids_ratio": Key("x", what="publish: the same / publish_async with a message id, safe to send again"),
     "publish_per_s": Key("1/s", what="publish, embedded agent"),
     "publish_async_per_s": Key("1/s", what="nats-py publish_async, same bytes, same account"),
     "publish_cpu_us": Key("us", better="less", what="publish: our processor time for an event, from its bytes on"),
     "publish_async_cpu_us": Key("us", better="less", what="nats-py publish_async: its processor time for an event"),
+    "publish_server_cpu_us": Key("us", better="less", what="publish: the server's processor time for an event of ours"),
+    "publish_async_server_cpu_us": Key("us", better="less", what="nats-py publish_async: the server's for one of its"),
     "core_publish_per_s": Key("1/s", what="nats-py core publish: nothing stored, the ceiling"),
 }
 EVENTS = 20_000
@@ -38,25 +42,30 @@ async def run(quick: bool) -> Mapping[str, Figure]:
 
     async with mesh() as bench:
         masked = await masked_body(bench)
-        timed = loads.costing(cpu_us, "ours", lambda: loads.publish([bench.agent], bodies), count)
+        server = bench.server
+        timed = loads.costing(cpu_us, "ours", lambda: loads.publish([bench.agent], bodies), count, server=server)
         contestants: dict[str, loads.Measured] = {
             "ours": ours,
             "peer": lambda: _peer(bench, count, masked, cpu_us),
+            "ids": lambda: _peer(bench, count, masked, ids=[uuid4().hex for _ in range(count)]),
             "core": lambda: peers.core_publish(bench, count, masked),
         }
         if peers.faststream_installed():
             contestants["faststream"] = lambda: peers.faststream_publish(bench, count // 4, masked)
         figures = await interleave(contestants, rounds=rounds)
-        stored = rounds * (2 * count + count // 4 * ("faststream" in figures)) + 1
+        stored = rounds * (3 * count + count // 4 * ("faststream" in figures)) + 1
         async with bench.control() as control:
             await require_stored(control, STREAM, stored)
     return {
         "publish_ratio": ratio(figures["ours"], figures["peer"]),
+        "publish_ids_ratio": ratio(figures["ours"], figures["ids"]),
         "faststream_publish_ratio": peers.against(figures["ours"], figures.get("faststream")),
         "publish_per_s": Spread.of(figures["ours"]),
         "publish_async_per_s": Spread.of(figures["peer"]),
         "publish_cpu_us": Spread.of(cpu_us["ours"]),
         "publish_async_cpu_us": Spread.of(cpu_us["peer"]),
+        "publish_server_cpu_us": Spread.of(cpu_us["ours_server"]),
+        "publish_async_server_cpu_us": Spread.of(cpu_us["peer_server"]),
         "core_publish_per_s": Spread.of(figures["core"]),
     }
 
@@ -67,12 +76,15 @@ def _events(count: int) -> list[bytes]:
     return [event(number, run_id) for number in range(count)]
 
 
-async def _peer(bench: Bench, count: int, body: bytes, cpu_us: dict[str, list[float]]) -> float:
+async def _peer(
+    bench: Bench, count: int, body: bytes, cpu_us: dict[str, list[float]] | None = None, *, ids: Sequence[str] = ()
+) -> float:
     """The same number of bytes, published as fast as nats-py can be asked to; connecting costs neither of us."""
     async with loads.adapter(bench) as client:
         subjects = [f"ev.local.{VIEW}.s00.{TYPE}"]
-        timed = loads.costing(cpu_us, "peer", lambda: loads.publish_async([client], subjects, body, count), count)
-        return await timed()
+        costs = {} if cpu_us is None else cpu_us
+        publish = partial(loads.publish_async, [client], subjects, body, count, ids=ids)
+        return await loads.costing(costs, "peer", publish, count, server=bench.server)()
 
 
 async def masked_body(bench: Bench, body: bytes | None = None) -> bytes:

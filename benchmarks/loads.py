@@ -7,9 +7,11 @@ of ours, so that the server does for both what it does for one.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import nats.errors
 from nats.aio.client import Client
@@ -50,16 +52,21 @@ async def publish(agents: Sequence[Agent], bodies: Sequence[bytes], *, copies: i
     return len(bodies) / (time.perf_counter() - began)
 
 
-async def publish_async(clients: Sequence[Client], subjects: Sequence[str], body: bytes, count: int) -> float:
-    """Events a second by nats-py: each as a bare message to every one of *subjects*, by *clients* in turn."""
+async def publish_async(
+    clients: Sequence[Client], subjects: Sequence[str], body: bytes, count: int, *, ids: Sequence[str] = ()
+) -> float:
+    """Events a second by nats-py: each as a bare message to every one of *subjects*, by *clients* in turn.
+
+    With *ids*, each has its message id, as whoever has to be able to send it again needs it.
+    """
     contexts = [client.jetstream(publish_async_max_pending=PENDING) for client in clients]
     began = time.perf_counter()
     for number in range(count):
         js = contexts[number % len(contexts)]
         for subject in subjects:
-            await js.publish_async(
-                subject, body
-            )  # `wait_stall` would cost it a task for each event, and half its speed
+            headers = {"Nats-Msg-Id": ids[number]} if ids else None
+            # `wait_stall` would cost it a task for each event, and half its speed
+            await js.publish_async(subject, body, headers=headers)
     for js in contexts:
         await js.publish_async_completed()
     return count / (time.perf_counter() - began)
@@ -108,19 +115,31 @@ async def fetch(client: Client, durable: str, count: int) -> float:
     return count / took
 
 
-def costing(costs: dict[str, list[float]], name: str, measure: Measured, events: int) -> Measured:
+def costing(
+    costs: dict[str, list[float]], name: str, measure: Measured, events: int, *, server: int | None = None
+) -> Measured:
     """*measure*, which also notes under *name* what an event took of this process's processor, in microseconds.
 
-    That holds on a machine that others use too, where a rate is what they left of it. The server is not in it.
+    That holds on a machine that others use too, where a rate is what they left of it. What it took of the process
+    *server* is noted under `<name>_server`.
     """
 
     async def run() -> float:
+        there = 0.0 if server is None else _processor_s(server)
         before = time.process_time()
         rate = await measure()
         costs.setdefault(name, []).append((time.process_time() - before) / events * 1e6)
+        if server is not None:
+            costs.setdefault(f"{name}_server", []).append((_processor_s(server) - there) / events * 1e6)
         return rate
 
     return run
+
+
+def _processor_s(pid: int) -> float:
+    """What process *pid* has taken of the processors. proc(5): user and system time, in ticks, behind the name."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ class Bench:
     context: Context
     agent: Agent
     policies: Mapping[str, str]
+    server: int  # its process id
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[OperatorConnection]:
@@ -91,9 +92,9 @@ async def mesh(
     texts = {**(files or {"bench.yaml": POLICIES}), "subscriptions.yaml": own}
     texts = {name: text for name, text in texts.items() if text}
     async with AsyncExitStack() as stack:
-        context, _ = await stack.enter_async_context(processes(texts, agents=False))
+        context, up = await stack.enter_async_context(processes(texts, agents=False))
         agent = Agent.from_file(context.data / "agents" / "shop" / "agent.toml")
-        bench = Bench(context, await stack.enter_async_context(agent), texts)
+        bench = Bench(context, await stack.enter_async_context(agent), texts, up.server.pid)
         gc.collect()
         gc.freeze()  # what the control plane allocated: in no application's process does the collector walk through it
         stack.callback(gc.unfreeze)
