@@ -67,25 +67,33 @@ pop_done(PyObject *queue)
     }
 }
 
-/* Whether *item* comes as it should: 1 or 0, or -1 with an exception. */
+/* Whether *item* comes as it should, which the stream has at *sequence*: 1, and *place* is set to it, or 0, or -1 with an
+ * exception. */
 static int
-is_next(PyObject *queue, const Outgoing *item, long long sequence, long long place, double before)
+is_next(PyObject *queue, const Outgoing *item, PyObject *sequence, long long *place, double before)
 {
     Outgoing *head = queued(queue, 0);
     Py_XDECREF(head); /* compared, never used */
     if (head != item) {
         return PyErr_Occurred() ? -1 : 0;
     }
-    if (sequence < place || item->sends != 1 || (double)item->order >= before) {
+    const long long found_at = PyLong_AsLongLong(sequence);
+    if (found_at == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (found_at < *place || item->sends != 1 || (double)item->order >= before) {
         return 0;
     }
-    if (before == Py_HUGE_VAL) {
-        return 1;
+    if (before != Py_HUGE_VAL) {
+        Outgoing *second = queued(queue, 1);
+        const int refused = second != NULL && second->done; /* it may be the last one before those that are held */
+        Py_XDECREF(second);
+        if (refused || PyErr_Occurred()) {
+            return refused ? 0 : -1;
+        }
     }
-    Outgoing *second = queued(queue, 1);
-    const int refused = second != NULL && second->done; /* it may be the last one before those that are held */
-    Py_XDECREF(second);
-    return PyErr_Occurred() ? -1 : !refused;
+    *place = found_at;
+    return 1;
 }
 
 /* settled(queue, items: list, sequences: list, place: int, before: float) -> (count, place) */
@@ -100,18 +108,18 @@ settled(PyObject *Py_UNUSED(module), PyObject *args)
     }
     Py_ssize_t at = 0;
     for (; at < PyList_GET_SIZE(items) && at < PyList_GET_SIZE(sequences); at++) {
-        const long long sequence = PyLong_AsLongLong(PyList_GET_ITEM(sequences, at));
-        Outgoing *item = sequence == -1 && PyErr_Occurred() ? NULL : outgoing_at(items, at);
+        Outgoing *item = outgoing_at(items, at);
         if (item == NULL) {
             return NULL;
         }
-        Py_INCREF(item); /* a queue may be Python */
-        int next = is_next(queue, item, sequence, place, before);
+        PyObject *sequence = Py_NewRef(PyList_GET_ITEM(sequences, at)); /* a queue may be Python, and change lists */
+        Py_INCREF(item);
+        int next = is_next(queue, item, sequence, &place, before);
         if (next > 0) {
-            place = sequence;
             item->done = 1;
             next = pop_done(queue) < 0 ? -1 : 1;
         }
+        Py_DECREF(sequence);
         Py_DECREF(item);
         if (next < 0) {
             return NULL;

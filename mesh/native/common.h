@@ -93,15 +93,20 @@ b64u_size(Py_ssize_t size)
 }
 
 /* Each part adds its functions and types to the module: 0, or -1 with an exception. */
-int sealing_add(PyObject *module);
-int frames_add(PyObject *module);
 int accepting_add(PyObject *module);
 int acked_add(PyObject *module);
 int acks_add(PyObject *module);
+int arrays_add(PyObject *module);
 int bytes_add(PyObject *module);
+int frames_add(PyObject *module);
 int keyed_add(PyObject *module);
 int maskers_add(PyObject *module);
 int masking_add(PyObject *module);
+int nodes_add(PyObject *module);
+int objects_add(PyObject *module);
 int outgoing_add(PyObject *module);
+int sealing_add(PyObject *module);
+int sending_add(PyObject *module);
+int walkers_add(PyObject *module);
 
 #endif

@@ -15,6 +15,7 @@ typedef struct {
 } Outgoing;
 
 extern PyTypeObject *outgoing_type;
+extern PyObject *empty_text; /* what there is not yet */
 
 /* Item *at* of *items*, a list of them, which may have changed; NULL with an exception where there is none. Borrowed. */
 static inline Outgoing *

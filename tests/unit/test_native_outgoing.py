@@ -280,6 +280,50 @@ def test_loops_take_events_alone() -> None:
     assert (item.token, item.order, item.sends) == (2, 2, 3)  # three lists begin with it
 
 
+@hostile
+def test_loops_refuse_to_count_past_64_bits() -> None:
+    """The last number is given; there is none behind it, and it does not begin anew."""
+    last = 2**63 - 1
+    items = made(SETS[1], [dict.fromkeys(REQUIRED, "s") | {"base_id": "i"}] * 2)
+    for item in items:
+        item.sends = last
+    by_token: dict[int, Any] = {}
+    calls: list[Callable[[], Any]] = [
+        lambda: compiled().entered(items, by_token, last - 1),
+        lambda: compiled().ordered(items, last - 1, 1.0),
+        lambda: compiled().marked_sent(items[1:], 1.0),
+    ]
+    for call in calls:
+        assert outcome(call) == ("raises", OverflowError)
+    assert by_token == {last: items[0]}
+    assert [(item.token, item.order, item.sends) for item in items] == [(last, last, 0), (0, 0, last)]
+    assert outcome(compiled().entered, [], {}, last) == ("answers", 0)
+
+
+class Empties:
+    """A number that empties lists while it is looked at."""
+
+    def __init__(self, *lists: list[Any]) -> None:
+        self.lists = lists
+
+    def __index__(self) -> int:
+        for some in self.lists:
+            some.clear()
+        return 7
+
+
+@hostile
+def test_settled_holds_what_it_looks_at() -> None:
+    """Both lists are empty before the first event is done; one that is not next has no number looked at."""
+    items = made(SETS[1], [dict.fromkeys(REQUIRED, "s") | {"sends": 1}] * 2)
+    queue, sequences = deque(items), list[Any]()
+    sequences += [Empties(items, sequences), 8]
+    assert outcome(compiled().settled, queue, items, sequences, 0, NEVER) == ("answers", (1, 7))
+    assert outcome(compiled().settled, deque(), list(queue), ["odd"], 3, NEVER) == ("answers", (0, 3))
+    assert outcome(compiled().settled, queue, list(queue), ["odd"], 3, NEVER) == ("raises", TypeError)
+    assert len(queue) == 1
+
+
 class Spoils:
     """Empties a list when it is compared, or let go of."""
 

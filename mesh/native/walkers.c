@@ -1,0 +1,106 @@
+/* The type of what `masking_dict`, `dropping_dict` and `item_list` of `mesh.policy.walkers` return: in Python functions
+ * with what they closed over, here objects that are called.
+ */
+
+#include "walkers.h"
+#include <structmember.h>
+
+static PyTypeObject *walker_type;
+
+static int
+walker_traverse(Walker *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->names);
+    Py_VISIT(self->other);
+    Py_VISIT(self->otherwise);
+    return 0;
+}
+
+static int
+walker_clear(Walker *self)
+{
+    Py_CLEAR(self->names);
+    Py_CLEAR(self->other);
+    Py_CLEAR(self->otherwise);
+    return 0;
+}
+
+static void
+walker_dealloc(Walker *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    walker_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef walker_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Walker, call), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot walker_slots[] = {
+    {Py_tp_call, (void *)PyVectorcall_Call},
+    {Py_tp_dealloc, (void *)walker_dealloc},
+    {Py_tp_traverse, (void *)walker_traverse},
+    {Py_tp_clear, (void *)walker_clear},
+    {Py_tp_members, walker_members},
+    {0, NULL},
+};
+
+static PyType_Spec walker_spec = {
+    .name = "mesh.native._compiled.Walker",
+    .basicsize = sizeof(Walker),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = walker_slots,
+};
+
+Walker *
+walker_new(vectorcallfunc call, PyObject *names, PyObject *other, PyObject *otherwise)
+{
+    PyObject *name, *node;
+    Py_ssize_t at = 0;
+    if (!Py_IS_TYPE(other, node_type) || (names != NULL && !PyDict_CheckExact(names))) {
+        PyErr_SetString(PyExc_TypeError, "names is a dict of nodes, and so is where others lead");
+        return NULL;
+    }
+    while (names != NULL && PyDict_Next(names, &at, &name, &node)) {
+        if (!Py_IS_TYPE(node, node_type)) {
+            PyErr_SetString(PyExc_TypeError, "names is a dict of nodes");
+            return NULL;
+        }
+    }
+    PyObject *own = names == NULL ? NULL : PyDict_Copy(names);
+    if (names != NULL && own == NULL) {
+        return NULL;
+    }
+    Walker *self = (Walker *)walker_type->tp_alloc(walker_type, 0);
+    if (self == NULL) {
+        Py_XDECREF(own);
+        return NULL;
+    }
+    self->call = call;
+    self->names = own;
+    self->other = (Node *)Py_NewRef(other);
+    self->otherwise = Py_XNewRef(otherwise);
+    return self;
+}
+
+PyObject *
+walker_argument(PyObject *const *args, size_t flags, PyObject *keywords, PyTypeObject *type)
+{
+    if (PyVectorcall_NARGS(flags) != 1 || keywords != NULL || !Py_IS_TYPE(args[0], type)) {
+        PyErr_Format(PyExc_TypeError, "a walker takes one %s", type->tp_name);
+        return NULL;
+    }
+    return args[0];
+}
+
+int
+walkers_add(PyObject *module)
+{
+    walker_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &walker_spec, NULL);
+    return walker_type == NULL ? -1 : 0;
+}
