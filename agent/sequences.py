@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from agent.counting import Counting
 from mesh import audit, logs, sequences
+from mesh.base64url import b64u
 from mesh.errors import MeshError
 from mesh.marks import Mark
 from mesh.sequences import CHANCE_BYTES
-from mesh.signing import b64u
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

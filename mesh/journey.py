@@ -7,7 +7,7 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -17,7 +17,7 @@ from mesh.jetstream.outgoing import Outgoing
 from mesh.jsontext import extended
 from mesh.keyed import Keyed
 from mesh.policy.routes import routed
-from mesh.statements import FIRST, MessageIds
+from mesh.statements import FIRST_GENERATION, MessageIds
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PARTITION = b"mesh-partition"  # BLAKE2b personalisation: the same key never answers two questions alike
 _SLOT = b"mesh-slot"
 _DIGEST_BYTES = 16
-MAX_ADDRESSES = 1024  # types whose views are remembered, about 2 KB a view
+MAX_ADDRESSES = 1024  # of a type in a view that are remembered, about 2 KB each
 
 
 class _Address(NamedTuple):
@@ -41,6 +41,10 @@ class _Address(NamedTuple):
     subjects: tuple[str, ...]
     stream: str
     marks: bytes
+
+
+_Way: TypeAlias = "tuple[tuple[ViewPlan, ...], list[tuple[ViewPlan, _Address]]]"
+"""Views of a type, and where the copies in each of them go."""
 
 
 class Outbound(msgspec.Struct, gc=False):
@@ -76,7 +80,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_addresses", "_marks", "_partition", "_site", "_slot_hash", "_token", "keys", "plans")
+    __slots__ = ("_addresses", "_marks", "_partition", "_site", "_slot_hash", "_token", "_ways", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -88,7 +92,8 @@ class Departures:
         self._partition = Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION).token
         self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
         self._marks = {"tenant": tenant, "policyrevision": revision}
-        self._addresses: dict[str, tuple[tuple[ViewPlan, ...], list[_Address]]] = {}  # by type, for the views of late
+        self._addresses: dict[tuple[str, str], _Address] = {}  # by type and view
+        self._ways: dict[str, _Way] = {}  # by type, for the views of late; all their addresses are remembered
 
     def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
         """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
@@ -124,32 +129,47 @@ class Departures:
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition, trace = fields.get("partitionkey"), fields.get("traceparent")
         place = slot_of(self._slot_hash(event_id if partition is None else partition))
-        addresses = self._addresses.get(type_)
-        if addresses is None or addresses[0] != views:
-            addresses = self._address(type_, views)
+        way = self._ways.get(type_)
+        if way is None or way[0] != views:
+            way = self._way(type_, views)
         copies = []
-        for view, (name, subjects, stream, marks) in zip(*addresses, strict=True):
+        for view, (name, subjects, stream, marks) in way[1]:
             if view.filters and not view.rows(fields):
                 continue
             shown = view.mask(fields, self.keys)
             if partition is not None:
                 shown["partitionkey"] = self._partition(partition)
             body, subject = extended(encode(shown), marks), subjects[place]
-            base_id = self._token(source, event_id, subject, FIRST)
-            copies.append(Outgoing(subject, stream, body, source, event_id, trace, base_id, name, type_, route))
+            base_id = self._token(source, event_id, subject, FIRST_GENERATION)
+            copies.append(
+                Outgoing(
+                    subject, stream, body, source, event_id,
+                    traceparent=trace, base_id=base_id, view=name, type=type_, route=route,
+                )
+            )  # fmt: skip
         return copies
 
-    def _address(self, type_: str, views: tuple[ViewPlan, ...]) -> tuple[tuple[ViewPlan, ...], list[_Address]]:
-        """Where copies of a type in *views* go; remembered for those views."""
-        if len(self._addresses) >= MAX_ADDRESSES:
-            self._addresses.clear()
-        stream = stream_name(self._site, type_.partition(".")[0])
-        found = []
-        for name in [view.name for view in views]:
-            subjects = tuple(physical(self._site, name, place, type_) for place in range(SLOTS))
-            found.append(_Address(name, subjects, stream, b"," + encode({**self._marks, "view": name})[1:]))
-        self._addresses[type_] = views, found
-        return views, found
+    def _way(self, type_: str, views: tuple[ViewPlan, ...]) -> _Way:
+        """Where copies of a type in *views* go, worked out where it is not known."""
+        known = self._addresses
+        stops = []
+        for view in views:
+            address = known.get((type_, view.name))
+            if address is None:
+                address = known[type_, view.name] = self._address(type_, view.name)
+            stops.append((view, address))
+        way = views, stops
+        if len(known) > MAX_ADDRESSES:
+            known.clear()
+            self._ways.clear()
+        elif views:  # else there would be no limit to types without
+            self._ways[type_] = way
+        return way
+
+    def _address(self, type_: str, view: str) -> _Address:
+        subjects = tuple(physical(self._site, view, place, type_) for place in range(SLOTS))
+        marks = b"," + encode({**self._marks, "view": view})[1:]
+        return _Address(view, subjects, stream_name(self._site, type_.partition(".")[0]), marks)
 
 
 def outbound(

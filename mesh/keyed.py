@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from binascii import b2a_base64
 from hashlib import blake2b
 
 from mesh import native
-
-_TO_URL = bytes.maketrans(b"+/", b"-_")
+from mesh.base64url import b64u
 
 
 @native.twin
@@ -20,7 +18,7 @@ class Keyed:
         person: At most 16 bytes: hashes for different purposes under one key have nothing in common.
 
     Raises:
-        ValueError: One of them is longer.
+        ValueError: *key* or *person* is longer, or *size* is none of these.
     """
 
     __slots__ = ("_begun",)
@@ -36,4 +34,4 @@ class Keyed:
 
     def token(self, *lines: str) -> str:
         """`digest` of *lines*, joined by newlines, in unpadded base64url."""
-        return b2a_base64(self.digest("\n".join(lines)), newline=False).translate(_TO_URL, b"=").decode()
+        return b64u(self.digest("\n".join(lines)))

@@ -8,8 +8,8 @@ from hashlib import sha256
 
 from nacl.bindings import crypto_core_ed25519_is_valid_point
 
+from mesh.base64url import b64u
 from mesh.errors import BadSpiffeId, WeakKey
-from mesh.statements import b64u
 
 KEY_BYTES = 32
 MAX_SPIFFE_ID_BYTES = 2048  # SPIFFE-ID 2.3

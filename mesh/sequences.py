@@ -17,8 +17,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mesh import native
+from mesh.base64url import b64u
 from mesh.jsontext import decode
-from mesh.statements import b64u
 
 if TYPE_CHECKING:
     from collections.abc import Callable

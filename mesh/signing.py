@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mesh import native
+from mesh.base64url import b64u, unb64u
+from mesh.batches import batch
 from mesh.errors import (
     BadEnvelope,
     BadMessageId,
@@ -35,21 +36,16 @@ from mesh.errors import (
     UnknownKey,
 )
 from mesh.event import decode
-from mesh.merkle import Climber, leaf_hash, leaf_hashes, root_from_proof, tree
+from mesh.merkle import Climber, leaf_hash, root_from_proof, tree
 from mesh.statements import (
     MAX_BATCH,
     MESSAGE_ID,
-    MESSAGE_IDS,
     SALT_BYTES,
-    STATEMENT,
     Header,
-    b64u,
-    b64u_all,
     message_id,
     pae,
     root_signed,
     statement,
-    unb64u,
     verify_ed25519,
 )
 from mesh.subjects import parse_physical
@@ -127,7 +123,7 @@ def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int,
         items: (subject, msg_id, body) of each event, 1 to 256. One tenant and one view: siblings see leaf hashes.
         signer: The source's event key.
         signed_ms: Now, Unix milliseconds; inside the signer's certificate, else nobody would accept the batch.
-        salts: 16 random bytes for each item, joined, never used before.
+        salts: SALT_BYTES random bytes for each item, joined, never used before.
 
     Returns:
         The value of `Mesh-Signature` for each item.
@@ -139,7 +135,7 @@ def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int,
     size = len(items)
     if not 1 <= size <= MAX_BATCH or len(salts) != size * SALT_BYTES:
         raise ValueError(
-            f"a batch has 1 to {MAX_BATCH} events and 16 bytes of salt for each, not {size} and {len(salts)}"
+            f"a batch has 1 to {MAX_BATCH} events and {SALT_BYTES} bytes of salt for each, not {size} and {len(salts)}"
         )
     if not signer.not_before_ms <= signed_ms <= signer.not_after_ms:
         raise _outside(signed_ms, signer.not_before_ms, signer.not_after_ms, kid=signer.kid)
@@ -151,36 +147,6 @@ def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int,
     end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))
     start = f"1.{kid}.{signed_ms}."
     return [f"{start}{middle}{end}" for middle in middles]
-
-
-@native.twin
-def batch(items: list[tuple[str, str, bytes]], salts: bytes) -> tuple[bytes, list[str]] | None:
-    """The tree over a batch.
-
-    Args:
-        items: (subject, msg_id, body) of each event, 1 to 256.
-        salts: 16 bytes for each, joined.
-
-    Returns:
-        The root, and for each item what its header says of its place: `<salt>.<index>.<size>.<proof>.` None where a
-        part could not stand in a statement.
-    """
-    size, subjects = len(items), {item[0] for item in items}
-    ids = "\n".join([item[1] for item in items]) + "\n"
-    sound = ids.count("\n") == size and MESSAGE_IDS.fullmatch(ids) is not None
-    if not sound or any("\n" in subject for subject in subjects):
-        return None
-    texts = b64u_all([salts[i : i + SALT_BYTES] for i in range(0, len(salts), SALT_BYTES)])
-    root, proofs = tree(
-        leaf_hashes(
-            [  # as `statement`, without a call for each
-                f"{STATEMENT}{subject}\n{msg_id}\n{text}\n".encode() + body
-                for (subject, msg_id, body), text in zip(items, texts, strict=True)
-            ]
-        )
-    )
-    parts = enumerate(zip(texts, b64u_all(proofs), strict=True))
-    return root, [f"{text}.{i}.{size}.{proof}." for i, (text, proof) in parts]
 
 
 class Verifier:

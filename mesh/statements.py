@@ -1,21 +1,18 @@
-"""The exact bytes that identify and sign an event, and the encodings they are written in."""
+"""The exact bytes that identify and sign an event."""
 
 from __future__ import annotations
 
 import re
-from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import msgspec
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
+from mesh.base64url import b64u as b64u  # noqa: PLC0414 - some take it from here
+from mesh.base64url import unb64u
 from mesh.keyed import Keyed
 from mesh.merkle import HASH_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 STATEMENT = "mesh-event-v1\n"
 ROOT_TYPE = "application/vnd.mesh.root.v1"
@@ -23,7 +20,7 @@ DEDUPE_KEY_BYTES = (16, 64)  # below, ids could be guessed; above, BLAKE2b has n
 MAX_BATCH = 256  # events under one signature; above 32 nothing is gained, and the proof grows
 MAX_HEADER_BYTES = 1024  # a header of a full batch has 522
 SALT_BYTES = 16
-FIRST = "0"  # generation, of a message id
+FIRST_GENERATION = "0"  # of a message id
 SIGNATURE_BYTES = 64
 _PARTS = 8
 
@@ -33,31 +30,7 @@ MESSAGE_IDS = re.compile(rf"(?:{_ID}\n)++")  # one a line
 _BATCH_PARTS = re.compile(rf"{_ID}\.(0|[1-9][0-9]{{0,14}})\.[A-Za-z0-9_-]{{85}}[AQgw]")
 NUMBERS = {str(number): number for number in range(MAX_BATCH + 1)}  # the one spelling of each index and size
 _MAX_PROOF_BYTES = (MAX_BATCH - 1).bit_length() * HASH_BYTES
-_TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_+/=", b"+/!!!")  # `!` is in no base64 alphabet
-_PADDING = (b"", b"!", b"==", b"=")  # by length modulo 4
 _LOWER_CHARS = 128  # of a proof: its first three hashes, without a bit over
-_ENDS = ("", "", "AQgw", "AEIMQUYcgkosw048")  # characters whose unused bits are zero, likewise
-
-
-def b64u(raw: bytes) -> str:
-    """Unpadded base64url (RFC 4648, section 5)."""
-    return b2a_base64(raw, newline=False).translate(_TO_URL).rstrip(b"=").decode()
-
-
-def b64u_all(raws: Iterable[bytes]) -> list[str]:
-    """`b64u` of each."""
-    joined = b".".join([b2a_base64(raw, newline=False) for raw in raws])
-    return joined.translate(_TO_URL, b"=").decode().split(".")
-
-
-def unb64u(text: str) -> bytes:
-    """The inverse of `b64u`; raises ValueError for any spelling that `b64u` does not write."""
-    rest = len(text) & 3
-    raw = a2b_base64(text.encode().translate(_FROM_URL) + _PADDING[rest], strict_mode=True)
-    if rest and text[-1] not in _ENDS[rest]:
-        raise ValueError("not canonical base64url")
-    return raw
 
 
 class MessageIds:

@@ -13,11 +13,12 @@ import re
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from mesh.base64url import b64u_all, unb64u
 from mesh.errors import InputError
 from mesh.event import decode
 from mesh.merkle import span
 from mesh.signing import CLOCK_AHEAD_MS, MAX_BODY_BYTES, SIGNED_AGE_MS, Verified, place_of
-from mesh.statements import MESSAGE_ID, NUMBERS, b64u_all, signed_at, unb64u
+from mesh.statements import MESSAGE_ID, NUMBERS, signed_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from mesh import audit
+from mesh.base64url import unb64u
 from mesh.completeness import Checking
 from mesh.control.reader import ANY_VIEW, reading
 from mesh.control.trail import last_sequence, stored_trail
@@ -25,7 +26,7 @@ from mesh.findings import Copy, Range, Report
 from mesh.jetstream.manage import api, read_actual
 from mesh.marks import Mark
 from mesh.sequences import began_ms, read
-from mesh.statements import unb64u, verify_ed25519
+from mesh.statements import verify_ed25519
 from mesh.subjects import stream_name
 
 if TYPE_CHECKING:

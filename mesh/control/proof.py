@@ -12,8 +12,8 @@ from __future__ import annotations
 import hmac
 import re
 
+from mesh.base64url import b64u
 from mesh.errors import NotAttested
-from mesh.statements import b64u
 
 HEADER = "Mesh-Proof"
 KEY_FILE = "operator.key"  # in `admin/`

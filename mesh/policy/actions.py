@@ -25,14 +25,15 @@ from typing import Any, Final, Protocol, TypeAlias
 import msgspec
 
 from mesh import native
+from mesh.base64url import b64u
 from mesh.errors import ConfigError
 from mesh.keyed import Keyed
 from mesh.policy.model_masks import With
-from mesh.statements import b64u
 
 REDACTED: Final = "[REDACTED]"
 DROPPED: Final[Any] = object()  # an action's answer that means: the member is not there
 KEY_BYTES = 32  # of a domain key
+MAX_DIGITS: Final = 32  # of a number of which the last digits are kept
 MIN_HIDDEN = 2  # characters that `first` and `last` leave hidden
 
 Masker: TypeAlias = Callable[[Any], Any]  # of one scalar (or, for redact and drop, anything)
@@ -86,12 +87,18 @@ def _iban(value: Any) -> Any:
 
 @native.twin
 def last_digits(keep: int, least: int, most: int, sign: str) -> Masker:
-    """Of a number of *least* to *most* digits, written with separators and perhaps a *sign*, the last *keep*."""
+    """Of a number of *least* to *most* digits, written with separators and perhaps a *sign*, the last *keep*.
+
+    Raises:
+        ValueError: Not 0 <= keep <= least <= most <= 32, or a sign that is more than one character of ASCII.
+    """
+    if not 0 <= keep <= least <= most <= MAX_DIGITS or len(sign.encode()) > 1:
+        raise ValueError(f"0 <= keep <= least <= most <= {MAX_DIGITS}, and a sign of one character or none")
 
     def mask(value: Any) -> Any:
         if type(value) is str and value.isascii():
             digits = value.translate(_NO_SEPARATORS).removeprefix(sign)
-            if least <= len(digits) <= most and digits.isdigit():
+            if least <= len(digits) <= most and (digits.isdigit() or not digits):
                 return _PARTIAL_MARK + digits[len(digits) - keep :]
         return redact(value)
 

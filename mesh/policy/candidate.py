@@ -15,10 +15,11 @@ from typing import Final
 import msgspec
 from nacl.bindings import crypto_sign, crypto_sign_seed_keypair
 
+from mesh.base64url import b64u, unb64u
 from mesh.errors import BadBundle, BundleFormat, BundleSignature
 from mesh.keys import key_id
 from mesh.policy.bundle import MAX_BUNDLE_BYTES, Bundle
-from mesh.statements import SIGNATURE_BYTES, b64u, pae, unb64u, verify_ed25519
+from mesh.statements import SIGNATURE_BYTES, pae, verify_ed25519
 
 PAYLOAD_TYPE: Final = "application/vnd.mesh.shadow.v1+json"
 _VERSION: Final = b"mesh-shadow-1"

@@ -25,7 +25,6 @@ Source: RFC 5297; NIST SP 800-38D, 8.2; RFC 8452, 9 for the derived nonce.
 from __future__ import annotations
 
 import re
-from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -36,6 +35,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
 from mesh.attributes import ATTRIBUTES_NEVER_MASKED
+from mesh.base64url import b64u, unb64u
 from mesh.errors import BadPattern
 from mesh.policy.actions import REDACTED, Masker, MaskKeys, checked_key, key_id
 from mesh.policy.model_masks import With
@@ -51,8 +51,6 @@ _GCM = b"mesh-gcm-key"  # BLAKE2b personalisations: one key never answers two qu
 _NONCE = b"mesh-gcm-nonce"
 _TEXT = r"[A-Za-z0-9_-]"
 _VALUE_RE = re.compile(rf"e([0-9a-f]{{4}})\.({_TEXT}{{2,2800}})\.({_TEXT}{{22,}})")
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_NOT_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _SCALARS = frozenset({str, int, float, bool})
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -113,7 +111,7 @@ def encrypt(params: With, keys: MaskKeys, *, tenant: str, current: Current) -> C
 
 def _masker(lock: Box, current: Current, begins: str, where: tuple[str, str, str]) -> Masker:
     tenant, path, mode = where
-    prefix = f"{begins}{_b64u(path.encode())}."
+    prefix = f"{begins}{b64u(path.encode())}."
     bound: dict[str, bytes] = {}  # by type
 
     def mask(value: Any) -> Any:
@@ -128,7 +126,7 @@ def _masker(lock: Box, current: Current, begins: str, where: tuple[str, str, str
             if len(bound) >= MAX_TYPES:
                 bound.clear()
             with_it = bound[current.type] = _bound(tenant, current.type, path, mode)
-        return prefix + _b64u(lock(text, with_it))
+        return prefix + b64u(lock(text, with_it))
 
     return mask
 
@@ -180,7 +178,7 @@ class _Opener:
             return value
         for mode, box in boxes:
             try:
-                text = box(_bytes(parts[3]), _bound(self._tenant, self._type, path.text, mode))
+                text = box(unb64u(parts[3]), _bound(self._tenant, self._type, path.text, mode))
                 return _decode(text)
             except (InvalidTag, ValueError, msgspec.DecodeError):
                 continue
@@ -235,19 +233,9 @@ def _bound(tenant: str, type_: str, path: str, mode: str) -> bytes:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _b64u(data: bytes) -> str:
-    return b2a_base64(data, newline=False).translate(_URL_SAFE).rstrip(b"=").decode()
-
-
-def _bytes(text: str) -> bytes:
-    """The bytes of base64url without padding. Raises ValueError (binascii's is one)."""
-    data = text.encode().translate(_NOT_URL_SAFE)
-    return a2b_base64(data + b"=" * (-len(data) % 4), strict_mode=True)
-
-
 @lru_cache(1024)
 def _path(text: str) -> Path | None:
     try:
-        return Path.parse(_bytes(text).decode())
+        return Path.parse(unb64u(text).decode())
     except (ValueError, BadPattern):
         return None

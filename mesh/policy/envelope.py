@@ -17,10 +17,11 @@ from typing import Final
 
 from nacl.bindings import crypto_sign, crypto_sign_seed_keypair
 
+from mesh.base64url import b64u, unb64u
 from mesh.errors import BadBundle, BundleChain, BundleFormat, BundleRollback, BundleSignature
 from mesh.keys import key_id
 from mesh.policy.bundle import MAX_BUNDLE_BYTES, PAYLOAD_TYPE, Bundle
-from mesh.statements import SIGNATURE_BYTES, b64u, pae, unb64u, verify_ed25519
+from mesh.statements import SIGNATURE_BYTES, pae, verify_ed25519
 
 __all__ = ["MAX_ENVELOPE_BYTES", "follows", "open_bundle", "seal_bundle"]
 

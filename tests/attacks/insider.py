@@ -16,10 +16,10 @@ from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeout
 
+from mesh.base64url import b64u
 from mesh.event import encode
 from mesh.identity import Signer
 from mesh.signing import seal
-from mesh.statements import b64u
 
 CRM = "EV_local_crm"
 CONTACT = "crm.contact.updated.v1"

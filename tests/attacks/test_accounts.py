@@ -17,6 +17,7 @@ import pytest
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from mesh.base64url import b64u
 from mesh.control.nkeys import NkeyFiles
 from mesh.control.reconcile import SYSTEM, Operator
 from mesh.jetstream import accounts
@@ -24,7 +25,7 @@ from mesh.jetstream.accounts import Import, Nkey, workload_imports
 from mesh.jetstream.connection import Connection
 from mesh.keys import key_id
 from mesh.merkle import leaf_hash
-from mesh.statements import b64u, root_signed, statement, verify_ed25519
+from mesh.statements import root_signed, statement, verify_ed25519
 from tests.attacks.connecting import REFUSALS, b64, jwt_of, lets_in, opens, said, seed_of
 from tests.attacks.insider import CRM, Insider, failed, sealed, until
 from tests.attacks.keys import public

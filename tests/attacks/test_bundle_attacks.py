@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.core import Agent
 from agent.settings import load as load_settings
+from mesh.base64url import b64u
 from mesh.errors import Denied
 from mesh.keys import key_id
 from mesh.policy.bundle import MAX_BUNDLE_BYTES, PAYLOAD_TYPE, Bundle, Past
 from mesh.policy.envelope import open_bundle, seal_bundle
-from mesh.statements import b64u, pae
+from mesh.statements import pae
 from tests.contract.agent_mesh import POLICIES, POLICY_KEY, POLICY_SEED, Streams, event, until, write_directory
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,9 @@ from copy import copy
 
 import pytest
 
+from mesh.base64url import b64u, unb64u
 from mesh.merkle import leaf_hash, node_hash
-from mesh.statements import b64u, statement, unb64u
+from mesh.statements import statement
 from tests.attacks.insider import CONTACT, CRM, Wire, batch, contact, frame, now_ms, sealed
 from tests.attacks.keys import enrol, issued, trust
 from tests.attacks.world import World

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from mesh.base64url import unb64u
 from mesh.merkle import leaf_hash
 from mesh.policy.actions import pseudonym
 from mesh.policy.model_masks import With
-from mesh.statements import statement, unb64u
+from mesh.statements import statement
 from tests.attacks.insider import CONTACT, CRM, Wire, batch, contact, sealed, until
 from tests.attacks.world import World
 

@@ -16,12 +16,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mesh.base64url import b64u
 from mesh.ca import MeshCA
 from mesh.certificates import split_chain
 from mesh.control.truststore import TrustStore
 from mesh.identity import Signer, TrustStatement
 from mesh.keys import SpiffeId, key_id
-from mesh.statements import b64u
 from mesh.unhandled import REJECTED
 from tests.attacks.insider import CRM, DEADLINE_S, contact, now_ms, sealed, until
 from tests.attacks.keys import authority, enrol, issued, public, trust

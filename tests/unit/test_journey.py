@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
 
+from mesh import journey
 from mesh.errors import Denied
 from mesh.event import draft_from_fields
-from mesh.journey import Outbound, outbound, partition_token, slot
+from mesh.journey import MAX_ADDRESSES, Departures, Outbound, outbound, partition_token, slot
+from mesh.policy import compile as compiling
 from mesh.policy.routes import routed_id
-from mesh.subjects import parse_physical
+from mesh.statements import message_id
+from mesh.subjects import parse_physical, physical
 from tests.unit.policy_world import Keys, access, document, plans
 
 DEDUPE = bytes(range(32))
@@ -87,6 +91,109 @@ def test_a_refusal_names_reason_and_next_step_and_no_value() -> None:
     with pytest.raises(Denied) as caught:
         out(source="/hr/eu")
     assert caught.value.details["reason"] == "source-not-allowed"
+
+
+def departures(*documents: str) -> Departures:
+    """The way out of the base publisher's events under the base and *documents*."""
+    publisher = plans(*documents).publisher("crm-adapter")
+    return Departures(publisher, Keys(), site="local", tenant="acme", revision=7, dedupe_key=DEDUPE)
+
+
+def granted_until(ends_ms: int) -> tuple[str, str]:
+    """A view `whole`, and a grant of it that ends then."""
+    until = datetime.fromtimestamp(ends_ms / 1000, UTC).isoformat()
+    reads = {"id": "ending", "who": {"teams": ["support"]}, "subscribe": ["crm.>"], "view": "whole"}
+    line = reads | {"expires": until, "reason": "incident 7"}
+    return document("View", "whole", {"otherwise": "clear"}), access("ending", allow=[line])
+
+
+def fields_of(**more: Any) -> dict[str, Any]:
+    """The accepted base event, with more attributes."""
+    return draft_from_fields({**FIELDS, **more}, now_ms=NOW_MS).fields
+
+
+def test_a_copy_says_what_it_is() -> None:
+    """Each field stands in its place."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    clear, masked = out(traceparent=trace).copies
+    for copy in (clear, masked):
+        place = parse_physical(copy.subject)
+        assert (place.view, place.type, place.slot) == (copy.view, FIELDS["type"], slot(DEDUPE, "e-1"))
+        assert (copy.source, copy.event_id, copy.type, copy.route) == ("/crm/eu", "e-1", FIELDS["type"], "")
+        assert (copy.stream, copy.traceparent) == ("EV_local_crm", trace)
+        assert copy.base_id == message_id(DEDUPE, "/crm/eu", "e-1", copy.subject)
+    assert (clear.view, masked.view) == ("clear", "masked")
+    assert out().copies[0].traceparent is None
+
+
+def test_copies_end_with_the_last_grant_of_their_view() -> None:
+    """One `Departures` throughout: a view gets copies as long as somebody may read it then, and no moment longer."""
+    ends_ms = NOW_MS + 60_000
+    way, fields = departures(*granted_until(ends_ms)), fields_of()
+
+    def views(now_ms: int | None) -> list[str]:
+        return sorted(copy.view for copy in way.of(fields, now_ms).copies)
+
+    lasting, all_ = ["clear", "masked"], ["clear", "masked", "whole"]
+    assert [views(ends_ms - 1), views(ends_ms), views(ends_ms + 1)] == [all_, lasting, lasting]
+    assert [views(ends_ms - 1), views(None)] == [all_, lasting]
+    assert {parse_physical(copy.subject).view for copy in way.of(fields, ends_ms - 1).copies} == set(all_)
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worked_out(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Types whose addresses were worked out, once for each view."""
+    found: list[str] = []
+
+    def noted(site: str, view: str, place: int, type_: str) -> str:
+        if not place:
+            found.append(type_)
+        return physical(site, view, place, type_)
+
+    monkeypatch.setattr(journey, "physical", noted)
+    return found
+
+
+def test_an_address_is_worked_out_once(worked_out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a type that is published and made by a route, with plans of one view that were made at two times."""
+    monkeypatch.setattr(compiling, "MAX_ANSWERS", 1)  # plans of views are not kept for long
+    line = {"id": "tee", "match": {"types": ["crm.deal.>"]}, "effect": "copy", "to": FIELDS["type"]}
+    way = departures(document("Route", "routes", {"routes": [line]}))
+    both = [fields_of(), fields_of(type="crm.deal.won.v1")]
+    for number in range(100):
+        assert len(way.of(both[number % 2], NOW_MS).copies) == (4 if number % 2 else 2)
+    assert sorted(worked_out) == 2 * [FIELDS["type"]] + 2 * ["crm.deal.won.v1"]
+
+
+def test_views_that_come_and_go_cost_no_address(worked_out: list[str]) -> None:
+    """A grant that is in force at some moments only changes the views, and no address."""
+    way, fields = departures(*granted_until(NOW_MS)), fields_of()
+    for number in range(100):
+        assert len(way.of(fields, NOW_MS - number % 2).copies) == 2 + number % 2
+    assert len(worked_out) == 3
+
+
+def test_remembered_addresses_are_bounded() -> None:
+    """Of any number of types in any number of views no more than so many; what comes out is the same."""
+    way = departures()
+    for number in range(MAX_ADDRESSES):
+        fields = fields_of(type=f"crm.t{number}.v1")
+        assert [parse_physical(copy.subject).type for copy in way.of(fields, NOW_MS).copies] == 2 * [fields["type"]]
+        held = {id(address) for _, stops in way._ways.values() for _, address in stops}
+        assert held <= {id(address) for address in way._addresses.values()}
+        assert len(way._addresses) <= MAX_ADDRESSES
+    assert len(way._addresses) > MAX_ADDRESSES // 2
+
+
+def test_types_that_nobody_reads_are_not_remembered() -> None:
+    """They have no address, so no bound on addresses would bound them."""
+    publishes = {"id": "more", "who": {"teams": ["crm"]}, "publish": ["unread.>"]}
+    way = departures(access("unread", allow=[publishes]))
+    assert way.of(fields_of(type="unread.thing.v1"), NOW_MS).copies == []
+    assert way._ways == {}
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------

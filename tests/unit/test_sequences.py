@@ -16,6 +16,7 @@ from agent import counting, sequences
 from agent.counting import MAX_NAMED_VOIDS, Counting
 from agent.sequences import MARK_S, MAX_MARK_S, Sequences
 from mesh import audit
+from mesh.base64url import unb64u
 from mesh.ca import MeshCA
 from mesh.errors import MeshError, NotEnrolled
 from mesh.identity import Signer, SpiffeId
@@ -26,7 +27,7 @@ from mesh.jsontext import decode, encode
 from mesh.marks import Mark, Row, Void
 from mesh.policy.decide import Decision
 from mesh.sequences import Number, began_ms, event_name, new_epoch, number_of, numbering, read
-from mesh.statements import unb64u, verify_ed25519
+from mesh.statements import verify_ed25519
 
 NOW_MS = 1_795_300_000_000
 EPOCH = new_epoch(NOW_MS, b"\0\0\0\7")

@@ -174,22 +174,22 @@ def test_a_weak_dedupe_key_is_refused(length: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "salts"),
+    ("change", "salts", "said"),
     [
-        ({}, b"x" * 15),
-        ({}, b""),
-        ({"msg_id": "short"}, None),
-        ({"msg_id": "a" * 21 + "\n"}, None),
-        ({"msg_id": "A" * 22 + "\n" + "A" * 22}, None),
-        ({"subject": "a\nb"}, None),
+        ({}, b"x" * 15, "not 1 and 15"),
+        ({}, b"", "not 1 and 0"),
+        ({"msg_id": "short"}, None, "message id"),
+        ({"msg_id": "a" * 21 + "\n"}, None, "message id"),
+        ({"msg_id": "A" * 22 + "\n" + "A" * 22}, None, "message id"),
+        ({"subject": "a\nb"}, None, "newline"),
     ],
     ids=["short salt", "no salt", "short id", "id with LF", "two ids", "subject with LF"],
 )
-def test_sealing_refuses_what_nobody_could_verify(change: dict[str, str], salts: bytes | None) -> None:
+def test_sealing_refuses_what_nobody_could_verify(change: dict[str, str], salts: bytes | None, said: str) -> None:
     """A salt of another length, a missing one, and a newline in a part end at the signer."""
     event = {**reference.make_event(1, 0), **change}
     item = (event["subject"], event["msg_id"], event["body"].encode())
-    with pytest.raises(ValueError, match=r"salt|newline"):
+    with pytest.raises(ValueError, match=said):
         seal([item], SIGNER, signed_ms=reference.SIGNED_MS, salts=b"x" * 16 if salts is None else salts)
 
 
