@@ -59,7 +59,7 @@ class _Share:
 
     __slots__ = ("_stored", "_view")
 
-    def __init__(self, view: str, stored: Callable[[str, Sequence[Any], Sequence[int]], None]) -> None:
+    def __init__(self, view: str, stored: Callable[[str, Sequence[Outgoing], Sequence[int]], None]) -> None:
         self._view = view
         self._stored = stored
 
@@ -72,7 +72,8 @@ class Flight:
     """The copies of one request, from the lanes to the last acknowledgement.
 
     Args:
-        events: What the policies made of each event, in order.
+        events: What the policies made of each event, in order. Their copies are taken over: they can be in one flight
+            only.
         on_copies: Called for copies of one view that are done: the view, how many, and how many of them are durable;
             the others were given up.
         on_landed: Called once, when all are.
@@ -116,7 +117,7 @@ class Flight:
         self.undurable = 0
         self.unread = sum(not count for _, count in self._events)
 
-    def _done(self, sent: Any, result: PubAck | MeshError) -> None:  # a `Copy`: only ours call this
+    def _done(self, sent: Outgoing, result: PubAck | MeshError) -> None:
         """Count one copy, which is durable or was given up; the last one lands the flight."""
         durable = isinstance(result, PubAck)
         if isinstance(result, PubAck):
@@ -134,7 +135,7 @@ class Flight:
         if not self.waiting:
             self._on_landed(self)
 
-    def _stored(self, view: str, items: Sequence[Any], sequences: Sequence[int]) -> None:
+    def _stored(self, view: str, items: Sequence[Outgoing], sequences: Sequence[int]) -> None:
         """`_done` for copies of one view that are stored, each for the first time."""
         done = self._done_copies
         for item, sequence in zip(items, sequences, strict=True):

@@ -72,17 +72,17 @@ class Answers:
         """What reads plain acks that stand together, where *sid* is the subscription to the inbox."""
         read = acks.AckRun(self._inbox, sid).read
 
-        def run(data: bytes, position: int) -> int:
-            end, together = read(data, position)
-            if together is not None:
-                guarded(self._on_acks, together)
+        def hear(data: bytes, position: int) -> int:
+            end, run = read(data, position)
+            if run is not None:
+                guarded(self._on_acks, run)
             return end
 
-        return run
+        return hear
 
-    def _on_acks(self, together: acks.Acks) -> None:
+    def _on_acks(self, run: acks.Acks) -> None:
         """Plain acks that came together: what `_stored` does for each is done once for all in the order of the lane."""
-        stream, tokens, sequences = together
+        stream, tokens, sequences = run
         item_of, lane = self._sealer.by_token.get, self._lanes.get(stream)
         taken = 0
         if lane is not None and not self._sealer.distrusts:
@@ -90,8 +90,8 @@ class Answers:
             if len(known) == len(tokens):
                 taken = lane.acked_in_order(known, sequences, self._sending.now())
                 self._flights.finish_stored(known[:taken], sequences)
-        run = [item_of(token) for token in tokens[taken:]]
-        for token, item, sequence in zip(tokens[taken:], run, sequences[taken:], strict=True):
+        rest = [item_of(token) for token in tokens[taken:]]
+        for token, item, sequence in zip(tokens[taken:], rest, sequences[taken:], strict=True):
             if item is None or item_of(token) is not item:
                 continue  # done, or by an ack before it under way under a new id
             if item.stream == stream:

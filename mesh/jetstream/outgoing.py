@@ -31,10 +31,10 @@ def unheard(item: Outgoing, _: PubAck | MeshError) -> None:
 class Outgoing(msgspec.Struct, eq=False, gc=False):
     """An event on its way into a stream, sealed each time it is sent anew after a while.
 
-    `on_done` is called once, in the event loop, with the stream's ack or with why there is none; events that come from
-    one place can have a `together` for most of their acks. `generation` enters the message id: it rises when an ack
-    would no more prove that a copy was stored which consumers accept. `view`, `type` and `route` say which copy of an
-    event it is: `route` is the one that made the event.
+    Whoever submits an event sets `on_done`: it is called once, in the event loop, with the stream's ack or with why
+    there is none. Events that come from one place can have a `together` for most of their acks. `generation` enters the
+    message id: it rises when an ack would no more prove that a copy was stored which consumers accept. `view`, `type`
+    and `route` say which copy of an event it is: `route` is the one that made the event.
 
     The garbage collector does not look at events: thousands are in flight, and whoever they lead to lets go of them
     when they are done.

@@ -65,9 +65,9 @@ class Sealer:
         try:
             for subject in {item.subject for item in taken}:
                 self._check(subject)
-            plain = 0 if self._former else entered(taken, self.by_token, self._last_token)
-            self._last_token += plain
-            for item in taken[plain:]:
+            count = 0 if self._former else entered(taken, self.by_token, self._last_token)
+            self._last_token += count
+            for item in taken[count:]:
                 if not item.base_id:
                     item.base_id = self._message_id(item)
                 self._former.resume(item)

@@ -116,12 +116,8 @@ class Lane:
         queue, hold_s = self._queue, self._silence.hold_s
         return not queue or now - self._last_ack_at <= hold_s or now - queue[0].sent_at <= hold_s
 
-    def add(self, item: Outgoing, now: float) -> bool:
-        """Take *item* into the window; whether it is to be sent now, as `open` says (else the lane sends it later)."""
-        return self.extend([item], now)
-
     def extend(self, items: list[Outgoing], now: float) -> bool:
-        """`add` for each of *items*, in order."""
+        """Take *items* into the window; whether to send them now, as `open` says (else the lane sends them later)."""
         sends = self.open(now)
         ordered(items, self._order, now + self._rules.give_up_s)
         self._order += len(items)
@@ -131,12 +127,6 @@ class Lane:
                 item.sent_at = now  # since when it waits
             self._held.extend(items)
         return sends
-
-    @staticmethod
-    def sent(item: Outgoing, now: float) -> None:
-        """*item* is on the wire."""
-        item.sent_at = now
-        item.sends += 1
 
     def acked_in_order(self, items: list[Outgoing], sequences: list[int], now: float) -> int:
         """`acked` for as many of *items*, which the stream has at *sequences*, as come exactly as they should.

@@ -256,15 +256,15 @@ def frames(events: list[Outgoing], inbox: str) -> bytes | None:
     values = "".join([event.msg_id + event.signature + (event.traceparent or "") for event in events])
     if "\n" in values or "\r" in values:
         return None
-    frames: list[bytes] = []
+    parts: list[bytes] = []
     for event in events:
         body, trace = event.body, event.traceparent
         trace = "" if trace is None else f"{EVENT_TRACE}{trace}\r\n"
         block = f"{EVENT_START}{event.msg_id}{EVENT_SIGNATURE}{event.signature}\r\n{trace}\r\n"
         size = len(block) if block.isascii() else len(block.encode())
         head = f"HPUB {event.subject} {inbox}{event.token} {size} {size + len(body)}\r\n{block}"
-        frames += (head.encode(), body, _CRLF)
-    return b"".join(frames)
+        parts += (head.encode(), body, _CRLF)
+    return b"".join(parts)
 
 
 def publish_frame(subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> bytes:

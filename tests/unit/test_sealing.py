@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,6 +24,13 @@ def _nothing(*_: Any) -> None:
 def item(subject: str = "ev.local.clear.s00.crm.a.v1", name: str = "1") -> Outgoing:
     """An event."""
     return Outgoing(subject=subject, stream="EV", body=b"{}", source="/crm", event_id=name, on_done=_nothing)
+
+
+def named(subject: str = "ev.local.clear.s00.crm.a.v1", name: str = "1") -> Outgoing:
+    """An event that comes with its id, as an agent's do."""
+    made = item(subject, name)
+    made.base_id = f"{name}.0"
+    return made
 
 
 class Bench:
@@ -69,19 +76,56 @@ def read(frames: bytes) -> list[tuple[str, str, str | None]]:
     return found
 
 
-def test_a_batch_is_sealed_once_and_each_event_has_its_own_ack_subject() -> None:
-    """One signature for the batch; frames in the order given."""
+@pytest.mark.parametrize("made", [item, named])
+def test_a_batch_is_sealed_once_and_each_event_has_its_own_ack_subject(made: Callable[..., Outgoing]) -> None:
+    """One signature for the batch; frames in the order given; the next batch's tokens go on from there."""
     bench = Bench()
-    items = [item(name=str(n)) for n in range(3)]
-    sent = read(bench.sealer.admit(items, items, START_MS))
-    assert sent == [(f"_INBOX.x.1.{n + 1}", f"{n}.0", f"1:{n}") for n in range(3)]
-    assert [bench.sealer.by_token[n + 1] for n in range(3)] == items
+    items = [made(name=str(n)) for n in range(6)]
+    for batch, some in enumerate((items[:3], items[3:])):
+        sent = read(bench.sealer.admit(some, some, START_MS))
+        first = 3 * batch
+        assert sent == [(f"_INBOX.x.1.{first + n + 1}", f"{first + n}.0", f"{batch + 1}:{n}") for n in range(3)]
+    assert list(bench.sealer.by_token.items()) == list(enumerate(items, 1))
 
 
-def test_what_waits_is_not_sealed_yet() -> None:
+@pytest.mark.parametrize("other", ["without an id", "of a later generation"])
+@pytest.mark.parametrize("at", range(4))
+def test_events_that_come_with_an_id_and_others_are_one_batch(other: str, at: int) -> None:
+    """Wherever the other one stands: each has its own id and token, which go on rising."""
+    bench = Bench()
+    items = [named(name=str(n)) for n in range(4)]
+    if other == "without an id":
+        items[at].base_id = ""
+    else:
+        items[at].generation = 2
+    generations = [each.generation for each in items]
+    later = [named(name="4"), named(name="5")]
+    sent = read(bench.sealer.admit(items, items, START_MS)) + read(bench.sealer.admit(later, later, START_MS))
+    ids = [f"{n}.{generation}" for n, generation in enumerate([*generations, 0, 0])]
+    assert [each[:2] for each in sent] == [(f"_INBOX.x.1.{n}", id_) for n, id_ in enumerate(ids, 1)]
+    assert [each.base_id for each in items] == [f"{n}.0" for n in range(4)]
+    assert list(bench.sealer.by_token.items()) == list(enumerate(items + later, 1))
+
+
+@pytest.mark.parametrize("made", [item, named])
+def test_a_token_is_given_once(made: Callable[..., Outgoing]) -> None:
+    """An ack for a batch that failed to be admitted is for nobody of the next."""
+    bench = Bench()
+    seal, bench.sealer._seal = bench.sealer._seal, _fail
+    failed = [made(name=str(n)) for n in range(3)]
+    with pytest.raises(UnknownKey):
+        bench.sealer.admit(failed, failed, START_MS)
+    bench.sealer._seal = seal
+    after = made(name="after")
+    assert read(bench.sealer.admit([after], [after], START_MS)) == [("_INBOX.x.1.4", "after.0", "1:0")]
+    assert bench.sealer.by_token == {4: after}
+
+
+@pytest.mark.parametrize("made", [item, named])
+def test_what_waits_is_not_sealed_yet(made: Callable[..., Outgoing]) -> None:
     """An event that is not sent now gets its signature when it is."""
     bench = Bench()
-    waiting = item()
+    waiting = made()
     assert bench.sealer.admit([waiting], [], START_MS) == b""
     assert bench.batches == []
     assert bench.sent([waiting], START_MS + 50_000) == [("_INBOX.x.1.1", "1.0", "1:0")]
@@ -134,10 +178,11 @@ def test_a_batch_never_mixes_views_nor_grows_over_its_limit() -> None:
 
 
 @pytest.mark.parametrize("fault", ["seal", "subject"])
-def test_admitting_is_all_or_nothing(fault: str) -> None:
+@pytest.mark.parametrize("made", [item, named])
+def test_admitting_is_all_or_nothing(fault: str, made: Callable[..., Outgoing]) -> None:
     """When sealing fails or a subject cannot be sent, no event of the batch is left waiting for an ack."""
     bench = Bench()
-    items = [item(), item(subject="a b" if fault == "subject" else "ev.local.clear.s00.x")]
+    items = [made(), made(subject="a b" if fault == "subject" else "ev.local.clear.s00.x")]
     if fault == "seal":
         bench.sealer._seal = _fail
     with pytest.raises(UnknownKey if fault == "seal" else BadSubject):

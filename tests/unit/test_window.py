@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.errors import MeshError, StreamUnavailable, SubjectRefused
 from mesh.jetstream.acks import PubAck
-from mesh.jetstream.outgoing import NEVER, Outgoing
+from mesh.jetstream.outgoing import NEVER, Outgoing, marked_sent
 from mesh.jetstream.probing import WITNESS_AFTER
 from mesh.jetstream.window import NO_CONNECTION, Lane, Rules
 
@@ -42,7 +42,7 @@ class Bench:
     def submit(self, *items: Outgoing) -> None:
         """As the publisher does."""
         for each in items:
-            if self.lane.add(each, self.now):
+            if self.lane.extend([each], self.now):
                 self._send(each)
 
     def ack(self, *items: Outgoing) -> list[Outgoing]:
@@ -80,7 +80,7 @@ class Bench:
 
     def _send(self, each: Outgoing) -> None:
         self.sent.append(each)
-        self.lane.sent(each, self.now)
+        marked_sent([each], self.now)
 
 
 def test_a_flowing_lane_sends_at_once() -> None:
@@ -620,8 +620,7 @@ def test_a_lost_ack_hides_nobody_who_was_overtaken() -> None:
     bench.submit(lost := item(), stored := item(), behind := item())
     assert bench.pass_time(RULES.ack_deadline_s + 0.1)[0] is lost
     assert bench.lane.acked(lost, bench.now, PubAck("EV", 200)) == [stored, behind]
-    for each in (stored, behind):
-        bench.lane.sent(each, bench.now)
+    marked_sent([stored, behind], bench.now)
     bench.lane.acked(stored, bench.now, PubAck("EV", 101, duplicate=True))
     assert bench.lane.overtaken == 1
     bench.lane.acked(behind, bench.now, PubAck("EV", 201))
