@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mesh.batches
 import mesh.signing
 from mesh import native
 from mesh.errors import VerificationError
@@ -152,7 +153,7 @@ def test_what_an_insider_seals_is_judged_all_the_same(
     change: dict[str, Any], msg_id: str, padding: int, verified: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A good signature is the last of nine checks, and makes up for none of the others."""
-    monkeypatch.setattr(mesh.signing, "MESSAGE_IDS", re.compile(".*\n"))  # theirs: `seal` would refuse it
+    monkeypatch.setattr(mesh.batches, "MESSAGE_IDS", re.compile(".*\n"))  # theirs: `seal` would refuse it
     monkeypatch.setattr(mesh.signing, "batch", native.IN_PYTHON["batch"])
     body = msgspec.json.encode(TRUE | change) + b" " * padding
     header = mesh.signing.seal([(SUBJECT, msg_id, body)], SIGNER, signed_ms=reference.SIGNED_MS, salts=bytes(16))[0]
