@@ -1,4 +1,4 @@
-/* `batch`: the twin of `mesh.signing.batch`, the hashing and writing that sealing a batch takes. */
+/* `batch`: the twin of `mesh.batches.batch`, the hashing and writing that sealing a batch takes. */
 
 #include "common.h"
 #include "sha256.h"
