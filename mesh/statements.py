@@ -9,8 +9,7 @@ import msgspec
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
-from mesh.base64url import b64u as b64u  # noqa: PLC0414 - some take it from here
-from mesh.base64url import unb64u
+from mesh.base64url import b64u, unb64u
 from mesh.keyed import Keyed
 from mesh.merkle import HASH_BYTES
 

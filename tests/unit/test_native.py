@@ -10,8 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh import native
+from mesh.base64url import b64u
 from mesh.policy.actions import _json_text
-from mesh.statements import STATEMENT, b64u
+from mesh.statements import STATEMENT
 from tests.unit.native_twins import GIVEN, PYTHON, both, compared, compares, compiled, outcome, running, same
 from tests.unit.native_walks import ODD, SCALARS, VALUES, WORDS
 
