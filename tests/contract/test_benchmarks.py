@@ -39,8 +39,10 @@ def test_lost_event_leaves_no_figures(capsys: pytest.CaptureFixture[str], monkey
     """A contestant that stores one event too few is found out by what the stream holds, and nothing is printed."""
     publish_async = loads.publish_async
 
-    async def one_too_few(clients: Sequence[Client], subjects: Sequence[str], body: bytes, count: int) -> float:
-        return await publish_async(clients, subjects, body, count - 1)
+    async def one_too_few(
+        clients: Sequence[Client], subjects: Sequence[str], body: bytes, count: int, *, ids: Sequence[str]
+    ) -> float:
+        return await publish_async(clients, subjects, body, count - 1, ids=ids)
 
     monkeypatch.setattr(loads, "publish_async", one_too_few)
     assert command.main(ASKED) == 2

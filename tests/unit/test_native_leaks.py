@@ -18,6 +18,7 @@ from tests.unit.native_twins import PYTHON, SETS, compared, compiled, outcome
 from tests.unit.native_walks import KINDS, node_of, raising, value_of, walk_of
 
 CALLS = 3_000
+ROUNDS = 4
 
 
 def _item(subject: Any = "orders", id: Any = "A" * 22, body: Any = b"body") -> tuple[Any, ...]:
@@ -210,20 +211,18 @@ def test_no_leaks(name: str) -> None:
     uses = _uses()[name]
     times = CALLS // len(uses) + 1
 
-    def run() -> tuple[int, list[int]]:
+    def held() -> list[int]:
+        gc.collect()
+        return [sys.getallocatedblocks(), *(sys.getrefcount(each) for each in shared)]
+
+    def grown() -> int:
+        """By how many blocks or references a round leaves more, or fewer, behind than were there."""
+        before = held()
         for use in uses:
             for _ in range(times):
                 outcome(use)
-        gc.collect()
-        return sys.getallocatedblocks(), [sys.getrefcount(each) for each in shared]
+        return max(abs(after - there) for after, there in zip(held(), before, strict=True))
 
-    run()
-    blocks, references = run()
-    blocks_after, references_after = run()
-    allowed = times // 2  # what comes and goes beside; a leak is one for each call, or more
-    assert blocks_after - blocks < allowed
-    assert [after - before for before, after in zip(references, references_after, strict=True)] < [allowed] * len(
-        shared
-    )
-    for before, after in zip(references, references_after, strict=True):
-        assert abs(after - before) < allowed
+    grown()  # caches fill
+    # Other threads of this process hold things too, for a while; a leak is one for each call, in every round.
+    assert min(grown() for _ in range(ROUNDS)) < times // 2
