@@ -7,15 +7,19 @@ do the same, byte for byte; `tests/unit/test_native.py` compares them. README.md
 
 from __future__ import annotations
 
+import importlib
 import os
+import warnings
 from typing import Any, Final, TypeVar
 
 compiled: Any = None
 if os.environ.get("MESH_NATIVE") != "off":
     try:
-        from mesh.native import _compiled as compiled  # type: ignore[attr-defined, no-redef]  # not built everywhere
-    except ImportError:
-        compiled = None
+        compiled = importlib.import_module("mesh.native._compiled")
+    except ModuleNotFoundError:
+        compiled = None  # not built: there was no compiler
+    except ImportError as error:
+        warnings.warn(f"the hot loops run in Python, for what was compiled does not load: {error}", stacklevel=2)
 
 Twin = TypeVar("Twin")
 

@@ -280,3 +280,26 @@ def test_page_names_every_twin() -> None:
     assert not {name for name in twins if not re.search(rf"[.`]{name}`", page)}
     sources = {path.name for path in build.HERE.glob("*.c")} - {"module.c"}
     assert not {name for name in sources if f"`{name}`" not in page}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("ModuleNotFoundError('no such')", ""), ("ImportError('GLIBC_9')", "does not load: GLIBC_9")],
+    ids=["not built", "does not load"],
+)
+def test_what_does_not_load_is_said(error: str, said: str) -> None:
+    """Without a compiled module all runs in Python, and nobody is told; with one that is broken, its error is shown."""
+    code = f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "mesh.native._compiled":
+            raise {error}
+sys.meta_path.insert(0, Finder())
+from mesh import native
+print(native.compiled)
+"""
+    wanted = {name: value for name, value in os.environ.items() if name != "MESH_NATIVE"}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=wanted, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "None"
+    assert said in ran.stderr if said else not ran.stderr
