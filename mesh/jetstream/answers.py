@@ -83,19 +83,18 @@ class Answers:
     def _on_acks(self, run: acks.Acks) -> None:
         """Plain acks that came together: what `_stored` does for each is done once for all in the order of the lane."""
         stream, tokens, sequences = run
-        item_of, lane = self._sealer.by_token.get, self._lanes.get(stream)
+        by_token, lane = self._sealer.by_token, self._lanes.get(stream)
+        items, places, plain = found(tokens, sequences, by_token, self._clock_ms() - ACK_COUNTS_MS)
+        known = [item.token for item in items]
         taken = 0
-        if lane is not None and not self._sealer.distrusts:
-            known = found(tokens, self._sealer.by_token, self._clock_ms() - ACK_COUNTS_MS)
-            if len(known) == len(tokens):
-                taken = lane.acked_in_order(known, sequences, self._sending.now())
-                self._flights.finish_stored(known[:taken], sequences)
-        rest = [item_of(token) for token in tokens[taken:]]
-        for token, item, sequence in zip(tokens[taken:], rest, sequences[taken:], strict=True):
-            if item is None or item_of(token) is not item:
+        if plain and lane is not None and not self._sealer.distrusts:
+            taken = lane.acked_in_order(items, places, self._sending.now())
+            self._flights.finish_stored(items[:taken], places)
+        for item, token, place in zip(items[taken:], known[taken:], places[taken:], strict=True):
+            if by_token.get(token) is not item:
                 continue  # done, or by an ack before it under way under a new id
             if item.stream == stream:
-                self._stored(item, PubAck(stream, sequence))
+                self._stored(item, PubAck(stream, place))
             else:
                 _foreign(item)
 
@@ -113,7 +112,7 @@ class Answers:
             prefix = self._prefixes[item.stream] = acks.ack_prefix(item.stream)
         digits = data[len(prefix) : -1]
         if data.startswith(prefix) and digits.isdigit():
-            self._stored(item, PubAck(item.stream, int(digits)))
+            self._on_acks((item.stream, [item.token], [int(digits)]))
         else:
             self._on_other(item, headers, data)
 
@@ -123,10 +122,11 @@ class Answers:
             self._on_error(item, answer)
         elif answer is None or answer.stream != item.stream:
             _foreign(item)
-        else:
-            if answer.duplicate:
-                DUPLICATE_ACKS.add(1)
+        elif answer.duplicate:
+            DUPLICATE_ACKS.add(1)
             self._stored(item, answer)
+        else:
+            self._on_acks((item.stream, [item.token], [answer.sequence]))
 
     def _stored(self, item: Outgoing, ack: PubAck) -> None:
         sending = self._sending
@@ -149,7 +149,10 @@ class Answers:
     def _on_error(self, item: Outgoing, error: ApiError) -> None:
         flights, sending = self._flights, self._sending
         lane, now = self._lanes[item.stream], sending.now()
-        if error.passes:
+        if error.err_code == acks.WRONG_LAST_ID:
+            lane.unlinked(item, now)  # else it was sent again since, unlinked
+            sending.wake_before(lane.due_at())
+        elif error.passes:
             for refused, reason in lane.rejected(item, now, by_stream=error.err_code != 0):
                 flights.finish(refused, reason)
             sending.wake_before(lane.due_at())
