@@ -21,6 +21,7 @@ from tests.k8s.rendering import DEPLOY
 TOKEN = "t" * 43
 PATIENCE_S = 30
 CONTACT = {"id": "4711", "version": 7, "email": "jo@example.com"}
+CLOSED = 0  # in the place of a status: the connection closes, and nothing was answered
 EVENT = {"specversion": "1.0", "id": "c-1", "type": "crm.contact.updated.v1", "source": "/crm", "data": {}}
 
 
@@ -73,7 +74,9 @@ class _Handler(BaseHTTPRequestHandler):
             door.seen.append((self.command, self.path, token, kind, json.loads(body) if body else None))
             door.changed.notify_all()
         status, said = door.answers(self.command, self.path, count)
-        content = json.dumps(said).encode()
+        if status == CLOSED:
+            return
+        content = said if isinstance(said, bytes) else json.dumps(said).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -117,7 +120,7 @@ def _ended(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.mark.parametrize("first", [202, 503, 429])
+@pytest.mark.parametrize("first", [202, 503, 429, CLOSED])
 def test_adapter_posts_until_it_is_durable(tmp_path: Path, first: int) -> None:
     """Each contact once where it is taken, again where it is not durable now; then it ends on SIGTERM."""
 
@@ -145,7 +148,7 @@ def test_adapter_leaves_what_is_refused_for_good(tmp_path: Path) -> None:
     def answers(method: str, path: str, count: int) -> tuple[int, object]:
         if path == "/crm":
             return 200, [CONTACT, CONTACT | {"version": 8}]
-        return 403, {"code": "denied"}
+        return (403, {"code": "denied"}) if count == 0 else (502, b"<html>")
 
     with (
         _door(answers) as door,
@@ -175,11 +178,12 @@ def test_consumer_settles_each_event(tmp_path: Path) -> None:
         assert "handled crm.contact.updated.v1 c-1" in _ended(process)
 
 
-def test_consumer_bears_an_agent_that_is_not_there_yet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [(503, {"code": "no-bundle"}), (200, b"<html>"), (CLOSED, None)])
+def test_consumer_bears_an_agent_that_is_not_there_yet(tmp_path: Path, first: tuple[int, object]) -> None:
     """It asks again, and goes on once there is an answer."""
 
     def answers(method: str, path: str, count: int) -> tuple[int, object]:
-        return (503, {"code": "no-bundle"}) if count == 0 else (200, {"events": []})
+        return first if count == 0 else (200, {"events": []})
 
     with (
         _door(answers) as door,
@@ -187,3 +191,84 @@ def test_consumer_bears_an_agent_that_is_not_there_yet(tmp_path: Path) -> None:
     ):
         door.wait_for(2, "/v1/subscriptions/contacts/events")
         _ended(process)
+
+
+# Runs an example's `main` again and again in one process, against answers that come at once, and sends it SIGTERM at
+# its next line each time, or the next of `threading`. Then once more, while it waits, from another thread: such a
+# signal cuts no wait short, like one that comes between the last look and the wait.
+MOMENTS = """
+import faulthandler, importlib.util, io, itertools, json, signal, sys, threading, urllib.request
+from urllib.error import URLError
+
+LONG_S = 3600.0
+answers = json.loads(sys.argv[2])
+
+def run(signals, wait_s):
+    spec = importlib.util.spec_from_file_location("example", sys.argv[1])
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    example.EVERY_S = example.AGAIN_S = wait_s
+    asked = []
+
+    def urlopen(request, timeout):
+        answer = answers[len(asked) % len(answers)]
+        asked.append(request)
+        if answer is None:
+            raise URLError("none")
+        return io.BytesIO(json.dumps(answer).encode())
+
+    example.urlopen = urlopen
+    faulthandler.dump_traceback_later(20, exit=True)
+    signals()
+    example.main()
+    sys.settrace(None)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return len(asked)
+
+def at_line(number):
+    lines = itertools.count()
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename not in (sys.argv[1], threading.__file__):
+            return None
+        if event == "line" and signal.getsignal(signal.SIGTERM) != signal.SIG_DFL and next(lines) == number:
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    sys.settrace(trace)
+
+def from_a_thread():
+    def when_it_waits():
+        main, before = threading.main_thread().ident, None
+        while (at := str(sys._current_frames()[main])) != before or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            before = at
+            threading.Event().wait(0.1)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    threading.Thread(target=when_it_waits, daemon=True).start()
+
+number = 0
+while run(lambda: at_line(number), 0.0) <= 2 * len(answers):
+    number += 1
+run(from_a_thread, LONG_S)
+print(f"ended at {number} moments")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "answers"),
+    [
+        ("adapter/adapter.py", [[CONTACT], None, {}]),
+        ("consumer/consumer.py", [{"events": [{"lease": "a", "event": EVENT}, {"lease": "b", "event": {}}]}, {}, None]),
+    ],
+)
+def test_examples_end_whenever_sigterm_comes(tmp_path: Path, script: str, answers: list[object]) -> None:
+    """Whatever they do just then, and whether or not it cuts a wait short."""
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    variables = {"AGENT_URL": "http://a", "CRM_URL": "http://c", "SUBSCRIPTION": "s", "AGENT_TOKEN_FILE": str(token)}
+    command = [sys.executable, "-I", "-c", MOMENTS, str(DEPLOY / "examples" / script), json.dumps(answers)]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4_000:]
+    assert int(run.stdout.split()[-2]) > 40

@@ -6,19 +6,31 @@ be remembered here. An adapter that keeps its place over restarts: the kit `agen
 
 import json
 import os
-import signal
 import sys
-import threading
+from http.client import HTTPException
 from pathlib import Path
+from select import select
+from signal import SIGINT, SIGTERM, set_wakeup_fd, signal
+from socket import socketpair
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 EVERY_S = 10.0
+AGAIN_S = 2.0  # after an answer that may pass
 TIMEOUT_S = 10.0
 MAY_PASS = (429, 503)  # slow down, or not durable now; any other refusal stays one
 
-stopped = threading.Event()
+told, tell = socketpair()
+
+
+def stopped(within_s: float = 0) -> bool:
+    """Whether SIGTERM has come, or comes within so many seconds.
+
+    Python writes each signal to a socket, whatever it interrupts. A `threading.Event` that a handler sets is no such
+    thing: interrupted at the wrong moment, its `wait` holds the lock that `set` takes, and both stand for ever.
+    """
+    return bool(select([told], [], [], within_s)[0])
 
 
 def fetched() -> list[dict[str, Any]]:
@@ -40,6 +52,14 @@ def event_of(contact: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def said(refusal: HTTPError) -> str:
+    """How a refusal begins, for the log; one of the agent's names its code there."""
+    try:
+        return refusal.read(200).decode(errors="replace")
+    except (OSError, HTTPException) as error:
+        return repr(error)
+
+
 def posted(event: dict[str, Any]) -> bool:
     """Post one event; whether it is done with: durable, or refused for good."""
     headers = {
@@ -51,28 +71,34 @@ def posted(event: dict[str, Any]) -> bool:
         with urlopen(request, timeout=TIMEOUT_S):
             return True
     except HTTPError as error:
-        code = json.load(error).get("code", "")
-        print(f"refused {error.code} {code} {event['id']}", file=sys.stderr, flush=True)
+        print(f"refused {error.code} {event['id']}: {said(error)}", file=sys.stderr, flush=True)
         return error.code not in MAY_PASS
-    except URLError as error:
-        print(f"no answer from the agent: {type(error.reason).__name__}", file=sys.stderr, flush=True)
+    except (OSError, HTTPException) as error:
+        print(f"no answer from the agent: {error!r}", file=sys.stderr, flush=True)
         return False
+
+
+def listen() -> None:
+    """Have each SIGTERM and SIGINT written to the socket, and nothing else come of it."""
+    tell.settimeout(0)  # as `set_wakeup_fd` wants it
+    set_wakeup_fd(tell.fileno())
+    for number in (SIGTERM, SIGINT):
+        signal(number, lambda *_: None)  # not SIG_IGN: what is ignored is not written either
 
 
 def main() -> None:
     """Poll until told to stop; what is being posted is finished."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    while not stopped.is_set():
+    listen()
+    while not stopped():
         try:
             contacts = fetched()
-        except (URLError, ValueError) as error:
-            print(f"the CRM did not answer: {type(error).__name__}", file=sys.stderr, flush=True)
+        except (OSError, HTTPException, ValueError) as error:
+            print(f"the CRM did not answer: {error!r}", file=sys.stderr, flush=True)
             contacts = []
         for contact in contacts:
-            while not stopped.is_set() and not posted(event_of(contact)):
-                stopped.wait(2)
-        stopped.wait(EVERY_S)
+            while not stopped() and not posted(event_of(contact)):
+                stopped(AGAIN_S)
+        stopped(EVERY_S)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,28 @@ replica or to the next start: a handler has to bear an event twice.
 
 import json
 import os
-import signal
 import sys
-import threading
+from http.client import HTTPException
 from pathlib import Path
+from select import select
+from signal import SIGINT, SIGTERM, set_wakeup_fd, signal
+from socket import socketpair
 from typing import Any
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 WAIT_S = 5  # of one long poll; SIGTERM waits for it
 AGAIN_S = 2.0  # after a refusal: the agent starts, drains, or waits for NATS
 
-stopped = threading.Event()
+told, tell = socketpair()
+
+
+def stopped(within_s: float = 0) -> bool:
+    """Whether SIGTERM has come, or comes within so many seconds.
+
+    Python writes each signal to a socket, whatever it interrupts. A `threading.Event` that a handler sets is no such
+    thing: interrupted at the wrong moment, its `wait` holds the lock that `set` takes, and both stand for ever.
+    """
+    return bool(select([told], [], [], within_s)[0])
 
 
 def asked(path: str, body: object = None) -> dict[str, Any]:
@@ -41,7 +51,7 @@ def handle(event: dict[str, Any]) -> None:
 def round_trip() -> None:
     """Fetch what is there, handle it, and say what became of it."""
     for item in asked(f"events?max=10&wait_s={WAIT_S}")["events"]:
-        if stopped.is_set():
+        if stopped():
             return
         try:
             handle(item["event"])
@@ -51,17 +61,23 @@ def round_trip() -> None:
             asked("ack", {"leases": [item["lease"]]})
 
 
+def listen() -> None:
+    """Have each SIGTERM and SIGINT written to the socket, and nothing else come of it."""
+    tell.settimeout(0)  # as `set_wakeup_fd` wants it
+    set_wakeup_fd(tell.fileno())
+    for number in (SIGTERM, SIGINT):
+        signal(number, lambda *_: None)  # not SIG_IGN: what is ignored is not written either
+
+
 def main() -> None:
     """Consume until told to stop."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    while not stopped.is_set():
+    listen()
+    while not stopped():
         try:
             round_trip()
-        except URLError as error:  # an HTTPError is one
-            why = getattr(error, "code", None) or type(error.reason).__name__
-            print(f"the agent refused: {why}", file=sys.stderr, flush=True)
-            stopped.wait(AGAIN_S)
+        except (OSError, HTTPException, ValueError) as error:  # a refusal is an OSError too
+            print(f"the agent refused, or did not answer: {error!r}", file=sys.stderr, flush=True)
+            stopped(AGAIN_S)
 
 
 if __name__ == "__main__":
