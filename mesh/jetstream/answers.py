@@ -122,11 +122,13 @@ class Answers:
             self._on_error(item, answer)
         elif answer is None or answer.stream != item.stream:
             _foreign(item)
-        elif answer.duplicate:
+        elif not answer.duplicate:
+            self._on_acks((item.stream, [item.token], [answer.sequence]))
+        elif item.sends > 1 and 0 < item.since < answer.sequence:
+            self._stored(item, PubAck(answer.stream, answer.sequence))  # as we sent it first, linked
+        else:
             DUPLICATE_ACKS.add(1)
             self._stored(item, answer)
-        else:
-            self._on_acks((item.stream, [item.token], [answer.sequence]))
 
     def _stored(self, item: Outgoing, ack: PubAck) -> None:
         sending = self._sending

@@ -8,7 +8,8 @@ says that the one before it is stored, and so on back to the first.
 
 Nothing rests on luck. Whatever is lost or refused on the way, all that is behind it is refused too; the lane hears of
 it by the answer to the last one, or by silence, and recovers as from any missed ack (`window.py`). What it sends again
-has a reply each, and no link. A `duplicate` says that the event itself is stored, and nothing of the one before it.
+has a reply each, and no link. A `duplicate` says that the event itself is stored, and nothing of the one before it;
+where it is stored says whether we did that just now, or somebody published it before.
 
 Another publisher's event in between breaks the chain as well. Then events go unlinked for a while, longer each time:
 where several publish into one stream all the time, nearly all go as if there were no links.
@@ -48,7 +49,7 @@ class Links:
         self._apart_s = 0.0
         self._apart_until = 0.0
 
-    def tie(self, items: list[Outgoing], now: float) -> None:
+    def tie(self, items: list[Outgoing], now: float, place: int) -> None:
         """Link *items*, which have their ids and are about to be written together, where that is worth it.
 
         While linked events are on their way, all that follow are linked to them: else what is behind a broken link
@@ -57,10 +58,11 @@ class Links:
         Args:
             items: New ones of one stream, in the order in which they are sent.
             now: Monotonic seconds.
+            place: The last one of the stream that is known; 0 where none is, and then nothing is linked.
         """
         quiet = items[-1].token - items[0].token == len(items) - 1  # `found` looks for them one behind the other
-        if self.last or (quiet and len(items) >= FEWEST and now >= self._apart_until):
-            linked(items, self.last, quiet)
+        if self.last or (quiet and place and len(items) >= FEWEST and now >= self._apart_until):
+            linked(items, self.last, quiet, place)
 
     def sent(self, items: list[Outgoing]) -> None:
         """*items* are on the wire, as `tie` left them."""

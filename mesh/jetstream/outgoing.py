@@ -68,6 +68,7 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     place: int = 0  # which of the copies of a request it is
     after: str = ""  # the msg_id that has to be the stream's last one when this is stored; see `links.py`
     quiet: bool = False  # sent without a reply: the ack of one behind it says that it is stored
+    since: int = 0  # behind which place of the stream it is, if it is there because it was sent linked
 
     def __repr__(self) -> str:
         return f"Outgoing({self.event_id!r})"  # without the body
@@ -113,14 +114,15 @@ def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) 
 
 
 @native.twin
-def linked(items: list[Outgoing], last: str, quiet: bool) -> None:
+def linked(items: list[Outgoing], last: str, quiet: bool, since: int) -> None:
     """Have each come right after the one before it, the first after *last*; with *quiet* all but the last one quietly.
 
-    They are sent with that: see `links.py`.
+    The stream has stored *since* already. They are sent with that: see `links.py`.
     """
     for item in items:
         item.after = last
         item.quiet = quiet
+        item.since = since
         last = item.msg_id
     if items:
         items[-1].quiet = False

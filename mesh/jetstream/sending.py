@@ -91,7 +91,7 @@ class Sending:
         now, streams = self.now(), {item.stream for item in items}
         for stream in streams:
             some = items if len(streams) == 1 else [item for item in items if item.stream == stream]
-            self.lanes[stream].links.tie(some, now)
+            self.lanes[stream].tie(some, now)
 
     # --- frames ------------------------------------------------------------------------------------------------------
 

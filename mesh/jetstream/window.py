@@ -103,6 +103,10 @@ class Lane:
         """Events that the stream stored behind later ones, as far as that is seen."""
         return self._silence.overtaken
 
+    def tie(self, items: list[Outgoing], now: float) -> None:
+        """Link *items*, new ones that are about to be sent together, where that is worth it."""
+        self.links.tie(items, now, self._silence.place)
+
     # --- events ------------------------------------------------------------------------------------------------------
 
     @property

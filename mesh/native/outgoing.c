@@ -41,6 +41,7 @@ static PyMemberDef members[] = {
     NUMBER(place),
     OBJECT(after),
     {"quiet", T_BOOL, offsetof(Outgoing, quiet), 0, NULL},
+    NUMBER(since),
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -130,13 +130,14 @@ signed_(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* linked(items, last, quiet) */
+/* linked(items, last, quiet, since) */
 static PyObject *
 linked(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *items, *last;
     int quiet;
-    if (!PyArg_ParseTuple(args, "O!Up", &PyList_Type, &items, &last, &quiet)) {
+    long long since;
+    if (!PyArg_ParseTuple(args, "O!UpL", &PyList_Type, &items, &last, &quiet, &since)) {
         return NULL;
     }
     Py_INCREF(last);
@@ -150,6 +151,7 @@ linked(PyObject *Py_UNUSED(module), PyObject *args)
             return NULL;
         }
         PyObject *id = Py_NewRef(item->msg_id);
+        item->since = since;
         item->quiet = quiet && at + 1 < PyList_GET_SIZE(items);
         Py_XSETREF(item->after, last); /* last of all: what is let go of may be Python, and change the list */
         last = id;

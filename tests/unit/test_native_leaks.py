@@ -109,8 +109,8 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         "ordered": [partial(c.ordered, _events(2), 2**40, 1.5), partial(c.ordered, [*_events(1), None], 1, 1.5)],
         "marked_sent": [partial(c.marked_sent, _events(2), 1.5), partial(c.marked_sent, [*_events(1), None], 1.5)],
         "linked": [
-            partial(c.linked, _events(3), "id", QUIET),
-            partial(c.linked, [*_events(2), None], "id", QUIET),
+            partial(c.linked, _events(3), "id", QUIET, 2**40),
+            partial(c.linked, [*_events(2), None], "id", QUIET, 2**40),
         ],
         "found": [
             partial(c.found, [1, 2, 3], [2**40] * 3, dict(enumerate(_events(3))), 0),

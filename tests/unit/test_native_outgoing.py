@@ -25,7 +25,9 @@ NUMBERS = st.integers(0, 2**60)
 EVENTS = st.fixed_dictionaries(
     dict.fromkeys(REQUIRED, WORDS) | {"body": st.binary(max_size=200)},
     optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature", "after"), LINES)
-    | dict.fromkeys(("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place"), NUMBERS)
+    | dict.fromkeys(
+        ("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place", "since"), NUMBERS
+    )
     | {
         "traceparent": st.sampled_from([None, "", "00-a-b-01"]) | LINES,
         "kids": st.lists(st.sampled_from("abc"), max_size=2, unique=True).map(tuple),
@@ -102,7 +104,7 @@ def test_outgoing_refuses(fields: Fields, gone: str, name: str) -> None:
 STEPS = st.one_of(
     st.tuples(st.just("entered"), NUMBERS),
     st.tuples(st.just("signed"), st.lists(LINES, min_size=6, max_size=6), st.sampled_from("abc"), NUMBERS),
-    st.tuples(st.just("linked"), st.sampled_from(["", "id"]), st.booleans()),
+    st.tuples(st.just("linked"), st.sampled_from(["", "id"]), st.booleans(), NUMBERS),
     st.tuples(st.just("ordered"), NUMBERS, st.floats(0, 1e9)),
     st.tuples(st.just("marked_sent"), st.floats(0, 1e9)),
     st.tuples(st.just("set"), st.sampled_from(["base_id", "generation", "msg_id", "kids", "first_signed_ms"])),
@@ -178,7 +180,7 @@ def test_last_of_linked_events_answers_for_all(odd: list[bool], sequence: int) -
     def use(twins: Twins) -> Any:
         required = {"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}
         items = made(twins, [required | {"token": 7 + at, "msg_id": f"id-{at}"} for at in range(len(odd) + 1)])
-        twins("linked")(items, "", QUIET)
+        twins("linked")(items, "", QUIET, 7)
         for item, wrong in zip(items, odd, strict=False):
             item.msg_id += "?" * wrong
         known, places, plain = twins("found")([items[-1].token], [sequence], {i.token: i for i in items}, 0)
@@ -193,8 +195,8 @@ def test_last_of_linked_events_answers_for_all(odd: list[bool], sequence: int) -
 @compares("linked")
 def test_linked_needs_ids() -> None:
     """Events, and a text to begin with."""
-    assert outcome(compiled().linked, [None], "", QUIET) == ("raises", TypeError)
-    assert outcome(compiled().linked, [], None, QUIET)[0] == "raises"
+    assert outcome(compiled().linked, [None], "", QUIET, 7) == ("raises", TypeError)
+    assert outcome(compiled().linked, [], None, QUIET, 7)[0] == "raises"
 
 
 @compares("forgotten")
@@ -295,7 +297,7 @@ def test_events_of_anything(parts: list[Any], odd: Any, gone: str) -> None:
             lambda: compiled().marked_sent([item], 1.0),
             lambda: compiled().found([1, odd], [1, 2], {1: item, 2: odd}, 0),
             lambda: compiled().found([1], [odd], {1: item, item.token - 1: item}, 0),
-            lambda: compiled().linked([item, item], "id", QUIET),
+            lambda: compiled().linked([item, item], "id", QUIET, 7),
             lambda: compiled().settled(deque([item, odd]), [item, item], [1, odd], 0, NEVER),
             lambda: compiled().settled(odd, [item], [1], 0, 5.0),
             lambda: compiled().forgotten([item], {1: item}),
