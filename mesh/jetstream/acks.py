@@ -37,12 +37,14 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
 
 
 class AckSubject:
-    """Reads the `$JS.ACK` reply of deliveries of one durable, and of no other: a reply can be anybody's invention."""
+    """Reads the `$JS.ACK` reply of deliveries of one durable, and of no other: a reply can be anybody's invention.
+
+    `v1` is how its replies begin that have neither domain nor account; the numbers follow.
+    """
 
     def __init__(self, stream: str, durable: str) -> None:
         self._names = [stream, durable]
-        self._v1 = f"$JS.ACK.{stream}.{durable}."
-        self._v1_chars = len(self._v1)
+        self.v1 = f"$JS.ACK.{stream}.{durable}."
 
     def parse(self, reply: str) -> Delivered | None:
         """What *reply* says, or None where it is no ack subject of this durable.
@@ -52,8 +54,8 @@ class AckSubject:
         """
         if len(reply) > _MAX_CHARS:
             return None
-        if reply.startswith(self._v1):
-            tokens = reply[self._v1_chars :].split(".")
+        if reply.startswith(self.v1):
+            tokens = reply[len(self.v1) :].split(".")
             if len(tokens) != _V1_OWN_TOKENS:
                 return None
             deliveries, sequence, _, stored, _ = tokens

@@ -98,6 +98,7 @@ int acked_add(PyObject *module);
 int acks_add(PyObject *module);
 int arrays_add(PyObject *module);
 int bytes_add(PyObject *module);
+int deliveries_add(PyObject *module);
 int frames_add(PyObject *module);
 int keyed_add(PyObject *module);
 int maskers_add(PyObject *module);

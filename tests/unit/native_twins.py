@@ -20,13 +20,19 @@ from mesh.jetstream.outgoing import unheard
 from mesh.native import build
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is
+from mesh.signing import Received
 from tests.conftest import ROOT
 
 if build.missing():
     pytest.skip(f"nothing to compare: there is not {build.missing()}", allow_module_level=True)
 
 NAME = "mesh.native._compiled"
-GIVEN = {"masking_with": (DROPPED, UNMET, as_it_is), "maskers_with": (DROPPED, REDACTED), "outgoing_with": (unheard,)}
+GIVEN = {
+    "masking_with": (DROPPED, UNMET, as_it_is),
+    "maskers_with": (DROPPED, REDACTED),
+    "outgoing_with": (unheard,),
+    "deliveries_with": (Received,),
+}
 """What a module is told once, before its first call."""
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mesh.jetstream import wire
 from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.deliveries import DeliveryRun
 from mesh.jetstream.listeners import Listeners
-from mesh.jetstream.wire import FrameReader
+from mesh.jetstream.outgoing import Outgoing
+from mesh.jetstream.wire import EVENT_AFTER, FrameReader
 from mesh.signing import Received
 
 STREAM = "EV_local_crm"
@@ -19,6 +22,8 @@ SIGNATURE = "1.kid.1795372771620.salt.0.1..sig"
 BLOCK = (
     f"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: {ID}\r\nMesh-Signature: {SIGNATURE}\r\n"
 )
+TRACE = "traceparent: 00-a-b-01\r\n"
+AFTER = f"{EVENT_AFTER}lZDMf7n5Vv-tKHIIMbC_0A\r\n"
 NS = 1_795_372_771_631_000_000
 
 
@@ -64,7 +69,7 @@ def test_what_is_read_is_the_same_however_it_is_cut() -> None:
     """Order, contents and the messages in between, for bytes that end anywhere."""
     bodies = (b"{}", b"", b'{"a":"\r\n\r\n"}', b"HMSG x 7 y 1 1\r\n")
     data = b"".join(frame(n, body=body) for n, body in enumerate(bodies, 1))
-    data += b"MSG a 1 1\r\nx\r\n" + frame(5, block=BLOCK + "traceparent: 00-a-b-01\r\n") + b"PING\r\n" + frame(6)
+    data += b"MSG a 1 1\r\nx\r\n" + frame(5, block=BLOCK + TRACE) + b"PING\r\n" + frame(6)
     one_by_one = Reading(at_once=False)
     lines = one_by_one.reader.feed(data)
     assert [event.sequence for event in one_by_one.events] == [1, 2, 3, 4, 5, 6]
@@ -76,9 +81,74 @@ def test_what_is_read_is_the_same_however_it_is_cut() -> None:
 
 def test_events_as_we_write_them_are_taken_whole() -> None:
     """Else nothing would be gained."""
-    data = b"".join(frame(n) for n in range(1, 4)) + frame(4, block=BLOCK + "traceparent: 00-a-b-01\r\n")
+    more = ["", "", TRACE, AFTER, AFTER + TRACE]
+    data = b"".join(frame(n, block=BLOCK + lines) for n, lines in enumerate(more, 1))
     end, events = DeliveryRun(OWN, STREAM, SID).read(data, 0)
-    assert (end, [event.sequence for event in events]) == (len(data), [1, 2, 3, 4])
+    assert (end, [event.sequence for event in events]) == (len(data), [1, 2, 3, 4, 5])
+    assert {(event.msg_ids, event.signature) for event in events} == {((ID,), SIGNATURE)}
+
+
+@pytest.mark.parametrize("after", ["", ID])
+@pytest.mark.parametrize("trace", [None, "00-a-b-01"])
+def test_what_we_publish_is_taken(after: str, trace: str | None) -> None:
+    """The header block as `event_frames` writes it, with each of its lines and without."""
+    event = Outgoing("ev.x", STREAM, b"{}", "/s", "e", trace, msg_id=ID, signature=SIGNATURE, after=after)
+    line, _, rest = wire.event_frames([event], "_INBOX.x.").partition(b"\r\n")
+    lengths = b" ".join(line.split(b" ")[-2:])
+    delivered = b"HMSG ev.x %d %b %b\r\n" % (SID, reply(1).encode(), lengths) + rest
+    end, events = DeliveryRun(OWN, STREAM, SID).read(delivered, 0)
+    assert (end, events[0].msg_ids, events[0].signature) == (len(delivered), (ID,), SIGNATURE)
+
+
+def test_ack_subjects_of_newer_servers_are_read_too() -> None:
+    """They name domain and account."""
+    data = b"".join(frame(n, back=reply(n).replace("ACK", "ACK.hub.znJdjy7f")) for n in (1, 2))
+    end, events = DeliveryRun(OWN, STREAM, SID).read(data, 0)
+    assert (end, [event.sequence for event in events]) == (len(data), [1, 2])
+
+
+PIECES = [
+    "Nats-Msg-Id: ",
+    "Mesh-Signature: ",
+    EVENT_AFTER,
+    "traceparent: ",
+    "\r\n",
+    "\r",
+    "\n",
+    " ",
+    ID,
+    "1.x",
+    "A",
+    "\0",
+]
+LINES = st.lists(st.sampled_from(PIECES) | st.sampled_from(["\u00e9", TRACE, AFTER]), max_size=5).map("".join)
+
+
+@given(st.sampled_from([ID, ID, ID[:21], f" {ID[:21]}", f"{ID[:20]}\r\n", f"{ID[:21]}\n"]), LINES, LINES, LINES)
+def test_headers_are_read_as_one_by_one(msg_id: str, behind_id: str, signature: str, lines: str) -> None:
+    """Whatever a publisher writes: what is taken says what `event_headers` says, and the reader delivers it."""
+    block = BLOCK.replace(ID, msg_id + behind_id).replace(SIGNATURE, f"1.{signature}") + lines
+    whole = f"{block}\r\n".encode()
+    end, events = DeliveryRun(OWN, STREAM, SID).read(frame(block=block), 0)
+    if end:
+        assert wire.headers_sound(whole)
+        assert (events[0].msg_ids, events[0].signature) == wire.event_headers(whole)
+        one_by_one = Reading(at_once=False)
+        assert (one_by_one.reader.feed(frame(block=block)), one_by_one.events) == ([], events)
+
+
+def test_frames_that_no_server_sends_are_left() -> None:
+    """The reader refuses a line and a frame of such a length, so nobody else may take it."""
+    run = DeliveryRun(OWN, STREAM, SID)
+    sound = frame()
+    chars = wire.MAX_LINE_BYTES - sound.index(b"\r\n") - 2
+    for more, taken in ((chars, True), (chars + 1, False)):
+        long = sound.replace(b"ev.", b"ev." + b"x" * more, 1)
+        assert run.read(long, 0)[0] == (len(long) if taken else 0)
+    block = len(f"{BLOCK}\r\n")
+    for size in (wire.MAX_FRAME_BYTES, wire.MAX_FRAME_BYTES + 1):
+        large = sound.replace(b" %d\r\n" % (block + 2), b" %d\r\n" % size, 1).replace(b"{}\r\n", bytes(size - block))
+        assert run.read(large + b"\r\n", 0)[0] == (len(large) + 2 if size == wire.MAX_FRAME_BYTES else 0)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +176,17 @@ def test_events_as_we_write_them_are_taken_whole() -> None:
         frame(block=BLOCK.replace(ID, f"abc\r\nX-Header: {ID[:9]}")),
         frame(block=BLOCK + "traceparent: a\r\nX: y\r\n"),
         frame(block=BLOCK + "tracestate: a\r\n"),
+        frame(block=BLOCK + "traceparent: a\0\r\n"),
+        frame(block=BLOCK + AFTER + AFTER),
+        frame(block=BLOCK + TRACE + AFTER),
+        frame(block=BLOCK + AFTER + TRACE + TRACE),
+        frame(block=BLOCK + AFTER + "Nats-Msg-Id: second\r\n"),
+        frame(block=BLOCK + AFTER.replace("A\r", "\r")),
+        frame(block=BLOCK + AFTER.replace("A\r", "AA\r")),
+        frame(block=BLOCK + AFTER.replace("A\r", "+\r")),
+        frame(block=BLOCK + AFTER.replace("Id: ", "Id:")),
+        frame(block=BLOCK.replace("Mesh", f"{AFTER}Mesh")),
+        frame(block=BLOCK + "Nats-Expected-Last-Msg-Id: \r\n"),
         frame().replace(b" %d " % len(f"{BLOCK}\r\n"), b" 1 "),
         frame()[:-1],
         frame()[:-2] + b"xx",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.outgoing import NEVER
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
@@ -39,6 +40,24 @@ def _made(name: str, *arguments: Any, **named: Any) -> Callable[[], Any]:
     return partial(getattr(compiled(), name), *arguments, **named)
 
 
+def _delivery(numbers: str = "1.2.3") -> bytes:
+    head = b"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: %b\r\nMesh-Signature: 1.x\r\n\r\n"
+    head %= b"A" * 22
+    line = f"HMSG ev.x 7 $JS.ACK.EV.d.{numbers}.4.5 {len(head)} {len(head) + 2}\r\n"
+    return line.encode() + head + b"{}\r\n"
+
+
+class Breaks(AckSubject):
+    """Its plain subjects are nobody's, and of all others it says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("none", "none")
+
+    def parse(self, reply: str) -> Any:
+        """Not at all."""
+        raise ZeroDivisionError(reply)
+
+
 def _cycle() -> Any:
     """A node that leads to itself, as one of `**.name` does."""
     node = node_of(SETS[1])
@@ -56,6 +75,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
     keyed, run, node = c.Keyed(b"key", 16, b"person"), c.AckRun("_INBOX.", 7), node_of(SETS[1])
     chained = [*_events(1, token=1, quiet=True, msg_id="a"), *_events(1, token=2, msg_id="b", after="a")]
     flying = [*_events(1, sends=1, token=2**40), *_events(1, sends=1, token=2**40 + 1)]
+    own = AckSubject("EV", "d")
     digits = c.last_digits(2, 7, 15, "+")
     ack = b'MSG _INBOX.12 7 27\r\n{"stream":"orders","seq":34}\r\n'
     walked = [
@@ -167,6 +187,16 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("AckRun", "\ud800", 7),
             _made("AckRun", "i", 10**30),
             *(partial(run.read, data, at) for data in (ack * 3, b"", None) for at in (0, 1, 10**4, "at")),
+        ],
+        "DeliveryRun": [
+            _made("DeliveryRun", own, "EV", 7),
+            *(_made("DeliveryRun", *odd) for odd in ((own, "EV", 10**30), (own, b"EV", 7), (None, "EV", 7), (own,))),
+            *(
+                partial(c.DeliveryRun(each, "EV", 7).read, data, at)
+                for each in (own, AckSubject("EV", "other"), Breaks())
+                for data in (_delivery() * 3, _delivery("5.x.5"), _delivery(f"{10**30}.1.5"), b"", None)
+                for at in (0, 1, 10**4, "at")
+            ),
         ],
         "redact": [_made("redact", "text"), _made("redact", 1)],
         "drop": [_made("drop", "text")],
