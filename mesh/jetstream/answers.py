@@ -30,6 +30,11 @@ OVERTAKEN = counter(
     unit="{event}",
     watch="above 0: a stream changed its leader, and stored events behind later ones, of any source",
 )
+LINKS_BROKEN = counter(
+    "mesh.publish.links_broken",
+    unit="{chain}",
+    watch="rising: others publish into the same streams, or events are published twice; each costs a sending more",
+)
 
 log = logs.get("publisher")
 
@@ -138,10 +143,12 @@ class Answers:
             sending.wake_before(now)
             return
         self._former.stored(item)
-        overtaken = lane.overtaken
+        overtaken, broken = lane.overtaken, lane.links.broken
         again = lane.acked(item, now, ack)
         if lane.overtaken != overtaken:
             OVERTAKEN.add(1)
+        if lane.links.broken != broken:
+            LINKS_BROKEN.add(1)
         if again:  # before `on_done`, which may submit the next event
             sending.resend(again, now)
         self._flights.finish(item, ack)
@@ -152,7 +159,9 @@ class Answers:
         flights, sending = self._flights, self._sending
         lane, now = self._lanes[item.stream], sending.now()
         if error.err_code == acks.WRONG_LAST_ID:
-            lane.unlinked(item, now)  # else it was sent again since, unlinked
+            broken = lane.links.broken
+            lane.unlinked(item, now)  # nothing, where it was sent again since
+            LINKS_BROKEN.add(lane.links.broken - broken)
             sending.wake_before(lane.due_at())
         elif error.passes:
             for refused, reason in lane.rejected(item, now, by_stream=error.err_code != 0):
@@ -161,8 +170,10 @@ class Answers:
         elif error.full and flights.take_over is not None:
             flights.hand_over(lane.stream, lane.hand_over(now))
         else:
+            lane.unlinked(item, now)  # the ones before it have no other answer
             sending.resend(lane.drop(item), now)
             flights.finish(item, error.as_error())
+            sending.wake_before(lane.due_at())
 
 
 def _foreign(item: Outgoing) -> None:

@@ -40,12 +40,14 @@ class Links:
 
     Attributes:
         last: The message id of the last linked event that was sent, until it is acknowledged; else empty.
+        broken: Chains that did not hold.
     """
 
-    __slots__ = ("_apart_s", "_apart_until", "last")
+    __slots__ = ("_apart_s", "_apart_until", "broken", "last")
 
     def __init__(self) -> None:
         self.last = ""
+        self.broken = 0
         self._apart_s = 0.0
         self._apart_until = 0.0
 
@@ -80,6 +82,7 @@ class Links:
 
     def broke(self, now: float) -> None:
         """A link did not hold: somebody else's event came between, or one of ours was refused."""
+        self.broken += 1
         quiet_since = now - self._apart_until
         self._apart_s = APART_FIRST_S if quiet_since > APART_LAST_S else min(max(self._apart_s, 0.5) * 2, APART_LAST_S)
         self._apart_until = now + self._apart_s
