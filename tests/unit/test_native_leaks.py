@@ -15,6 +15,8 @@ from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.outgoing import NEVER
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
+from mesh.signing import Received
+from mesh.subjects import Physical
 from tests.unit.native_twins import PYTHON, SETS, compared, compiled, outcome
 from tests.unit.native_walks import KINDS, node_of, raising, value_of, walk_of
 
@@ -29,6 +31,13 @@ def _item(subject: Any = "orders", id: Any = "A" * 22, body: Any = b"body") -> t
 def _events(count: int, **more: Any) -> list[Any]:
     required = {"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}
     return [compiled().Outgoing(**required | more) for _ in range(count)]
+
+
+def _received(header: Any = "", **more: Any) -> Received:
+    header = header or f"1.kid.{2**40}.{'A' * 22}.0.1..signature"
+    fields = {"subject": "s", "body": b"b", "msg_ids": ("A" * 22,), "signature": header, "stream_ms": 2**40}
+    rest = {"stream": "t", "sequence": 1, "deliveries": 1, "reply": ""}
+    return Received(**fields | rest | more)
 
 
 def _masked(kind: str, act: Any, part: Any) -> Callable[[], Any]:
@@ -85,6 +94,9 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         for part in ("scalar", {"a": 1}, [1], (1,))
     ]
     walks = {kind: [_masked(kind, act, part) for other, act, part in walked if other == kind] for kind in KINDS}
+    place = Physical("eu1", "clear", 0, "t.v1")
+    said = {"type": "t.v1", "view": "clear", "specversion": "1.0", "tenant": "acme", "source": "/s", "id": "1"}
+    content, stored = (_received(), said, place), (0, 2**41)
     fields = {
         "specversion": "1.0",
         "id": "i",
@@ -174,6 +186,44 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("batch", [_item(), _item("\ud800")], bytes(32)),
             _made("batch", [_item(), _item(body="text")], bytes(32)),
             _made("batch", [], b""),
+        ],
+        "neighbours": [
+            partial(
+                c.neighbours, [_received(), _received(), _received("no"), _received(body=None), _received(msg_ids=())]
+            ),
+            partial(c.neighbours, [_received(), None]),
+            partial(c.neighbours, None),
+        ],
+        "agreed": [
+            lambda: c.agreed([content] * 3, 0, stored, "acme", set()),
+            lambda: c.agreed([content, None], 0, stored, None, set()),
+            *(
+                partial(c.agreed, [content, (_received(**event), said | more, place)], 0, stored, "acme", set())
+                for event, more in (
+                    ({}, {"id": 1}),
+                    ({}, {"tenant": []}),
+                    ({"stream_ms": 2**42}, {}),
+                    ({"stream_ms": "now"}, {}),
+                )
+            ),
+            partial(c.agreed, [(_received(), said | {"source": "\ud800"}, place)], 0, stored, "acme", set()),
+            partial(c.agreed, [(None, said, place)], 0, stored, "acme", set()),
+            partial(c.agreed, [(None, None, None)], 0, stored, "acme", set()),
+            partial(c.agreed, [content], -1, stored, "acme", set()),
+            partial(c.agreed, None, 0, stored, "acme", set()),
+        ],
+        "common_root": [
+            *(
+                partial(c.common_root, [_received()] * 3, ["A" * 22] * 3, [proof] * 3, 1, 9)
+                for proof in ("", "A" * 171, None)
+            ),
+            partial(c.common_root, [_received()], ["A" * 22], [""], 0, 1),
+            partial(c.common_root, [_received()] * 2, ["A" * 22, "\ud800"], ["", ""], 0, 2),
+            partial(c.common_root, [_received(), _received(body="text")], ["A" * 22] * 2, ["", ""], 0, 2),
+            partial(c.common_root, [_received(), _received(msg_ids=())], ["A" * 22] * 2, ["", ""], 0, 2),
+            partial(c.common_root, [_received(), None], ["A" * 22] * 2, ["", ""], 0, 2),
+            partial(c.common_root, [], [], [], 0, 1),
+            partial(c.common_root, None, [], [], 0, 1),
         ],
         "Keyed": [
             _made("Keyed", b"key", 16, b"person"),

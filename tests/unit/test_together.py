@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 import mesh.batches
 import mesh.signing
+import mesh.together
 from mesh import native
 from mesh.errors import VerificationError
 from mesh.merkle import HASH_BYTES, span
@@ -22,6 +25,22 @@ from mesh.statements import root_signed
 from mesh.together import Together
 from tests.tables import make_signatures as reference
 from tests.unit.test_signing import BAD, BASE, SIGNER, Counter, anybody, leaves_of, received, sealed, verifier_for
+
+LOOPS = ("neighbours", "agreed", "common_root")
+
+
+@pytest.fixture(autouse=True, scope="module", params=["in Python", "compiled"])
+def twins(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test runs on both twins of the loops, where there are two."""
+    if request.param == "compiled" and native.compiled is None:
+        pytest.skip("they run in Python here: tests/unit/test_native_verifying.py compares them")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in LOOPS:
+            python = native.IN_PYTHON[name]
+            patch.setattr(
+                mesh.together, name, getattr(native.compiled, name) if request.param == "compiled" else python
+            )
+        yield
 
 
 def alone(verifier: Verifier, event: Received) -> Verified | None:
@@ -85,11 +104,19 @@ CHANGES = (
     Change("msg_ids", ("A" * 22, "A" * 22)),
     Change("msg_ids", ("A" * 22,)),
     Change("msg_ids", ("A" * 21,)),
+    Change("msg_ids", ("A" * 21 + "\ud800",)),
+    Change("subject", "ev.local.clear.s00.crm.\ud800.v1"),
+    Change("body", b'{"id":"\\ud800"}'),
     Change("signature", None),
     Change("signature", ""),
     Change("signature", "1......."),
+    Change("signature", "\ud800"),
+    Change("signature", "." * 7),
+    Change("signature", "." * 100_000),
     Change("stream_ms", reference.SIGNED_MS - 30_001),
     Change("stream_ms", reference.SIGNED_MS + 120_001),
+    Change("stream_ms", 2**63),
+    Change("stream_ms", -(10**40)),
 )
 
 
@@ -115,6 +142,52 @@ def test_no_character_of_a_header_can_change(at: int, character: str, which: int
     events[which] = msgspec.structs.replace(events[which], signature=changed)
     verdict = Together(anybody()).verify(events)[which]
     assert (verdict is None) == (changed != header)
+
+
+PARTS: dict[int, list[str]] = {
+    0: ["2", "01", ""],
+    1: ["A" * 22, ""],
+    2: ["0", "0" + str(reference.SIGNED_MS), str(reference.SIGNED_MS + 1), "9" * 15, "9" * 16, "9" * 400],
+    3: ["A" * 22, "A" * 21 + "B", "\ud800", ""],
+    4: ["0", "1", "2", "3", "7", "00", "07", "+1", "-1", "255", "256", "9" * 30, "\u0661", ""],
+    5: ["1", "2", "4", "7", "8", "9", "08", "256", "257", "9" * 30, "\u0668", ""],
+    6: ["", "A", "A" * 43, "A" * 86, "A" * 128, "A" * 171, "A" * 342, "A" * 343, "\ud800", "="],
+    7: ["A" * 86, "A" * 85, "A" * 85 + "B", ""],
+}
+"""What a header could have for each of its parts."""
+
+
+def batches() -> list[list[Received]]:
+    """Some of several sizes, each with a root and a signature of its own."""
+    return [list(sealed(size)) for size in (1, 2, 5, 8, 13)]
+
+
+BATCHES = batches()
+WHERE = st.tuples(st.sampled_from(range(len(BATCHES))), st.integers(0, 12), st.integers(1, 6))
+CHANGED = st.tuples(st.integers(0, 30), st.sampled_from(sorted(PARTS)), st.integers(0, 20), st.integers(0, 30))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(WHERE, min_size=1, max_size=5), st.lists(CHANGED, max_size=3), st.sampled_from(["part", "own", "field"])
+)
+def test_whatever_comes_nothing_is_said_that_is_not_so(cuts: Any, changes: Any, how: str) -> None:
+    """Parts of batches in any order, some with parts of another's header or an odd value: never more than alone."""
+    events = [event for which, at, count in cuts for event in BATCHES[which][at % len(BATCHES[which]) :][:count]]
+    whole = len(changes) == 0
+    for at, part, value, other in changes:
+        at, other = at % len(events), other % len(events)  # noqa: PLW2901 - of those that there are
+        parts, others = ((events[i].signature or "").split(".") for i in (at, other))
+        if how == "field":
+            change = CHANGES[value % len(CHANGES)]
+            events[at] = msgspec.structs.replace(events[at], **{change.field: change.value})
+        elif len(parts) == len(others) == len(PARTS):
+            parts[part] = others[part] if how == "own" else PARTS[part][value % len(PARTS[part])]
+            events[at] = msgspec.structs.replace(events[at], signature=".".join(parts))
+    expected = [alone(anybody(), event) for event in events]
+    verdicts = Together(anybody()).verify(events)
+    assert all(verdict in (None, one) for verdict, one in zip(verdicts, expected, strict=True))
+    assert not whole or verdicts == expected
 
 
 def test_proofs_are_not_swapped() -> None:
@@ -145,6 +218,12 @@ TRUE = {"specversion": "1.0", "id": "1", "source": "/crm", "type": "crm.contact.
         ({"source": 1}, "A" * 22, 0, False),
         ({"id": ""}, "A" * 22, 0, False),
         ({"id": None}, "A" * 22, 0, False),
+        ({"id": ["1"]}, "A" * 22, 0, False),
+        ({"type": None}, "A" * 22, 0, False),
+        ({"view": 1}, "A" * 22, 0, False),
+        ({"specversion": 1.0}, "A" * 22, 0, False),
+        ({"tenant": {"acme": "acme"}}, "A" * 22, 0, False),
+        ({"tenant": 10**30}, "A" * 22, 0, False),
         ({}, "A" * 21 + "B", 0, False),
         ({}, "A" * 22, 1_048_576, False),
     ],
@@ -180,19 +259,15 @@ def test_an_insider_cannot_bring_a_proof_of_another_length(length: int) -> None:
 
 
 def test_a_header_of_dots_is_not_taken_apart() -> None:
-    """It may be as long as a message: no more of it is looked at than a signature has parts."""
-
-    class Text(str):
-        __slots__ = ()
-
-        def split(self, sep: Any = None, maxsplit: Any = -1) -> list[str]:
-            parts.extend(found := super().split(sep, maxsplit))
-            return found
-
-    parts: list[str] = []
-    event = msgspec.structs.replace(next(sealed(1)), signature=Text("." * 100_000))
-    assert Together(anybody()).verify([event]) == [None]
-    assert len(parts) == 9
+    """It may be as long as a message: nothing is made of it."""
+    event = msgspec.structs.replace(next(sealed(1)), signature="." * 100_000)
+    together = Together(anybody())
+    tracemalloc.start()
+    try:
+        assert together.verify([event]) == [None]
+        assert tracemalloc.get_traced_memory()[1] < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_grant_is_asked_for_each_time() -> None:
@@ -203,6 +278,32 @@ def test_a_grant_is_asked_for_each_time() -> None:
     assert None not in together.verify(events)
     granted = False
     assert together.verify(events) == [None] * 4
+
+
+def test_a_batch_may_say_several_things() -> None:
+    """Each type from each source is asked for once a batch; where one is denied, nothing is said of those around it."""
+    asked: list[tuple[str, str, str]] = []
+    denied: list[str] = []
+
+    def permits(spiffe_id: str, type_: str, source: str) -> bool:
+        asked.append((spiffe_id, type_, source))
+        return source not in denied
+
+    verifier, items = Verifier(anybody().keyring, permits), []
+    for i in range(6):
+        body = msgspec.json.encode(TRUE | {"source": f"/crm/{i % 2}", "id": str(i)})
+        items.append((SUBJECT, "A" * 22, body))
+    headers = mesh.signing.seal(items, SIGNER, signed_ms=reference.SIGNED_MS, salts=bytes(16 * 6))
+    events = [
+        Received(subject, body, (msg_id,), header, "EV_local_crm", 1, reference.STREAM_MS, 1, "")
+        for (subject, msg_id, body), header in zip(items, headers, strict=True)
+    ]
+    assert None not in Together(verifier).verify(events)
+    expected = [(SIGNER.spiffe_id, "crm.contact.v1", f"/crm/{i}") for i in range(2)]
+    assert sorted(asked) == expected
+    denied.append("/crm/1")
+    assert Together(verifier).verify(events) == [None] * 6
+    assert [alone(verifier, event) is None for event in events] == [False, True] * 3
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 13, 32, 33])
