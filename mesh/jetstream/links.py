@@ -25,13 +25,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mesh.jetstream.outgoing import linked
+from mesh.jetstream.outgoing import NEVER, linked
 
 if TYPE_CHECKING:
     from mesh.jetstream.outgoing import Outgoing
 
 FEWEST = 4  # events written together that a chain begins with: below, the header costs what the acks do
-APART_FIRST_S = 1.0  # how long events go unlinked after a chain broke; it doubles from one to the next
+APART_FIRST_S = 4.0  # how long events go unlinked after a chain broke; it doubles from one to the next
 APART_LAST_S = 64.0
 
 
@@ -49,7 +49,7 @@ class Links:
         self.last = ""
         self.broken = 0
         self._apart_s = 0.0
-        self._apart_until = 0.0
+        self._apart_until = -NEVER
 
     def tie(self, items: list[Outgoing], now: float, place: int) -> None:
         """Link *items*, which have their ids and are about to be written together, where that is worth it.
@@ -83,6 +83,6 @@ class Links:
     def broke(self, now: float) -> None:
         """A link did not hold: somebody else's event came between, or one of ours was refused."""
         self.broken += 1
-        quiet_since = now - self._apart_until
-        self._apart_s = APART_FIRST_S if quiet_since > APART_LAST_S else min(max(self._apart_s, 0.5) * 2, APART_LAST_S)
+        long_ago = now - self._apart_until > APART_LAST_S
+        self._apart_s = APART_FIRST_S if long_ago else min(2 * self._apart_s, APART_LAST_S)
         self._apart_until = now + self._apart_s
