@@ -86,7 +86,8 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
     flying = [*_events(1, sends=1, token=2**40), *_events(1, sends=1, token=2**40 + 1)]
     own = AckSubject("EV", "d")
     digits = c.last_digits(2, 7, 15, "+")
-    ack = b'MSG _INBOX.12 7 27\r\n{"stream":"orders","seq":34}\r\n'
+    ack = b'MSG _INBOX.1234567 7 33\r\n{"stream":"orders","seq":7654321}\r\n'
+    assert run.read(ack, 0)[1] is not None
     walked = [
         (kind, act, part)
         for kind in KINDS
