@@ -84,6 +84,22 @@ def test_neighbours_of_any_kind(events: list[Received]) -> None:
 
 
 @compares("neighbours")
+def test_neighbours_of_one_odd_event() -> None:
+    """One part of one header is another: it is in no run, or in one of its own."""
+    events = some(8)
+    for at in (0, 3, 7):
+        for part, odd in ((part, odd) for part, values in enumerate(ODD_PARTS) for odd in values):
+            parts = (events[at].signature or "").split(".")
+            parts[part] = odd
+            changed = msgspec.structs.replace(events[at], signature=".".join(parts))
+            same("neighbours", [*events[:at], changed, *events[at + 1 :]])
+        for msg_id in ("A" * 21, "A" * 23, "A" * 21 + "B", "A" * 21 + "\n", "A" * 21 + "é", "A" * 20 + ".A", ""):
+            changed = msgspec.structs.replace(events[at], msg_ids=(msg_id,))
+            runs = same("neighbours", [*events[:at], changed, *events[at + 1 :]])
+            assert sum(len(salts) for *_, salts, _ in runs) == 7
+
+
+@compares("neighbours")
 @given(
     st.lists(st.tuples(st.sampled_from([1, 2, 3, 8, 33, FULL]), st.integers(0, FULL), st.integers(1, 9)), max_size=5)
 )
@@ -162,6 +178,14 @@ def test_agreed_misses_what_is_not_there(gone: str, tenant: bool) -> None:
     contents = [(event, FIELDS, PLACE), (event, fields, PLACE), (event, FIELDS, PLACE)]
     end = same("agreed", contents, 0, BOUNDS, "acme" if tenant else None, set())
     assert end == (3 if gone == "tenant" and not tenant else 1)
+
+
+@compares("agreed")
+def test_agreed_has_both_bounds_in_it() -> None:
+    """The first and the last millisecond; none before or behind."""
+    for ms, end in ((BOUNDS[0] - 1, 0), (BOUNDS[0], 1), (BOUNDS[1], 1), (BOUNDS[1] + 1, 0)):
+        event = received("s", b"", (), None, ms)
+        assert same("agreed", [(event, FIELDS, PLACE)], 0, BOUNDS, None, set()) == end
 
 
 @compares("agreed")

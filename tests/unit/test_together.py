@@ -65,6 +65,17 @@ def test_batches_may_be_cut_and_mixed() -> None:
     assert Together(anybody()).verify(events) == [anybody().verify(event) for event in events]
 
 
+@pytest.mark.parametrize(
+    ("late_ms", "verified"), [(-30_001, False), (-30_000, True), (120_000, True), (120_001, False)]
+)
+def test_the_stream_takes_events_in_time(late_ms: int, verified: bool) -> None:
+    """The last moment that is allowed is, as for the event alone."""
+    stored = {"stream_ms": reference.SIGNED_MS + late_ms}
+    events = [msgspec.structs.replace(event, **stored) for event in sealed(3)]
+    assert Together(anybody()).verify(events) == [alone(anybody(), event) for event in events]
+    assert (alone(anybody(), events[0]) is not None) == verified
+
+
 def test_one_signature_check_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for `Verifier.verify`, and either knows the roots of the other."""
     counter, verifier = Counter(monkeypatch), anybody()
