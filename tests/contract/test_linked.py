@@ -309,11 +309,12 @@ async def test_somebody_elses_copy_says_nothing_of_the_events_before(
     nats_server: NatsServer, control: Connection
 ) -> None:
     """Another process publishes the second event of a linked batch first: the link of the third holds, to that one."""
-    async with desk_at(nats_server.url, give_up_s=60.0) as desk:
+    async with desk_at(nats_server.url, **PATIENT) as desk:
         items = await begun(desk) + desk.submit(4)
         with held(desk) as frames:
             items += desk.submit(4)
-        await control.request(SUBJECT, b"6", headers={MSG_ID: "7.0"}, timeout_s=DEADLINE_S)
+        await desk.publisher._connection.flush(DEADLINE_S)
+        await control.request(SUBJECT, b"7", headers={MSG_ID: "7.0"}, timeout_s=DEADLINE_S)
         desk.publisher._connection.write(b"".join(frames))
         await desk.finished(*items)
     kept = await stored(control)
