@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
+from itertools import product
 from typing import Any
 
-from tests.unit.native_twins import alike, both, compares, compiled, outcome, same
+from mesh.jetstream.outgoing import NEVER
+from tests.unit.native_twins import PYTHON, alike, both, compares, compiled, outcome, same
 from tests.unit.test_native import INBOX, WAYS, _ack
+from tests.unit.test_native_outgoing import NAMES, REQUIRED, made, state
 
 
 @compares("numbered")
@@ -97,3 +102,124 @@ def test_masks_are_made_of_what_makes_sense() -> None:
         for value in ((), ("1234567", "1234567")):
             assert _masked(name, how, *value) is TypeError
         assert _masked(name, how, "1234567", other=1) is TypeError
+
+
+@compares("Outgoing")
+def test_outgoing_takes_as_many_as_it_has() -> None:
+    """All by position, and one more; all by names that are made as the program runs."""
+
+    def whole(twins: Any) -> dict[str, Any]:
+        fields = state(twins("Outgoing")("s", "t", b"b", "r", "e"))
+        return {
+            name: at if type(value) is int else float(at) if value == NEVER else value
+            for at, (name, value) in enumerate(fields.items())
+        }
+
+    def use(twins: Any, *more: Any) -> Any:
+        return state(twins("Outgoing")(*whole(twins).values(), *more))
+
+    def named(twins: Any, wrong: str = "") -> Any:
+        return state(twins("Outgoing")(**{"".join([*name, wrong]): value for name, value in whole(twins).items()}))
+
+    assert alike(use).keys() == alike(named).keys() == set(NAMES)
+    assert alike(lambda twins: use(twins, 1)) is TypeError
+    assert alike(lambda twins: use(twins, 1, 2)) is TypeError
+    assert alike(lambda twins: named(twins, "x")) is TypeError
+
+
+@compares("found")
+def test_found_of_every_pair() -> None:
+    """The one that an ack names and the one before it: linked or not, quiet or not, young or just too old."""
+    required = dict.fromkeys(REQUIRED, "s")
+    for text, stream, quiet, after, first, second in product(
+        ("", "a", "b"), "st", (False, True), ("", "a"), (4, 5), (4, 5)
+    ):
+        one = required | {"token": 6, "msg_id": text, "stream": stream, "quiet": quiet, "first_signed_ms": first}
+        two = required | {"token": 7, "after": after, "first_signed_ms": second}
+
+        def use(twins: Any, events: tuple[Any, ...] = (one, two)) -> Any:
+            items = made(twins, list(events))
+            known, places, plain = twins("found")([7], [9], {item.token: item for item in items}, 5)
+            return [items.index(item) for item in known], places, plain
+
+        known, places, plain = alike(use)
+        linked = bool(after) and text == after and stream == "s" and quiet
+        assert (known, places) == (([0, 1], [8, 9]) if linked else ([1], [9]))
+        assert plain is (second == 5 and (first == 5 or not linked))
+
+
+@compares("found", "settled", "forgotten")
+def test_only_events_are_acknowledged() -> None:
+    """Anything else among those in flight is refused, wherever it stands."""
+    c, required = compiled(), dict.fromkeys(REQUIRED, "s")
+    item, linked = (c.Outgoing(**required, token=token, sends=1, after="a") for token in (7, 8))
+
+    def refused(odd: Any) -> list[Any]:
+        return [
+            outcome(c.found, [7], [1], {7: odd}, 0),
+            outcome(c.found, [8], [1], {7: odd, 8: linked}, 0),
+            outcome(c.settled, deque([odd]), [item], [1], 0, NEVER),
+            outcome(c.settled, deque([item, odd]), [item], [1], 0, 9.0),
+            outcome(c.settled, deque([item, odd]), [item], [1], 0, NEVER),
+            outcome(c.settled, deque([item]), [odd], [1], 0, NEVER),
+            outcome(c.forgotten, [odd], {}),
+        ]
+
+    for odd in (None, object(), PYTHON["Outgoing"](**required, token=7, quiet=True, msg_id="a")):
+        assert refused(odd) == [("raises", TypeError)] * 7
+
+
+@compares("found")
+def test_found_stops_at_64_bits() -> None:
+    """Before the first number there is none for what is linked to it."""
+    required = dict.fromkeys(REQUIRED, "s")
+    one = compiled().Outgoing(**required, token=6, msg_id="a", quiet=True)
+    two = compiled().Outgoing(**required, token=7, after="a")
+    first = -(2**63)
+    for sequence in (first, first + 1):
+        assert outcome(compiled().found, [7], [sequence], {6: one, 7: two}, 0) == ("raises", OverflowError)
+    for sequence in (first + 2, 2**63 - 1):
+        assert compiled().found([7], [sequence], {6: one, 7: two}, 0)[1] == [sequence - 1, sequence]
+
+
+def _settled(twins: Any, events: list[dict[str, Any]], sequences: list[int], place: int, before: float) -> Any:
+    """What becomes of these events, all of them acknowledged."""
+    items = made(twins, [dict.fromkeys(REQUIRED, "s") | fields for fields in events])
+    queue = deque(items)
+    did = twins("settled")(queue, items, sequences, place, before)
+    return did, [items.index(item) for item in queue], [item.done for item in items]
+
+
+@compares("settled")
+def test_settled_of_every_pair() -> None:
+    """Before the order from which on none is taken, at it, behind; likewise its place; sent once, or not."""
+    for before, order, sequence, sends, done in product((5.0, NEVER), (4, 5, 6), (8, 9, 10), (0, 1, 2), (False, True)):
+        events = [{"order": order, "sends": sends}, {"order": order + 1, "sends": 1, "done": done}]
+        did = alike(partial(_settled, events=events, sequences=[sequence], place=9, before=before))
+        takes = sends == 1 and sequence >= 9 and (before == NEVER or (order < 5 and not done))
+        assert did[0] == ((1, sequence) if takes else (0, 9))
+        assert did[1] == ([] if takes and done else [1] if takes else [0, 1])
+
+
+@compares("found", "settled")
+def test_acks_have_a_number_each() -> None:
+    """As many tokens as sequences; of events and sequences there may be more of either."""
+    assert alike(lambda twins: twins("found")([], [1], {}, 0)) is ValueError
+    assert alike(lambda twins: twins("found")([1], [], {}, 0)) is ValueError
+    for count in range(4):
+        did = alike(partial(_settled, events=[{"sends": 1}] * 2, sequences=[*range(count)], place=0, before=NEVER))
+        assert did[0] == (min(count, 2), max(0, min(count, 2) - 1))
+
+
+@compares("forgotten")
+def test_forgotten_needs_a_body() -> None:
+    """One without a body, or with one that has no size, is refused and stays."""
+    for body in (None, 1):
+        item = compiled().Outgoing(**dict.fromkeys(REQUIRED, "s"), token=7)
+        item.body = body
+        if body is None:
+            del item.body
+        by_token = {7: item}
+        refused = AttributeError if body is None else TypeError
+        assert outcome(compiled().forgotten, [item], by_token) == ("raises", refused)
+        assert by_token == {7: item}

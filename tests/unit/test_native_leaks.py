@@ -17,10 +17,11 @@ from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
 from mesh.signing import Received
 from mesh.subjects import Physical
-from tests.unit.native_twins import PYTHON, SETS, compared, compiled, outcome
+from tests.unit.native_twins import GIVEN, PYTHON, SETS, compared, compiled, outcome
 from tests.unit.native_walks import KINDS, node_of, raising, value_of, walk_of
 
 CALLS = 3_000
+LEAST = 200  # of each use: what comes and goes by itself is a few dozen blocks
 ROUNDS = 4
 
 
@@ -38,6 +39,17 @@ def _received(header: Any = "", **more: Any) -> Received:
     fields = {"subject": "s", "body": b"b", "msg_ids": ("A" * 22,), "signature": header, "stream_ms": 2**40}
     rest = {"stream": "t", "sequence": 1, "deliveries": 1, "reply": ""}
     return Received(**fields | rest | more)
+
+
+def _acked(name: str) -> Any:
+    """Events that nothing else holds, acknowledged: what keeps one keeps memory."""
+    events, sequences = _events(2, sends=1, token=2**40), [2**40, 2**40 + 1]
+    if name == "settled":
+        return compiled().settled(deque(events), events, sequences, 0, NEVER)
+    by_token = {2**40: events[0]}
+    if name == "found":
+        return compiled().found([2**40], sequences[:1], by_token, 0)
+    return compiled().forgotten(events[:1], by_token)
 
 
 def _masked(kind: str, act: Any, part: Any) -> Callable[[], Any]:
@@ -146,6 +158,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             partial(c.linked, [*_events(2), None], "id", QUIET, 2**40),
         ],
         "found": [
+            partial(_acked, "found"),
             partial(c.found, [1, 2, 3], [2**40] * 3, dict(enumerate(_events(3))), 0),
             partial(c.found, [1], [2**40], dict(enumerate(_events(3))), 2**40),
             partial(c.found, [chained[-1].token], [2**40], {item.token: item for item in chained}, 0),
@@ -155,6 +168,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             partial(c.found, [], [1], {}, 0),
         ],
         "settled": [
+            partial(_acked, "settled"),
             lambda: c.settled(deque(flying), flying, [2**40, 2**40 + 1], 0, NEVER),
             partial(c.settled, deque(_events(2, sends=2)), flying, [1, 2], 0, 5.0),
             partial(c.settled, deque([None]), flying, [1], 0, 5.0),
@@ -162,6 +176,7 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             partial(c.settled, None, flying, [1], 0, 5.0),
         ],
         "forgotten": [
+            partial(_acked, "forgotten"),
             lambda: c.forgotten(flying, dict(zip([2**40, 2**40 + 1], flying, strict=True))),
             partial(c.forgotten, _events(1, token=2**40), {}),
             partial(c.forgotten, _events(1, body=1), {}),
@@ -291,6 +306,26 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
     }
 
 
+def _types() -> set[type]:
+    """Of the module; those of its masks and walks have no name in it."""
+    c, node = compiled(), node_of(SETS[1])
+    walks = (walk_of(kind, SETS[1], node) for kind in KINDS)
+    made = {type(each) for each in (c.tokens("p", str, str), *walks)}
+    return {each for each in (*vars(c).values(), *made) if isinstance(each, type) and each.__module__ == c.__name__}
+
+
+def test_what_is_told_again_is_held_once() -> None:
+    """And what was told before is let go of."""
+    for name, told in GIVEN.items():
+        held = [*told] * (2 * CALLS)  # one that is let go of too often would be gone, and could not be asked
+        before = [sys.getrefcount(each) for each in told]
+        for _ in range(CALLS):
+            getattr(compiled(), name)(*told)
+        after = [sys.getrefcount(each) for each in told]
+        assert max(abs(now - then) for now, then in zip(after, before, strict=True)) < CALLS // 2, name
+        held.clear()
+
+
 def test_every_twin_is_looked_at_for_leaks() -> None:
     """A new one has a row below."""
     assert compared() == set(_uses())
@@ -299,9 +334,9 @@ def test_every_twin_is_looked_at_for_leaks() -> None:
 @pytest.mark.parametrize("name", sorted(PYTHON))
 def test_no_leaks(name: str) -> None:
     """Thousands of calls leave no memory behind, and no reference to what everybody shares; refused ones likewise."""
-    shared = (None, True, False, DROPPED, UNMET, REDACTED, as_it_is, unmet, "", b"", TypeError, type(None))
+    shared = (None, True, False, DROPPED, UNMET, REDACTED, as_it_is, unmet, "", b"", TypeError, type(None), *_types())
     uses = _uses()[name]
-    times = CALLS // len(uses) + 1
+    times = max(CALLS // len(uses), LEAST)
 
     def held() -> list[int]:
         gc.collect()
