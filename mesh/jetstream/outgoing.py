@@ -66,9 +66,6 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     give_up_at: float = NEVER
     done: bool = False
     place: int = 0  # which of the copies of a request it is
-    after: str = ""  # the msg_id that has to be the stream's last one when this is stored; see `links.py`
-    quiet: bool = False  # sent without a reply: the ack of one behind it says that it is stored
-    since: int = 0  # behind which place of the stream it is, if it is there because it was sent linked
 
     def __repr__(self) -> str:
         return f"Outgoing({self.event_id!r})"  # without the body
@@ -114,21 +111,6 @@ def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) 
 
 
 @native.twin
-def linked(items: list[Outgoing], last: str, quiet: bool, since: int) -> None:
-    """Have each come right after the one before it, the first after *last*; with *quiet* all but the last one quietly.
-
-    The stream has stored *since* already. They are sent with that: see `links.py`.
-    """
-    for item in items:
-        item.after = last
-        item.quiet = quiet
-        item.since = since
-        last = item.msg_id
-    if items:
-        items[-1].quiet = False
-
-
-@native.twin
 def ordered(items: list[Outgoing], last: int, give_up_at: float) -> None:
     """Give each its place in the order behind *last*, and all the time when they are given up."""
     for order, item in enumerate(items, last + 1):
@@ -145,40 +127,15 @@ def marked_sent(items: list[Outgoing], now: float) -> None:
 
 
 @native.twin
-def found(
-    tokens: list[int], sequences: list[int], by_token: dict[int, Outgoing], oldest_ms: int
-) -> tuple[list[Outgoing], list[int], bool]:
-    """The events that acks speak for: those of *tokens*, and before each the quiet ones that it is linked to.
-
-    Args:
-        tokens: Of acks that say that the event is new, in their order.
-        sequences: Where the stream has each.
-        by_token: Events in flight.
-        oldest_ms: An ack of an event first signed before that proves nothing.
-
-    Returns:
-        The events; where the stream has each; whether all tokens were known, and all events young enough.
-    """
-    items: list[Outgoing] = []
-    places: list[int] = []
-    plain = True
-    for token, sequence in zip(tokens, sequences, strict=True):
+def found(tokens: list[int], by_token: dict[int, Outgoing], oldest_ms: int) -> list[Outgoing]:
+    """The events of *tokens*, up to one that is not known, or whose first signature is older than *oldest_ms*."""
+    items = []
+    for token in tokens:
         item = by_token.get(token)
-        if item is None:
-            plain = False
-            continue
-        chain = [item]
-        while item.after and len(chain) < len(by_token):
-            before = by_token.get(item.token - 1)
-            if before is None or not before.quiet or before.msg_id != item.after or before.stream != item.stream:
-                break
-            chain.append(before)
-            item = before
-        chain.reverse()
-        items += chain
-        places += range(sequence - len(chain) + 1, sequence + 1)
-        plain = plain and all(item.first_signed_ms >= oldest_ms for item in chain)
-    return items, places, plain
+        if item is None or item.first_signed_ms < oldest_ms:
+            break
+        items.append(item)
+    return items
 
 
 @native.twin

@@ -3,107 +3,34 @@
  */
 
 #include "outgoing.h"
-#include <limits.h>
 
-/* The event of *token*, an int; NULL where there is none, or with an exception. Borrowed from *by_token*. */
-static Outgoing *
-known(PyObject *by_token, PyObject *token)
-{
-    PyObject *item = PyDict_GetItemWithError(by_token, token);
-    if (item != NULL && !Py_IS_TYPE(item, outgoing_type)) {
-        PyErr_SetString(PyExc_TypeError, "expected a dict of Outgoing");
-        return NULL;
-    }
-    return (Outgoing *)item;
-}
-
-static int
-same_text(PyObject *one, PyObject *other)
-{
-    return one == other
-        || (one != NULL && other != NULL && PyUnicode_CheckExact(one) && PyUnicode_CheckExact(other)
-            && PyUnicode_Compare(one, other) == 0);
-}
-
-/* The quiet event that *item* is linked to; NULL where there is none, or with an exception. Borrowed. */
-static Outgoing *
-linked_to(PyObject *by_token, const Outgoing *item)
-{
-    if (item->after == NULL || !PyUnicode_CheckExact(item->after) || !PyUnicode_GET_LENGTH(item->after)) {
-        return NULL;
-    }
-    PyObject *token = PyLong_FromLongLong(item->token - 1);
-    Outgoing *before = token == NULL ? NULL : known(by_token, token);
-    Py_XDECREF(token);
-    const int links = before != NULL && before->quiet && same_text(before->msg_id, item->after)
-        && same_text(before->stream, item->stream);
-    return links ? before : NULL;
-}
-
-/* Append *item* and the quiet ones it is linked to, the oldest first, to *items*, and where each stands to *places*: 1,
- * or 0 where one of them is too old, or -1 with an exception. */
-static int
-append_chain(PyObject *items, PyObject *places, PyObject *by_token, Outgoing *item, long long sequence, long long oldest_ms)
-{
-    const Py_ssize_t start = PyList_GET_SIZE(items);
-    int young = 1;
-    for (Py_ssize_t most = PyDict_GET_SIZE(by_token); item != NULL && most > 0; most--) {
-        if (PyList_Append(items, (PyObject *)item) < 0) { /* whoever is appended is held by *items* too */
-            return -1;
-        }
-        young &= item->first_signed_ms >= oldest_ms;
-        item = linked_to(by_token, item);
-    }
-    const Py_ssize_t end = PyList_GET_SIZE(items);
-    PyObject *chain = PyErr_Occurred() ? NULL : PyList_GetSlice(items, start, end);
-    if (chain == NULL || PyList_Reverse(chain) < 0 || PyList_SetSlice(items, start, end, chain) < 0) {
-        Py_XDECREF(chain);
-        return -1;
-    }
-    Py_DECREF(chain);
-    if (sequence < LLONG_MIN + (end - start)) {
-        PyErr_SetString(PyExc_OverflowError, "no number before this one in 64 bits");
-        return -1;
-    }
-    for (Py_ssize_t back = end - start; back > 0; back--) {
-        PyObject *number = PyLong_FromLongLong(sequence - (back - 1));
-        const int failed = number == NULL || PyList_Append(places, number) < 0;
-        Py_XDECREF(number);
-        if (failed) {
-            return -1;
-        }
-    }
-    return young;
-}
-
-/* found(tokens: list, sequences: list, by_token: dict, oldest_ms: int) -> (items, places, plain) */
+/* found(tokens: list, by_token: dict, oldest_ms: int) -> list */
 static PyObject *
 found(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *tokens, *sequences, *by_token;
+    PyObject *tokens, *by_token;
     long long oldest_ms;
-    if (!PyArg_ParseTuple(args, "O!O!O!L", &PyList_Type, &tokens, &PyList_Type, &sequences, &PyDict_Type, &by_token,
-                          &oldest_ms)) {
+    if (!PyArg_ParseTuple(args, "O!O!L", &PyList_Type, &tokens, &PyDict_Type, &by_token, &oldest_ms)) {
         return NULL;
     }
-    if (PyList_GET_SIZE(tokens) != PyList_GET_SIZE(sequences)) {
-        PyErr_SetString(PyExc_ValueError, "a sequence for each token");
-        return NULL;
+    PyObject *items = PyList_New(0);
+    for (Py_ssize_t at = 0; items != NULL && at < PyList_GET_SIZE(tokens); at++) {
+        PyObject *item = PyDict_GetItemWithError(by_token, PyList_GET_ITEM(tokens, at));
+        if (item == NULL && !PyErr_Occurred()) {
+            break;
+        }
+        if (item != NULL && !Py_IS_TYPE(item, outgoing_type)) {
+            PyErr_SetString(PyExc_TypeError, "expected a dict of Outgoing");
+            item = NULL;
+        }
+        if (item != NULL && ((Outgoing *)item)->first_signed_ms < oldest_ms) {
+            break;
+        }
+        if (item == NULL || PyList_Append(items, item) < 0) {
+            Py_CLEAR(items);
+        }
     }
-    PyObject *items = PyList_New(0), *places = PyList_New(0);
-    int plain = 1, failed = items == NULL || places == NULL;
-    for (Py_ssize_t at = 0; !failed && at < PyList_GET_SIZE(tokens) && at < PyList_GET_SIZE(sequences); at++) {
-        const long long sequence = PyLong_AsLongLong(PyList_GET_ITEM(sequences, at));
-        Outgoing *item = sequence == -1 && PyErr_Occurred() ? NULL : known(by_token, PyList_GET_ITEM(tokens, at));
-        const int young = item == NULL ? (PyErr_Occurred() ? -1 : 0)
-                                       : append_chain(items, places, by_token, item, sequence, oldest_ms);
-        plain &= young > 0;
-        failed = young < 0;
-    }
-    PyObject *answer = failed ? NULL : Py_BuildValue("(OOO)", items, places, plain ? Py_True : Py_False);
-    Py_XDECREF(items);
-    Py_XDECREF(places);
-    return answer;
+    return items;
 }
 
 /* The event at *place* of *queue*, a new reference; NULL where there is none, or with an exception. */

@@ -1,4 +1,4 @@
-/* `entered`, `signed`, `linked`, `ordered` and `marked_sent`: the loops over events that are sent together, the twins of those of
+/* `entered`, `signed`, `ordered` and `marked_sent`: the loops over events that are sent together, the twins of those of
  * `mesh.jetstream.outgoing`.
  */
 
@@ -130,36 +130,6 @@ signed_(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* linked(items, last, quiet, since) */
-static PyObject *
-linked(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *items, *last;
-    int quiet;
-    long long since;
-    if (!PyArg_ParseTuple(args, "O!UpL", &PyList_Type, &items, &last, &quiet, &since)) {
-        return NULL;
-    }
-    Py_INCREF(last);
-    for (Py_ssize_t at = 0; at < PyList_GET_SIZE(items); at++) {
-        Outgoing *item = outgoing_at(items, at);
-        if (item == NULL || item->msg_id == NULL) {
-            if (item != NULL) {
-                PyErr_SetString(PyExc_AttributeError, "msg_id");
-            }
-            Py_DECREF(last);
-            return NULL;
-        }
-        PyObject *id = Py_NewRef(item->msg_id);
-        item->since = since;
-        item->quiet = quiet && at + 1 < PyList_GET_SIZE(items);
-        Py_XSETREF(item->after, last); /* last of all: what is let go of may be Python, and change the list */
-        last = id;
-    }
-    Py_DECREF(last);
-    Py_RETURN_NONE;
-}
-
 /* ordered(items, last, give_up_at) */
 static PyObject *
 ordered(PyObject *Py_UNUSED(module), PyObject *args)
@@ -203,7 +173,6 @@ marked_sent(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
     {"entered", entered, METH_VARARGS, NULL},
     {"signed", signed_, METH_VARARGS, NULL},
-    {"linked", linked, METH_VARARGS, NULL},
     {"ordered", ordered, METH_VARARGS, NULL},
     {"marked_sent", marked_sent, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -59,10 +59,10 @@ def test_delivery_run(frames: list[bytes], before: bytes, cut: int) -> None:
 @compares("DeliveryRun")
 def test_delivery_run_reads_bursts() -> None:
     """Hundreds are one run; each byte that is another, or is not there, makes the same of it."""
-    burst = b"".join(frame(n, block=BLOCK + AFTER + TRACE) for n in range(300))
+    burst = b"".join(frame(n, block=BLOCK + TRACE) for n in range(300))
     end, events = same_read(burst)
     assert (end, len(events)) == (len(burst), 300)
-    two = frame(1, block=BLOCK + AFTER + TRACE) + frame(2)
+    two = frame(1, block=BLOCK + TRACE) + frame(2)
     for at in range(len(two)):
         for other in (b"\0", b"0", b" ", b"\r", b"\n", b".", b"~", b"\x7f", b"\x80", b"\xff", b""):
             same_read(two[:at] + other + two[at + 1 :])

@@ -87,14 +87,10 @@ def _cycle() -> Any:
     return compiled().tokens("p", node.on_dict, node.on_list)
 
 
-QUIET = True
-
-
 def _uses() -> dict[str, list[Callable[[], Any]]]:
     """Calls of each twin, of those that are refused too."""
     c = compiled()
     keyed, run, node = c.Keyed(b"key", 16, b"person"), c.AckRun("_INBOX.", 7), node_of(SETS[1])
-    chained = [*_events(1, token=1, quiet=True, msg_id="a"), *_events(1, token=2, msg_id="b", after="a")]
     flying = [*_events(1, sends=1, token=2**40), *_events(1, sends=1, token=2**40 + 1)]
     own = AckSubject("EV", "d")
     digits = c.last_digits(2, 7, 15, "+")
@@ -153,19 +149,11 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         ],
         "ordered": [partial(c.ordered, _events(2), 2**40, 1.5), partial(c.ordered, [*_events(1), None], 1, 1.5)],
         "marked_sent": [partial(c.marked_sent, _events(2), 1.5), partial(c.marked_sent, [*_events(1), None], 1.5)],
-        "linked": [
-            partial(c.linked, _events(3), "id", QUIET, 2**40),
-            partial(c.linked, [*_events(2), None], "id", QUIET, 2**40),
-        ],
         "found": [
-            partial(_acked, "found"),
-            partial(c.found, [1, 2, 3], [2**40] * 3, dict(enumerate(_events(3))), 0),
-            partial(c.found, [1], [2**40], dict(enumerate(_events(3))), 2**40),
-            partial(c.found, [chained[-1].token], [2**40], {item.token: item for item in chained}, 0),
-            partial(c.found, [1, 2], [1, 2], {1: _events(1)[0], 2: None}, 0),
-            partial(c.found, [1], [None], {1: _events(1)[0]}, 0),
-            partial(c.found, [[]], [1], {}, 0),
-            partial(c.found, [], [1], {}, 0),
+            partial(c.found, [1, 2, 3], dict(enumerate(_events(3))), 0),
+            partial(c.found, [1], dict(enumerate(_events(3))), 2**40),
+            partial(c.found, [1, 2], {1: _events(1)[0], 2: None}, 0),
+            partial(c.found, [[]], {}, 0),
         ],
         "settled": [
             partial(_acked, "settled"),

@@ -14,7 +14,6 @@ from mesh.jetstream.outgoing import NEVER, unheard
 from tests.unit.native_twins import PYTHON, SETS, alike, compares, compiled, hostile, outcome
 from tests.unit.native_walks import VALUES, WORDS
 
-QUIET = True
 Twins = Callable[[str], Any]
 Fields = dict[str, Any]
 
@@ -24,16 +23,13 @@ LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\
 NUMBERS = st.integers(0, 2**60)
 EVENTS = st.fixed_dictionaries(
     dict.fromkeys(REQUIRED, WORDS) | {"body": st.binary(max_size=200)},
-    optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature", "after"), LINES)
-    | dict.fromkeys(
-        ("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place", "since"), NUMBERS
-    )
+    optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature"), LINES)
+    | dict.fromkeys(("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place"), NUMBERS)
     | {
         "traceparent": st.sampled_from([None, "", "00-a-b-01"]) | LINES,
         "kids": st.lists(st.sampled_from("abc"), max_size=2, unique=True).map(tuple),
     }
-    | {"sent_at": st.floats(0, 1e9), "give_up_at": st.floats(0, 1e9), "done": st.booleans(), "origin": VALUES}
-    | {"quiet": st.booleans()},
+    | {"sent_at": st.floats(0, 1e9), "give_up_at": st.floats(0, 1e9), "done": st.booleans(), "origin": VALUES},
 )
 BATCHES = st.lists(EVENTS, max_size=6)
 
@@ -104,14 +100,13 @@ def test_outgoing_refuses(fields: Fields, gone: str, name: str) -> None:
 STEPS = st.one_of(
     st.tuples(st.just("entered"), NUMBERS),
     st.tuples(st.just("signed"), st.lists(LINES, min_size=6, max_size=6), st.sampled_from("abc"), NUMBERS),
-    st.tuples(st.just("linked"), st.sampled_from(["", "id"]), st.booleans(), NUMBERS),
     st.tuples(st.just("ordered"), NUMBERS, st.floats(0, 1e9)),
     st.tuples(st.just("marked_sent"), st.floats(0, 1e9)),
     st.tuples(st.just("set"), st.sampled_from(["base_id", "generation", "msg_id", "kids", "first_signed_ms"])),
 )
 
 
-@compares("entered", "signed", "linked", "ordered", "marked_sent")
+@compares("entered", "signed", "ordered", "marked_sent")
 @settings(max_examples=2 * settings().max_examples)
 @given(BATCHES, st.lists(STEPS, max_size=6))
 def test_loops(events: list[Fields], steps: list[Any]) -> None:
@@ -145,58 +140,17 @@ def test_signed_has_a_signature_for_each(events: list[Fields], more: int) -> Non
     assert refused is (ValueError if more and len(events) + more >= 0 and (events or more > 0) else None)
 
 
-CHAINED = st.fixed_dictionaries(
-    dict.fromkeys(REQUIRED, st.just("s"))
-    | {"stream": st.sampled_from("tttu"), "msg_id": st.sampled_from("abc"), "after": st.sampled_from(["", *"abc"])}
-    | {"quiet": st.sampled_from([True, True, False]), "first_signed_ms": st.sampled_from([1, 1, 1, 2**40])}
-)
-
-
 @compares("found")
-@settings(max_examples=5 * settings().max_examples)
-@given(
-    st.lists(CHAINED, max_size=7),
-    st.lists(st.tuples(st.integers(-1, 8), NUMBERS), max_size=8),
-    st.sampled_from([0, 0, 2, -1]),
-    st.sampled_from([0, 0, 0, 1]),
-)
-def test_found(events: list[Fields], acked: list[Any], oldest_ms: int, off: int) -> None:
-    """Those of the acks, with the quiet ones that they are linked to, known or not, young or not, even in a circle."""
-    tokens, sequences = [token for token, _ in acked], [sequence for _, sequence in acked]
+@given(BATCHES, st.lists(st.integers(-1, 7), max_size=8), NUMBERS | st.sampled_from([0, -1]))
+def test_found(events: list[Fields], tokens: list[int], oldest_ms: int) -> None:
+    """All of them, or as many as are known and young enough."""
 
     def use(twins: Twins) -> Any:
-        items = made(twins, [fields | {"token": token + off} for token, fields in enumerate(events)])
-        known, places, plain = twins("found")(tokens, sequences, dict(enumerate(items)), oldest_ms)
-        return [items.index(item) for item in known], places, plain
+        items = made(twins, events)
+        some = twins("found")(tokens, dict(enumerate(items)), oldest_ms)
+        return [items.index(item) for item in some]
 
     alike(use)
-
-
-@compares("linked", "found")
-@given(st.lists(st.booleans(), max_size=20), st.integers(30, 2**40))
-def test_last_of_linked_events_answers_for_all(odd: list[bool], sequence: int) -> None:
-    """One whose id is not the one they were linked to cuts off what is before it."""
-
-    def use(twins: Twins) -> Any:
-        required = {"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}
-        items = made(twins, [required | {"token": 7 + at, "msg_id": f"id-{at}"} for at in range(len(odd) + 1)])
-        twins("linked")(items, "", QUIET, 7)
-        for item, wrong in zip(items, odd, strict=False):
-            item.msg_id += "?" * wrong
-        known, places, plain = twins("found")([items[-1].token], [sequence], {i.token: i for i in items}, 0)
-        return [items.index(item) for item in known], places, plain
-
-    known, places, plain = alike(use)
-    first = max((at + 1 for at, wrong in enumerate(odd) if wrong), default=0)
-    assert (known, plain) == (list(range(first, len(odd) + 1)), True)
-    assert places == list(range(sequence - len(known) + 1, sequence + 1))
-
-
-@compares("linked")
-def test_linked_needs_ids() -> None:
-    """Events, and a text to begin with."""
-    assert outcome(compiled().linked, [None], "", QUIET, 7) == ("raises", TypeError)
-    assert outcome(compiled().linked, [], None, QUIET, 7)[0] == "raises"
 
 
 @compares("forgotten")
@@ -243,7 +197,7 @@ def test_settled(flight: list[Any], skipped: int, others: list[int], rises: list
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-HEADERS = ("msg_id", "signature", "after", "traceparent")
+HEADERS = ("msg_id", "signature", "traceparent")
 
 
 @compares("frames")
@@ -269,13 +223,12 @@ def _framed(events: list[Fields], twins: Twins) -> Any:
 @given(st.lists(EVENTS, min_size=1, max_size=4), st.data(), st.sampled_from([b"x", 1, [], "\ud800", None]))
 def test_frames_refuse_what_is_no_text(events: list[Fields], draw: st.DataObject, odd: Any) -> None:
     """A header value of another type, or with a lone surrogate; a subject that cannot be written; a body of text."""
-    name = draw.draw(st.sampled_from(HEADERS[:3] if odd in (None, []) else HEADERS))
+    name = draw.draw(st.sampled_from(HEADERS[:2] if odd in (None, []) else HEADERS))
     at = draw.draw(st.integers(0, len(events) - 1))
     for wrong in ({name: odd}, {"subject": "\ud800"}, {"body": "text"}, {"body": None}):
         some = [*events[:at], events[at] | wrong, *events[at + 1 :]]
         assert alike(partial(_framed, some)) in (TypeError, UnicodeEncodeError)
-    answered = [fields | {"quiet": False} for fields in events]
-    assert alike(lambda twins: twins("frames")(made(twins, answered), "\ud800")) is UnicodeEncodeError
+    assert alike(lambda twins: twins("frames")(made(twins, events), "\ud800")) is UnicodeEncodeError
 
 
 # --- what hurts ------------------------------------------------------------------------------------------------------
@@ -295,9 +248,7 @@ def test_events_of_anything(parts: list[Any], odd: Any, gone: str) -> None:
             lambda: compiled().signed([item], [odd], "k", 1),
             lambda: compiled().ordered([item], 1, 1.0),
             lambda: compiled().marked_sent([item], 1.0),
-            lambda: compiled().found([1, odd], [1, 2], {1: item, 2: odd}, 0),
-            lambda: compiled().found([1], [odd], {1: item, item.token - 1: item}, 0),
-            lambda: compiled().linked([item, item], "id", QUIET, 7),
+            lambda: compiled().found([1, odd], {1: item, 2: odd}, 0),
             lambda: compiled().settled(deque([item, odd]), [item, item], [1, odd], 0, NEVER),
             lambda: compiled().settled(odd, [item], [1], 0, 5.0),
             lambda: compiled().forgotten([item], {1: item}),
