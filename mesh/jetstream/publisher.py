@@ -24,7 +24,7 @@ from mesh.jetstream.window import Rules
 
 __all__ = ["Outgoing", "PubAck", "Publisher"]
 
-WINDOW = 4096  # events in flight: 0.1 s at 40 k/s. A stream buffers 10,000 before it answers 429
+WINDOW = 4096  # events in flight: 0.1 s at 40 k/s. A stream buffers 100,000, or 128 MiB, before it answers 429
 WINDOW_BYTES = 64 * 1024 * 1024  # bodies in flight; a quarter of what a pod of an agent gets
 HEADER_ROOM = 2048  # bytes: our headers take up to 1,300 (a signature is at most 1,024)
 
