@@ -1,6 +1,6 @@
 /* `AckRun`: the twin of that of `mesh.jetstream.acks`, which reads plain publish acks that stand one behind the other. */
 
-#include "common.h"
+#include "rest.h"
 #include <structmember.h>
 
 #define MAX_DIGITS 18 /* of a token and of a sequence: both fit 64 bits */
@@ -16,40 +16,11 @@ typedef struct {
     PyObject *sid;   /* bytes: ` <sid> ` */
 } AckRun;
 
-/* What is left of what was read. */
-typedef struct {
-    const char *at, *end;
-} Rest;
-
 typedef struct {
     const char *stream;
     Py_ssize_t stream_size, digits;
-    long long token, sequence;
+    unsigned long long token, sequence;
 } Ack;
-
-static int
-takes(Rest *rest, const char *text, Py_ssize_t size)
-{
-    if (rest->end - rest->at < size || memcmp(rest->at, text, (size_t)size) != 0) {
-        return 0;
-    }
-    rest->at += size;
-    return 1;
-}
-
-#define TAKES_LITERAL(rest, literal) takes((rest), (literal), sizeof(literal) - 1)
-
-/* Digits, at most MAX_DIGITS of them: how many. */
-static Py_ssize_t
-takes_digits(Rest *rest, long long *number)
-{
-    const char *began = rest->at;
-    *number = 0;
-    while (rest->at < rest->end && rest->at - began < MAX_DIGITS && *rest->at >= '0' && *rest->at <= '9') {
-        *number = *number * 10 + (*rest->at++ - '0');
-    }
-    return rest->at - began;
-}
 
 static int
 is_name(char c)
@@ -61,7 +32,7 @@ is_name(char c)
 static int
 takes_ack(const AckRun *self, Rest *rest, Ack *ack)
 {
-    long long size;
+    unsigned long long size;
     Rest next = *rest;
     if (!takes(&next, PyBytes_AS_STRING(self->start), PyBytes_GET_SIZE(self->start))) {
         return 0;
@@ -69,11 +40,11 @@ takes_ack(const AckRun *self, Rest *rest, Ack *ack)
     if (next.at < next.end && *next.at == '0') {
         return 0; /* no token that we gave begins so */
     }
-    if (!takes_digits(&next, &ack->token)
+    if (!takes_digits(&next, MAX_DIGITS, &ack->token)
         || !takes(&next, PyBytes_AS_STRING(self->sid), PyBytes_GET_SIZE(self->sid))) {
         return 0;
     }
-    if ((next.at < next.end && *next.at == '0') || !takes_digits(&next, &size) || !TAKES_LITERAL(&next, NAMED)) {
+    if ((next.at < next.end && *next.at == '0') || !takes_digits(&next, MAX_DIGITS, &size) || !TAKES_LITERAL(&next, NAMED)) {
         return 0;
     }
     ack->stream = next.at;
@@ -84,8 +55,9 @@ takes_ack(const AckRun *self, Rest *rest, Ack *ack)
     if (ack->stream_size < 1 || ack->stream_size > MAX_STREAM || !TAKES_LITERAL(&next, NUMBERED)) {
         return 0;
     }
-    ack->digits = takes_digits(&next, &ack->sequence);
-    if (!ack->digits || !TAKES_LITERAL(&next, END) || size != AROUND + ack->stream_size + ack->digits) {
+    ack->digits = takes_digits(&next, MAX_DIGITS, &ack->sequence);
+    if (!ack->digits || !TAKES_LITERAL(&next, END)
+        || size != (unsigned long long)(AROUND + ack->stream_size + ack->digits)) {
         return 0;
     }
     *rest = next;
@@ -93,9 +65,9 @@ takes_ack(const AckRun *self, Rest *rest, Ack *ack)
 }
 
 static int
-append_number(PyObject *list, long long number)
+append_number(PyObject *list, unsigned long long number)
 {
-    PyObject *object = PyLong_FromLongLong(number);
+    PyObject *object = PyLong_FromUnsignedLongLong(number);
     int done = object == NULL ? -1 : PyList_Append(list, object);
     Py_XDECREF(object);
     return done;
