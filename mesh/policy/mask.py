@@ -18,16 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mesh.attributes import MAX_STRING_CHARS
 from mesh.policy import paths as walk
-from mesh.policy.actions import DROPPED, REDACTED, Masker, MaskKeys, drop, partial, pseudonym, redact
+from mesh.policy.actions import Masker, MaskKeys, drop, partial, pseudonym, redact
 from mesh.policy.ciphers import Current, encrypt
 from mesh.policy.generalize import generalize, truncate_ip
 from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair
 from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable
 from mesh.policy.model_masks import With
 from mesh.policy.traces import PathTrace, trace
-from mesh.policy.walkers import Node, dropping_dict, item_list, masking_dict, shown, unmet, whole
+from mesh.policy.walkers import Node, dropping_dict, item_list, masking_dict, put, shown, unmet, whole
 
 __all__ = ["Judged", "MaskKeys", "Masking", "PathTrace"]
 
@@ -192,20 +191,3 @@ def keyless(mask: Mask) -> Masker:
     """The function of a mask that reads a value and needs no key; redact for whatever else there may be."""
     make = _KEYLESS.get(mask[0])
     return redact if make is None else make(mask[1])
-
-
-def put(name: str, masked: Any, shown: dict[str, Any]) -> None:
-    """Put a field that has changed into *shown*, or take it out."""
-    if name == "data_base64":  # binary data is one field, `data`; what is hidden is no longer base64
-        del shown[name]
-        if masked is not DROPPED:
-            shown["data"] = REDACTED
-    elif masked is DROPPED or (name != "data" and _is_no_attribute(masked)):
-        del shown[name]
-    else:
-        shown[name] = masked
-
-
-def _is_no_attribute(masked: Any) -> bool:
-    """Whether an attribute is left out: none can be null or longer than a limit, and `[REDACTED]` says nothing."""
-    return masked is None or masked == REDACTED or (type(masked) is str and len(masked) > MAX_STRING_CHARS)

@@ -22,11 +22,11 @@ from mesh.errors import BadPattern
 from mesh.policy import paths as walk
 from mesh.policy.actions import DROPPED, Masker, drop, redact
 from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair, same_or_looser
-from mesh.policy.mask import keyless, put
+from mesh.policy.mask import keyless
 from mesh.policy.masktable import CLEAR, Mask, MaskTable
 from mesh.policy.model_masks import STRICTNESS
 from mesh.policy.paths import Path, Position
-from mesh.policy.walkers import CONTAINERS, UNMET
+from mesh.policy.walkers import CONTAINERS, UNMET, put
 
 _NOT_THE_SENDERS: Final = RESERVED | {"partitionkey", "event"}  # what a copy has instead of, or beyond, the event
 SPARE_SPOTS: Final = (

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from mesh import native
-from mesh.policy.actions import DROPPED, Masker
+from mesh.attributes import MAX_STRING_CHARS
+from mesh.policy.actions import DROPPED, REDACTED, Masker
 from mesh.policy.paths import Position
 
 Walker: TypeAlias = Callable[[Any], Any]
@@ -213,6 +214,23 @@ def shown(
         if masked is not value:
             put(name, masked, out)
     return out
+
+
+def put(name: str, masked: Any, shown: dict[str, Any]) -> None:
+    """Put a field that has changed into *shown*, or take it out."""
+    if name == "data_base64":  # binary data is one field, `data`; what is hidden is no longer base64
+        del shown[name]
+        if masked is not DROPPED:
+            shown["data"] = REDACTED
+    elif masked is DROPPED or (name != "data" and _is_no_attribute(masked)):
+        del shown[name]
+    else:
+        shown[name] = masked
+
+
+def _is_no_attribute(masked: Any) -> bool:
+    """Whether an attribute is left out: none can be null or longer than a limit, and `[REDACTED]` says nothing."""
+    return masked is None or masked == REDACTED or (type(masked) is str and len(masked) > MAX_STRING_CHARS)
 
 
 if native.compiled is not None:
