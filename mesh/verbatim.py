@@ -7,11 +7,14 @@ the other way: decode, `mesh.policy.walkers.shown`, encode. That is what these t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-from mesh.jsontext import decode, encode
-from mesh.policy.actions import Masker
-from mesh.policy.walkers import Node, put, shown
+from mesh import native
+from mesh.attributes import MAX_STRING_CHARS
+from mesh.jsontext import decode, decode_value, encode
+from mesh.policy.actions import REDACTED, Masker
+from mesh.policy.walkers import Node, put, shown, unmet
 
 MAX_NESTING: Final = 64  # containers, the outermost 1: deeper texts are never sure
 
@@ -37,6 +40,7 @@ def glimpse(text: bytes, wanted: Wanted) -> dict[str, Any]:
     return fields
 
 
+@native.twin
 def masked(
     text: bytes,
     instead: dict[str, Any],
@@ -67,3 +71,8 @@ def _only(value: Any, wanted: Wanted) -> Any:
     if wanted is None or type(value) is not dict:
         return value
     return {name: _only(item, wanted[name]) for name, item in value.items() if name in wanted}
+
+
+if native.compiled is not None:
+    _value = partial(decode_value, max_depth=MAX_NESTING)
+    native.compiled.splicing_with(unmet, REDACTED, MAX_STRING_CHARS, encode, _value)

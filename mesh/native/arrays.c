@@ -34,7 +34,7 @@ drops_empty(Walker *self)
     return answer == NULL ? -1 : answer == dropped;
 }
 
-static PyObject *
+PyObject *
 item_list_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
     Walker *self = (Walker *)callable;

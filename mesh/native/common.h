@@ -106,9 +106,11 @@ int masking_add(PyObject *module);
 int nodes_add(PyObject *module);
 int objects_add(PyObject *module);
 int outgoing_add(PyObject *module);
+int pieces_add(PyObject *module);
 int roots_add(PyObject *module);
 int sealing_add(PyObject *module);
 int sending_add(PyObject *module);
+int splicing_add(PyObject *module);
 int verifying_add(PyObject *module);
 int walkers_add(PyObject *module);
 

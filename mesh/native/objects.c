@@ -40,7 +40,7 @@ masked_member(Walker *self, PyObject *name, PyObject *item, int *met)
     return Py_NewRef(self->shows ? item : Py_None);
 }
 
-static PyObject *
+PyObject *
 masking_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
     Walker *self = (Walker *)callable;
@@ -93,7 +93,7 @@ keep_member(PyObject *out, PyObject *name, PyObject *item, Node *node)
     return done;
 }
 
-static PyObject *
+PyObject *
 dropping_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords)
 {
     Walker *self = (Walker *)callable;

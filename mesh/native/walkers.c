@@ -5,7 +5,7 @@
 #include "walkers.h"
 #include <structmember.h>
 
-static PyTypeObject *walker_type;
+PyTypeObject *walker_type;
 
 static int
 walker_traverse(Walker *self, visitproc visit, void *arg)
@@ -32,6 +32,8 @@ walker_dealloc(Walker *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     walker_clear(self);
+    PyMem_Free(self->known);
+    PyMem_Free(self->slots);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
@@ -56,6 +58,43 @@ static PyType_Spec walker_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = walker_slots,
 };
+
+/* Makes the table of *names*: 0, or -1 with an exception. A name with a lone surrogate, which no text has, is left out. */
+static int
+know(Walker *self)
+{
+    const Py_ssize_t size = self->names == NULL ? 0 : PyDict_GET_SIZE(self->names);
+    PyObject *name, *node;
+    Py_ssize_t at = 0;
+    size_t slots = 4;
+    while (slots < (size_t)size * 2) {
+        slots *= 2;
+    }
+    self->mask = slots - 1;
+    self->known = PyMem_Calloc((size_t)size + 1, sizeof(*self->known));
+    self->slots = PyMem_Calloc(slots, sizeof(*self->slots));
+    if (self->known == NULL || self->slots == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    while (size && PyDict_Next(self->names, &at, &name, &node)) {
+        Text text;
+        if (text_of(name, &text) < 0) {
+            if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError) && !PyErr_ExceptionMatches(PyExc_TypeError)) {
+                return -1;
+            }
+            PyErr_Clear();
+            continue;
+        }
+        size_t slot = name_hash(text) & self->mask;
+        while (self->slots[slot]) {
+            slot = (slot + 1) & self->mask;
+        }
+        self->known[self->count] = (Named){text, (Node *)node};
+        self->slots[slot] = (uint32_t)++self->count;
+    }
+    return 0;
+}
 
 Walker *
 walker_new(vectorcallfunc call, PyObject *names, PyObject *other, PyObject *otherwise)
@@ -85,6 +124,9 @@ walker_new(vectorcallfunc call, PyObject *names, PyObject *other, PyObject *othe
     self->names = own;
     self->other = (Node *)Py_NewRef(other);
     self->otherwise = Py_XNewRef(otherwise);
+    if (know(self) < 0) {
+        Py_CLEAR(self);
+    }
     return self;
 }
 

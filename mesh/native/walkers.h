@@ -10,19 +10,69 @@
 
 #include "nodes.h"
 
+/* A member that some path names, for who looks it up by its text. */
+typedef struct {
+    Text name;
+    Node *node;
+} Named;
+
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
     PyObject *names;     /* of objects: the members that some path names, and the nodes they lead to */
     Node *other;         /* of objects: where all others lead; of arrays: where the items lead */
     PyObject *otherwise; /* of arrays: what becomes of an unclassified container in them */
+    Named *known;        /* what *names* has, in its order; what lives in it is held there */
+    uint32_t *slots;     /* a hash table: the place in *known*, from 1; 0 is free */
+    Py_ssize_t count;    /* of *known* */
+    size_t mask;         /* of slots, which are a power of two */
     char classified, shows, listed, untouched;
 } Walker;
+
+extern PyTypeObject *walker_type;
+
+/* What the walkers of each kind do. */
+PyObject *masking_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords);
+PyObject *dropping_dict_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords);
+PyObject *item_list_call(PyObject *callable, PyObject *const *args, size_t flags, PyObject *keywords);
 
 /* A walker that does what *call* does; *names*, a dict of nodes or NULL, is copied. NULL with an exception. */
 Walker *walker_new(vectorcallfunc call, PyObject *names, PyObject *other, PyObject *otherwise);
 
 /* The one argument of a walker, where it is of *type*; borrowed, or NULL with an exception. */
 PyObject *walker_argument(PyObject *const *args, size_t flags, PyObject *keywords, PyTypeObject *type);
+
+/* Of both ends: policies choose what is in a table, so nobody can make it slow who only sends events. */
+static inline size_t
+name_hash(Text name)
+{
+    uint64_t first = 0, last = 0;
+    if (name.size >= 8) {
+        memcpy(&first, name.at, 8);
+        memcpy(&last, name.at + name.size - 8, 8);
+    } else if (name.size >= 4) {
+        memcpy(&first, name.at, 4);
+        memcpy(&last, name.at + name.size - 4, 4);
+    } else if (name.size) {
+        first = (uint64_t)(unsigned char)name.at[0] << 16 | (uint64_t)(unsigned char)name.at[name.size / 2] << 8
+                | (unsigned char)name.at[name.size - 1];
+    }
+    const uint64_t mixed = (first ^ last * UINT64_C(0x9E3779B97F4A7C15) ^ (uint64_t)name.size)
+                           * UINT64_C(0xD6E8FEB86659FD93);
+    return (size_t)(mixed >> 32);
+}
+
+/* The member *name* where some path names it, else NULL. */
+static inline Named *
+named(const Walker *walker, Text name)
+{
+    for (size_t slot = name_hash(name) & walker->mask; walker->slots[slot]; slot = (slot + 1) & walker->mask) {
+        Named *known = &walker->known[walker->slots[slot] - 1];
+        if (known->name.size == name.size && memcmp(known->name.at, name.at, (size_t)name.size) == 0) {
+            return known;
+        }
+    }
+    return NULL;
+}
 
 #endif
