@@ -22,6 +22,7 @@ Wanted: TypeAlias = "dict[str, Wanted] | None"
 """What is read of a value: None is all of it, a dict names the members of an object; no object is read whole."""
 
 
+@native.twin
 def verbatim(body: bytes, depth: int) -> bytes | None:  # noqa: ARG001 - the compiled one looks
     """The text of *body* as our encoder writes it, where that is *body* but for white space between its tokens.
 
@@ -32,6 +33,7 @@ def verbatim(body: bytes, depth: int) -> bytes | None:  # noqa: ARG001 - the com
     return None  # in Python looking would take longer than reading
 
 
+@native.twin
 def glimpse(text: bytes, wanted: Wanted) -> dict[str, Any]:
     """What *text*, which `verbatim` gave, is read into; of `data` only what *wanted* says, of all others everything."""
     fields = decode(text, max_depth=MAX_NESTING)

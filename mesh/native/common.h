@@ -100,6 +100,7 @@ int arrays_add(PyObject *module);
 int bytes_add(PyObject *module);
 int deliveries_add(PyObject *module);
 int frames_add(PyObject *module);
+int glimpse_add(PyObject *module);
 int keyed_add(PyObject *module);
 int maskers_add(PyObject *module);
 int masking_add(PyObject *module);
@@ -111,6 +112,7 @@ int roots_add(PyObject *module);
 int sealing_add(PyObject *module);
 int sending_add(PyObject *module);
 int splicing_add(PyObject *module);
+int verbatim_add(PyObject *module);
 int verifying_add(PyObject *module);
 int walkers_add(PyObject *module);
 

@@ -1,0 +1,211 @@
+/* `glimpse` of `mesh.verbatim`: of a text that `verbatim` gave, only what is asked for becomes objects. */
+
+#include "text.h"
+
+#define MAX_NESTING 64 /* of what is read: `verbatim` gives no deeper text */
+#define DATA "data"
+
+/* Names that most events have at the top; a slot of the table each, which its first letter and its length choose. */
+static const char *const common[] = {
+    "specversion", "id",           "source",      "type",       "time",           DATA,      "datacontenttype",
+    "subject",     "correlationid", "partitionkey", "traceparent", "causationid", "dataschema", "tracestate",
+};
+
+enum { SLOTS = 256 };
+static PyObject *known[SLOTS];
+
+static inline unsigned
+slot_of(const char *at, Py_ssize_t size)
+{
+    return ((unsigned char)at[0] * 5u + (unsigned char)at[1] * 3u + (unsigned)size) % SLOTS;
+}
+
+/* The name of a member of the event: a new reference, or NULL with an exception. */
+static PyObject *
+name_of(const Text *name)
+{
+    if (name->size >= 2) {
+        PyObject *found = known[slot_of(name->at, name->size)];
+        if (found != NULL && PyUnicode_GET_LENGTH(found) == name->size
+            && memcmp(PyUnicode_1BYTE_DATA(found), name->at, (size_t)name->size) == 0) {
+            return Py_NewRef(found);
+        }
+    }
+    return PyUnicode_DecodeUTF8(name->at, name->size, NULL);
+}
+
+static PyObject *whole(const char **at, const char *end, int depth);
+
+/* Puts a value under a name, both of which it takes; 0, or -1 with an exception. */
+static int
+put_member(PyObject *made, PyObject *name, PyObject *value)
+{
+    const int done = name == NULL || value == NULL ? -1 : PyDict_SetItem(made, name, value);
+    Py_XDECREF(name);
+    Py_XDECREF(value);
+    return done;
+}
+
+static PyObject *
+whole_object(const char **at, const char *end, int depth)
+{
+    PyObject *made = PyDict_New();
+    Text name;
+    int more = 0;
+    while (made != NULL && (more = take_member(at, end, &name)) > 0) {
+        PyObject *key = PyUnicode_DecodeUTF8(name.at, name.size, NULL);
+        if (put_member(made, key, key == NULL ? NULL : whole(at, end, depth)) < 0) {
+            Py_CLEAR(made);
+        }
+    }
+    if (made != NULL && more < 0) {
+        Py_CLEAR(made);
+        unproven();
+    }
+    return made;
+}
+
+static PyObject *
+whole_array(const char **at, const char *end, int depth)
+{
+    PyObject *made = PyList_New(0);
+    int more = 0;
+    while (made != NULL && (more = take_item(at, end)) > 0) {
+        PyObject *item = whole(at, end, depth);
+        if (item == NULL || PyList_Append(made, item) < 0) {
+            Py_CLEAR(made);
+        }
+        Py_XDECREF(item);
+    }
+    if (made != NULL && more < 0) {
+        Py_CLEAR(made);
+        unproven();
+    }
+    return made;
+}
+
+/* The value that begins at *at*, which is then behind it; *depth* containers hold it. NULL with an exception. */
+static PyObject *
+whole(const char **at, const char *end, int depth)
+{
+    const char *began = *at;
+    if (*began == '{' || *began == '[') {
+        if (depth == MAX_NESTING) {
+            return unproven();
+        }
+        return *began == '{' ? whole_object(at, end, depth + 1) : whole_array(at, end, depth + 1);
+    }
+    int escaped = 0;
+    *at = *began == '"' ? after_string(began, end, &escaped) : after_value(began, end);
+    return *at == NULL ? unproven() : scalar_of(began, *at, escaped);
+}
+
+/* What *wanted* has under a name: 1 with new references, or 0, or -1 with an exception. */
+static int
+find(PyObject *wanted, const Text *name, PyObject **key, PyObject **below)
+{
+    Py_ssize_t place = 0;
+    while (PyDict_Next(wanted, &place, key, below)) { /* conditions read few members */
+        Text text;
+        if (text_of(*key, &text) < 0) {
+            return -1;
+        }
+        if (text.size == name->size && memcmp(text.at, name->at, (size_t)text.size) == 0) {
+            Py_INCREF(*key);
+            Py_INCREF(*below);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Of the value that begins at *at*, which is then behind it, what is wanted. NULL with an exception. */
+static PyObject *
+part(const char **at, const char *end, PyObject *wanted, int depth)
+{
+    if (wanted == Py_None || **at != '{') {
+        return whole(at, end, depth);
+    }
+    if (!PyDict_CheckExact(wanted)) {
+        PyErr_SetString(PyExc_TypeError, "wanted is a dict of such, or None");
+        return NULL;
+    }
+    if (depth == MAX_NESTING) {
+        return unproven();
+    }
+    PyObject *made = PyDict_New(), *key, *below;
+    if (made != NULL && PyDict_GET_SIZE(wanted) == 0) {
+        *at = after_container(*at, end);
+        if (*at == NULL) {
+            Py_CLEAR(made);
+            unproven();
+        }
+        return made;
+    }
+    Text name;
+    int more = 0;
+    while (made != NULL && (more = take_member(at, end, &name)) > 0) {
+        const int found = find(wanted, &name, &key, &below);
+        if (found > 0) {
+            const int done = put_member(made, key, part(at, end, below, depth + 1));
+            Py_DECREF(below);
+            if (done < 0) {
+                Py_CLEAR(made);
+            }
+        } else if (found < 0) {
+            Py_CLEAR(made);
+        } else if ((*at = after_value(*at, end)) == NULL) {
+            more = -1;
+            break;
+        }
+    }
+    if (made != NULL && more < 0) {
+        Py_CLEAR(made);
+        unproven();
+    }
+    return made;
+}
+
+/* glimpse(text: bytes, wanted: dict | None) -> dict */
+static PyObject *
+glimpse(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2 || !PyBytes_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "glimpse(text: bytes, wanted: dict | None)");
+        return NULL;
+    }
+    const char *at = PyBytes_AS_STRING(args[0]), *end = at + PyBytes_GET_SIZE(args[0]);
+    PyObject *made = PyDict_New();
+    Text name;
+    int more = *at == '{' ? 0 : -1;
+    while (made != NULL && more >= 0 && (more = take_member(&at, end, &name)) > 0) {
+        const int is_data = name.size == sizeof(DATA) - 1 && memcmp(name.at, DATA, sizeof(DATA) - 1) == 0;
+        PyObject *key = name_of(&name);
+        PyObject *value = key == NULL ? NULL : is_data ? part(&at, end, args[1], 1) : whole(&at, end, 1);
+        if (put_member(made, key, value) < 0) {
+            Py_CLEAR(made);
+        }
+    }
+    if (made != NULL && (more < 0 || at != end)) {
+        Py_CLEAR(made);
+        unproven();
+    }
+    return made;
+}
+
+static PyMethodDef methods[] = {
+    {"glimpse", (PyCFunction)(void (*)(void))glimpse, METH_FASTCALL, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+glimpse_add(PyObject *module)
+{
+    for (size_t i = 0; i < sizeof(common) / sizeof(*common); i++) {
+        PyObject **slot = &known[slot_of(common[i], (Py_ssize_t)strlen(common[i]))];
+        if (*slot == NULL && (*slot = PyUnicode_InternFromString(common[i])) == NULL) {
+            return -1;
+        }
+    }
+    return PyModule_AddFunctions(module, methods);
+}
