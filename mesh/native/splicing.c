@@ -236,17 +236,23 @@ enter_text(Splice *splice, PyObject *walker, const char **at, int attribute)
 static PyObject *
 name_of(Text name)
 {
-    static PyObject *recent[256];
-    PyObject **slot = &recent[name_hash(name) % 256], *found = *slot;
-    if (found == NULL || PyUnicode_GET_LENGTH(found) != name.size
-        || memcmp(PyUnicode_1BYTE_DATA(found), name.at, (size_t)name.size) != 0) {
-        found = PyUnicode_DecodeUTF8(name.at, name.size, NULL);
-        if (found == NULL || name.size > 32 || !PyUnicode_IS_ASCII(found)) {
-            return found;
+    static struct {
+        Ends ends;
+        Text text; /* of *name* */
+        PyObject *name;
+    } recent[256];
+    const Ends ends = ends_of(name);
+    const size_t slot = name_hash(ends, name.size) % 256;
+    if (recent[slot].name == NULL || !same_name(recent[slot].text, recent[slot].ends, name, ends)) {
+        PyObject *made = PyUnicode_DecodeUTF8(name.at, name.size, NULL);
+        if (made == NULL || name.size > 32 || !PyUnicode_IS_ASCII(made)) {
+            return made;
         }
-        Py_XSETREF(*slot, found);
+        recent[slot].ends = ends;
+        recent[slot].text = (Text){(const char *)PyUnicode_1BYTE_DATA(made), name.size};
+        Py_XSETREF(recent[slot].name, made);
     }
-    return Py_NewRef(found);
+    return Py_NewRef(recent[slot].name);
 }
 
 /* The field *name*, whose value is at *at*, which is then behind it; *args* is what `masked` has. */

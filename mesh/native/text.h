@@ -10,6 +10,9 @@
 #define MESH_NATIVE_TEXT_H
 
 #include "rest.h"
+#ifdef __SSE2__ /* every x86-64 has it */
+#include <emmintrin.h>
+#endif
 
 /* A high bit wherever a byte of *eight* is *mark*, and perhaps in bytes behind such a one. */
 static inline uint64_t
@@ -28,22 +31,39 @@ unproven(void)
 
 /* --- steps ---------------------------------------------------------------------------------------------------------- */
 
+/* The first quote or backslash from *at* on, or *end*. */
+static inline const char *
+to_quote(const char *at, const char *end)
+{
+#ifdef __SSE2__
+    const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\');
+    for (; end - at >= 16; at += 16) {
+        const __m128i some = _mm_loadu_si128((const __m128i *)at);
+        const int hits = _mm_movemask_epi8(_mm_or_si128(_mm_cmpeq_epi8(some, quote), _mm_cmpeq_epi8(some, backslash)));
+        if (hits) {
+            return at + __builtin_ctz((unsigned)hits);
+        }
+    }
+#else
+    for (uint64_t eight; end - at >= 8; at += 8) {
+        memcpy(&eight, at, 8);
+        if (has_byte(eight, '"') | has_byte(eight, '\\')) {
+            break;
+        }
+    }
+#endif
+    while (at < end && *at != '"' && *at != '\\') {
+        at++;
+    }
+    return at;
+}
+
 /* Behind the string whose opening quote is at *at*; *escaped* is set where there is an escape in it. */
 static inline const char *
 after_string(const char *at, const char *end, int *escaped)
 {
-    uint64_t eight;
     for (at++; at < end; at++) {
-        while (end - at >= 8) {
-            memcpy(&eight, at, 8);
-            if (has_byte(eight, '"') | has_byte(eight, '\\')) {
-                break;
-            }
-            at += 8;
-        }
-        while (at < end && *at != '"' && *at != '\\') {
-            at++;
-        }
+        at = to_quote(at, end);
         if (at >= end || *at == '"') {
             break;
         }
@@ -53,12 +73,50 @@ after_string(const char *at, const char *end, int *escaped)
     return at < end ? at + 1 : NULL;
 }
 
+#ifdef __SSE2__
+/* 64 bytes, each or-ed with *more*: a bit for each that is *mark*. */
+static inline uint64_t
+bits_of(const char *at, char more, char mark)
+{
+    uint64_t bits = 0;
+    for (int i = 3; i >= 0; i--) {
+        const __m128i some = _mm_or_si128(_mm_loadu_si128((const __m128i *)at + i), _mm_set1_epi8(more));
+        bits = bits << 16 | (unsigned)_mm_movemask_epi8(_mm_cmpeq_epi8(some, _mm_set1_epi8(mark)));
+    }
+    return bits;
+}
+#endif
+
 /* Behind the object or array that begins at *at*. */
 static inline const char *
 after_container(const char *at, const char *end)
 {
     Py_ssize_t depth = 0;
     int escaped;
+#ifdef __SSE2__
+    uint64_t within = 0; /* all bits where a string goes on from one block to the next */
+    for (; end - at >= 64; at += 64) {
+        if (bits_of(at, 0, '\\')) {
+            break; /* no quote before this block was escaped */
+        }
+        uint64_t strings = bits_of(at, 0, '"'); /* then a bit from each opening quote to before the closing one */
+        for (int shift = 1; shift < 64; shift *= 2) {
+            strings ^= strings << shift;
+        }
+        strings ^= within;
+        within = strings >> 63 ? ~UINT64_C(0) : 0;
+        const uint64_t opening = bits_of(at, ' ', '{') & ~strings; /* a space makes `{` of `[`, and `}` of `]` */
+        for (uint64_t left = opening | (bits_of(at, ' ', '}') & ~strings); left; left &= left - 1) {
+            depth += opening & left & -left ? 1 : -1;
+            if (depth <= 0) {
+                return at + __builtin_ctzll(left) + 1;
+            }
+        }
+    }
+    if (within && (at = after_string(at - 1, end, &escaped)) == NULL) {
+        return NULL;
+    }
+#endif
     while (at < end) {
         const char found = *at;
         if (found == '"') {
@@ -112,11 +170,8 @@ take_member(const char **at, const char *end, Text *name)
         return -1;
     }
     name->at = here + 2;
-    const char *quote = name->at; /* names are short, and `after_string` is for what may be long */
-    while (quote < end && *quote != '"') {
-        quote++;
-    }
-    if (quote >= end || quote[1] != ':') {
+    const char *quote = to_quote(name->at, end);
+    if (quote >= end || quote[0] != '"' || quote[1] != ':') {
         return -1;
     }
     name->size = quote - name->at;

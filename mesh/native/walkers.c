@@ -67,7 +67,7 @@ know(Walker *self)
     PyObject *name, *node;
     Py_ssize_t at = 0;
     size_t slots = 4;
-    while (slots < (size_t)size * 2) {
+    while (slots < (size_t)size * 4) {
         slots *= 2;
     }
     self->mask = slots - 1;
@@ -86,11 +86,12 @@ know(Walker *self)
             PyErr_Clear();
             continue;
         }
-        size_t slot = name_hash(text) & self->mask;
+        const Ends ends = ends_of(text);
+        size_t slot = name_hash(ends, text.size) & self->mask;
         while (self->slots[slot]) {
             slot = (slot + 1) & self->mask;
         }
-        self->known[self->count] = (Named){text, (Node *)node};
+        self->known[self->count] = (Named){text, ends, (Node *)node};
         self->slots[slot] = (uint32_t)++self->count;
     }
     return 0;

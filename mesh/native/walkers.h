@@ -10,9 +10,15 @@
 
 #include "nodes.h"
 
+/* The ends of a name: of up to 16 bytes they are all of it. */
+typedef struct {
+    uint64_t first, last;
+} Ends;
+
 /* A member that some path names, for who looks it up by its text. */
 typedef struct {
     Text name;
+    Ends ends;
     Node *node;
 } Named;
 
@@ -42,33 +48,48 @@ Walker *walker_new(vectorcallfunc call, PyObject *names, PyObject *other, PyObje
 /* The one argument of a walker, where it is of *type*; borrowed, or NULL with an exception. */
 PyObject *walker_argument(PyObject *const *args, size_t flags, PyObject *keywords, PyTypeObject *type);
 
-/* Of both ends: policies choose what is in a table, so nobody can make it slow who only sends events. */
-static inline size_t
-name_hash(Text name)
+static inline Ends
+ends_of(Text name)
 {
-    uint64_t first = 0, last = 0;
+    Ends ends = {0, 0};
     if (name.size >= 8) {
-        memcpy(&first, name.at, 8);
-        memcpy(&last, name.at + name.size - 8, 8);
+        memcpy(&ends.first, name.at, 8);
+        memcpy(&ends.last, name.at + name.size - 8, 8);
     } else if (name.size >= 4) {
-        memcpy(&first, name.at, 4);
-        memcpy(&last, name.at + name.size - 4, 4);
+        memcpy(&ends.first, name.at, 4);
+        memcpy(&ends.last, name.at + name.size - 4, 4);
     } else if (name.size) {
-        first = (uint64_t)(unsigned char)name.at[0] << 16 | (uint64_t)(unsigned char)name.at[name.size / 2] << 8
-                | (unsigned char)name.at[name.size - 1];
+        ends.first = (uint64_t)(unsigned char)name.at[0] << 16 | (uint64_t)(unsigned char)name.at[name.size / 2] << 8
+                     | (unsigned char)name.at[name.size - 1];
     }
-    const uint64_t mixed = (first ^ last * UINT64_C(0x9E3779B97F4A7C15) ^ (uint64_t)name.size)
-                           * UINT64_C(0xD6E8FEB86659FD93);
-    return (size_t)(mixed >> 32);
+    return ends;
+}
+
+/* Policies choose what is in a table, so nobody can make it slow who only sends events. */
+static inline size_t
+name_hash(Ends ends, Py_ssize_t size)
+{
+    const uint64_t mixed = ends.first ^ ends.last * UINT64_C(0x9E3779B97F4A7C15) ^ (uint64_t)size;
+    return (size_t)(mixed * UINT64_C(0xD6E8FEB86659FD93) >> 32);
+}
+
+/* Whether two names are the same. */
+static inline int
+same_name(Text one, Ends of_one, Text other, Ends of_other)
+{
+    return one.size == other.size && of_one.first == of_other.first && of_one.last == of_other.last
+           && (one.size <= 16 || memcmp(one.at, other.at, (size_t)one.size) == 0);
 }
 
 /* The member *name* where some path names it, else NULL. */
 static inline Named *
 named(const Walker *walker, Text name)
 {
-    for (size_t slot = name_hash(name) & walker->mask; walker->slots[slot]; slot = (slot + 1) & walker->mask) {
+    const Ends ends = ends_of(name);
+    size_t slot = name_hash(ends, name.size) & walker->mask;
+    for (; walker->slots[slot]; slot = (slot + 1) & walker->mask) {
         Named *known = &walker->known[walker->slots[slot] - 1];
-        if (known->name.size == name.size && memcmp(known->name.at, name.at, (size_t)name.size) == 0) {
+        if (same_name(known->name, known->ends, name, ends)) {
             return known;
         }
     }
