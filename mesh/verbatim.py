@@ -26,9 +26,9 @@ Wanted: TypeAlias = "dict[str, Wanted] | None"
 def verbatim(body: bytes, depth: int) -> bytes | None:  # noqa: ARG001 - the compiled one looks
     """The text of *body* as our encoder writes it, where that is *body* but for white space between its tokens.
 
-    None where it is not, or not surely: duplicate names, numbers and strings that can be spelled otherwise, anything
-    but one JSON object of no more than *depth* containers within each other (the outermost is 1, `MAX_NESTING` the
-    most).
+    None where it is not, or not surely: duplicate names, numbers and strings that can be spelled otherwise, an object
+    of more than 256 members, anything but one JSON object of no more than *depth* containers within each other (the
+    outermost is 1, `MAX_NESTING` the most).
     """
     return None  # in Python looking would take longer than reading
 

@@ -16,8 +16,9 @@
 #define MAX_NESTING 64  /* as in Python */
 #define MAX_MEMBERS 256 /* of one object: each name is compared with those before it */
 #define MAX_OPEN 768    /* of all objects that are open at one point */
-#define MAX_COMPARED 4  /* times the bytes of the text: names with each other */
+#define MAX_COMPARED 8  /* times the bytes of the text: names with each other */
 #define SEEN 512        /* bits, of which a name sets one */
+#define MIX UINT64_C(0x9E3779B97F4A7C15)
 
 typedef struct {
     uint64_t key; /* equal where the names are, and seldom elsewhere */
@@ -66,7 +67,7 @@ key_of(const char *at, Py_ssize_t size, const char *end)
 {
     uint64_t key = 0;
     if (size > 8) {
-        key = load(at) * UINT64_C(0x9E3779B97F4A7C15) ^ load(at + size - 8);
+        key = load(at) * MIX ^ load(at + size - 8);
     } else if (end - at >= 8) {
         key = size ? load(at) << (64 - 8 * size) : 0;
     } else {
@@ -85,7 +86,7 @@ is_new(Scan *scan, int first, uint64_t seen[SEEN / 64], Text text)
         return 0;
     }
     const uint64_t key = key_of(text.at, text.size, scan->end);
-    const unsigned bit = (unsigned)(key * UINT64_C(0x9E3779B97F4A7C15) >> 32) % SEEN;
+    const uint64_t mixed = key * MIX, bit = (mixed ^ mixed >> 32) * MIX >> 32 & (SEEN - 1);
     if (seen[bit / 64] >> bit % 64 & 1) {
         const Name *name = scan->names + first, *stop = scan->names + scan->open;
         if ((scan->left -= stop - name) < 0) {
