@@ -4,7 +4,7 @@
 #define MESH_NATIVE_SPLICING_H
 
 #include "nodes.h"
-#include "text.h"
+#include "written.h"
 
 /* The answer so far. What stands in the text from *from* up to where the walk is shows as it is and is not written yet;
  * so an answer is taken back by going back to what *out.size* and *from* were. */
