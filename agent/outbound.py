@@ -218,21 +218,23 @@ class Outbound:
         self, events: Sequence[Draft | bytes], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]
     ) -> None:
         """Append to *decided* what becomes of *events*, the next ones of a request."""
-        outbound, now_ms, limits = self._departures(plans, revision).of, clock_ms(), self._limits
+        way, now_ms, limits = self._departures(plans, revision), clock_ms(), self._limits
         for event in events:
             fields: dict[str, Any] = {}
+            made = way.of_text(event, now_ms, limits) if isinstance(event, bytes) else None
             try:
-                fields = fields_from_structured(event, now_ms, limits) if isinstance(event, bytes) else event.fields
-                if "expirytime" in fields:
-                    refuse_expired(fields, now_ms)
-                made = outbound(fields, now_ms)
+                if made is None:
+                    fields = fields_from_structured(event, now_ms, limits) if isinstance(event, bytes) else event.fields
+                    if "expirytime" in fields:
+                        refuse_expired(fields, now_ms)
+                    made = way.of(fields, now_ms)
                 for copy in made.copies:
                     if len(copy.body) > MAX_COPY_BYTES:
                         raise _too_large(copy)
             except (Denied, EventExpired, NoDomainKey, InputError) as error:
                 if isinstance(error, Denied):
                     self._refused(fields, error, revision)
-                if decided or len(events) > 1 or not fields:  # no fields: it could not be read
+                if decided or len(events) > 1 or not (fields or made):  # neither: it could not be read
                     error.details["index"] = len(decided)
                 raise
             decided.append(made)

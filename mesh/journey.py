@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from mesh import native
 from mesh.errors import Denied
-from mesh.event import encode
+from mesh.event import encode, text_from_structured
 from mesh.jetstream.outgoing import Outgoing
 from mesh.jsontext import extended
 from mesh.keyed import Keyed
@@ -21,9 +22,11 @@ from mesh.statements import FIRST_GENERATION, MessageIds
 from mesh.subjects import SLOTS, physical, slot_of, stream_name, versioned
 
 if TYPE_CHECKING:
+    from mesh.attributes import Limits
     from mesh.event import Draft
     from mesh.policy.decide import Decision, PublisherPlans, ViewPlan
     from mesh.policy.mask import MaskKeys
+    from mesh.verbatim import Wanted
 
 _PARTITION = b"mesh-partition"  # BLAKE2b personalisation: the same key never answers two questions alike
 _SLOT = b"mesh-slot"
@@ -45,6 +48,10 @@ class _Address(NamedTuple):
 
 _Way: TypeAlias = "tuple[tuple[ViewPlan, ...], list[tuple[ViewPlan, _Address]]]"
 """Views of a type, and where the copies in each of them go."""
+
+
+class _NotCut(Exception):
+    """A view shows the event in a way that only taking it apart can tell."""
 
 
 class Outbound(msgspec.Struct, gc=False):
@@ -80,7 +87,9 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = ("_addresses", "_marks", "_partition", "_site", "_slot_hash", "_token", "_ways", "keys", "plans")
+    __slots__ = (
+        "_addresses", "_marks", "_partition", "_reads", "_site", "_slot_hash", "_token", "_ways", "keys", "plans",
+    )  # fmt: skip
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -94,6 +103,7 @@ class Departures:
         self._marks = {"tenant": tenant, "policyrevision": revision}
         self._addresses: dict[tuple[str, str], _Address] = {}  # by type and view
         self._ways: dict[str, _Way] = {}  # by type, for the views of late; all their addresses are remembered
+        self._reads: Wanted = {}  # of the last event's data: the next one is most often of the same type
 
     def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
         """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
@@ -124,26 +134,65 @@ class Departures:
                 copies += self._copies(routed(fields, match.route), match.views, match.route.id)
         return Outbound(fields["id"], decision, copies)
 
-    def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Outgoing]:
-        """One copy of the event *fields* for each of *views* that shows it."""
+    def of_text(self, body: bytes, now_ms: int, limits: Limits) -> Outbound | None:
+        """What `of` gives of the structured event *body*, cut out of its text; None where `of` has to be asked.
+
+        So it is of every event that is refused, and of all where nothing is compiled.
+
+        Args:
+            body: As it came: nothing in it is believed yet.
+            now_ms: Unix milliseconds.
+            limits: What is too large.
+        """
+        plans = self.plans
+        if native.compiled is None or plans.routing:  # what a route makes of an event has another text
+            return None
+        read = text_from_structured(body, now_ms, limits, self._reads, plans.reads)
+        if read is None:
+            return None
+        text, fields, self._reads = read
+        decision = plans.decide(fields, now_ms=now_ms)
+        if not decision.allowed:
+            return None
+        try:
+            return Outbound(fields["id"], decision, self._copies(fields, decision.views, "", text))
+        except _NotCut:
+            return None
+
+    def _copies(
+        self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str, text: bytes | None = None
+    ) -> list[Outgoing]:
+        """One copy of the event *fields* for each of *views* that shows it, cut out of its *text* where that is known.
+
+        Raises:
+            _NotCut: There is a *text*, and one of them cannot be cut out of it.
+        """
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition, trace = fields.get("partitionkey"), fields.get("traceparent")
         place = slot_of(self._slot_hash(event_id if partition is None else partition))
         way = self._ways.get(type_)
         if way is None or way[0] != views:
             way = self._way(type_, views)
+        token = None if partition is None else self._partition(partition)
         copies = []
         for view, (name, subjects, stream, marks) in way[1]:
             if view.filters and not view.rows(fields):
                 continue
-            shown = view.mask(fields, self.keys)
-            if partition is not None:
-                shown["partitionkey"] = self._partition(partition)
-            body, subject = extended(encode(shown), marks), subjects[place]
+            if text is None:
+                shown = view.mask(fields, self.keys)
+                if token is not None:
+                    shown["partitionkey"] = token
+                body = encode(shown)
+            else:
+                cut = view.splice(text, token, fields, self.keys)
+                if cut is None:
+                    raise _NotCut
+                body = cut
+            subject = subjects[place]
             base_id = self._token(source, event_id, subject, FIRST_GENERATION)
             copies.append(
                 Outgoing(
-                    subject, stream, body, source, event_id,
+                    subject, stream, extended(body, marks), source, event_id,
                     traceparent=trace, base_id=base_id, view=name, type=type_, route=route,
                 )
             )  # fmt: skip

@@ -9,7 +9,7 @@ expressions.py, cel/                    conditions, a subset of CEL
 
 What it comes to, for one event:
 compile.py                              `Plans`: a bundle ready to decide and mask with
-rules.py, decide.py, routes.py          rights, refusals and routes
+rules.py, decide.py, routes.py          rights, refusals and routes; wanted.py: what of an event they read
 paths.py, judge.py, walkers.py, mask.py one event as one view shows it
 actions.py, generalize.py, ciphers.py   what each mask makes of a value
 tighten.py, bridge.py                   a stored copy under the policies of then and of now

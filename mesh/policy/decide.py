@@ -16,7 +16,7 @@ no match for a copy, and a match for a move, which takes the event away from the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -24,6 +24,8 @@ from mesh.policy.expressions import Condition, ConditionFailed
 from mesh.policy.mask import Masking
 from mesh.policy.routes import RouteRule
 from mesh.policy.rules import Rule, routable
+from mesh.policy.wanted import wanted
+from mesh.verbatim import Wanted
 
 Evaluate: TypeAlias = Callable[[Mapping[str, object]], bool]
 """`Condition.evaluate`, which is quicker to call than the condition."""
@@ -44,15 +46,19 @@ class ViewPlan:
         name: The view.
         masking: Shared by all types that the same classifications cover.
         mask: `Masking.apply`: `(fields, keys)` to the fields to encode, a fresh dict at the top.
+        splice: `Masking.splice`: the same, from an event's text.
         filters: Whether there are events that `rows` leaves out.
+        conditions: What it leaves them out by.
     """
 
-    __slots__ = ("_rows", "filters", "mask", "masking", "name")
+    __slots__ = ("_rows", "conditions", "filters", "mask", "masking", "name", "splice")
 
     def __init__(self, name: str, masking: Masking, rows: tuple[Condition, ...]) -> None:
         self.name = name
         self.masking = masking
         self.mask = masking.apply
+        self.splice = masking.splice
+        self.conditions = rows
         self._rows = tuple(row.evaluate for row in rows)
         self.filters = bool(rows)
 
@@ -129,6 +135,7 @@ class _Answer:
     ending: bool  # some right or view ends: ask the clock
     sources: dict[str, tuple[int, ...]]  # the allows that fit a source, by index
     routes: tuple[tuple[RouteRule, Evaluate | None, tuple[LastingView, ...]], ...]
+    reads: Wanted  # of `data`, by the conditions of all but the routes
 
 
 class PublisherPlans:
@@ -205,6 +212,13 @@ class PublisherPlans:
             return NO_ALLOW
         return Decision(allowed=False, rule=answer.allows[0][0].id, reason="source-not-allowed")
 
+    def reads(self, type_: str) -> Wanted:
+        """What of an event's `data` is read to decide on one of *type_*, and to filter the rows of its views.
+
+        It is not all that `routes` may read.
+        """
+        return (self._answers.get(type_) or self._prepare(type_)).reads
+
     def routes(self, fields: Mapping[str, Any], *, now_ms: int | None = None) -> tuple[RouteMatch, ...]:
         """The routes that an event takes; it has been allowed, for a refused one takes none.
 
@@ -275,6 +289,7 @@ class PublisherPlans:
             ending=ending,
             sources={},
             routes=tuple((route, _evaluate(route.when), self._views_of(route.to)) for route in routes),
+            reads=wanted(_conditions(denies + allows, shown)) if refused is None else {},
         )
         if len(self._answers) >= MAX_TYPES:
             self._answers.clear()
@@ -288,6 +303,12 @@ class PublisherPlans:
             answer.sources.clear()
         answer.sources[source] = fitting
         return fitting
+
+
+def _conditions(rules: list[Rule], views: tuple[ViewPlan, ...]) -> Iterator[Condition]:
+    yield from (rule.when for rule in rules if rule.when is not None)
+    for view in views:
+        yield from view.conditions
 
 
 def _evaluate(when: Condition | None) -> Evaluate | None:

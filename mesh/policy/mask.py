@@ -26,7 +26,8 @@ from mesh.policy.judge import AS_THEY_ARE, Judge, Judged, Pair
 from mesh.policy.masktable import CLEAR, DROP, REDACT, Mask, MaskTable
 from mesh.policy.model_masks import With
 from mesh.policy.traces import PathTrace, trace
-from mesh.policy.walkers import Node, dropping_dict, item_list, masking_dict, put, shown, unmet, whole
+from mesh.policy.walkers import Node, as_it_is, dropping_dict, item_list, masking_dict, put, shown, unmet, whole
+from mesh.verbatim import masked
 
 __all__ = ["Judged", "MaskKeys", "Masking", "PathTrace"]
 
@@ -36,6 +37,9 @@ _KEYLESS: dict[str, Callable[[With], Masker]] = {
     "generalize": generalize,
     "truncate-ip": truncate_ip,
 }
+
+
+_OPEN = Node(frozenset(), as_it_is)  # where everything shows
 
 
 class Masking:
@@ -113,6 +117,27 @@ class Masking:
         if self.ciphers:
             self._current.begin(fields)
         return shown(fields, self._top, self._elsewhere, self._otherwise, put)
+
+    def splice(self, text: bytes, token: str | None, fields: dict[str, Any], keys: MaskKeys) -> bytes | None:
+        """`encode` of what `apply` gives, cut out of the text of an event, of which most shows as it is.
+
+        Args:
+            text: As `mesh.verbatim.verbatim` gave it, or with more members behind.
+            token: What its `partitionkey` becomes, which no view masks; None where it has none.
+            fields: The attributes of the same event.
+            keys: As for `apply`.
+
+        Returns:
+            None where `apply` has to be asked: always before it was asked the first time.
+        """
+        instead = {} if token is None else {"partitionkey": token}
+        if self.identity:
+            return masked(text, instead, {}, _OPEN, None) if instead else text
+        if keys is not self._keys or len(self._nodes) > self._max_nodes:
+            return None
+        if self.ciphers:
+            self._current.begin(fields)
+        return masked(text, instead, self._top, self._elsewhere, self._otherwise)
 
     # --- for tools ---------------------------------------------------------------------------------------------------
 
