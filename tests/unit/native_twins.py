@@ -16,11 +16,14 @@ from typing import Any, TypeAlias
 import pytest
 
 from mesh import native
+from mesh.attributes import MAX_STRING_CHARS
 from mesh.jetstream.outgoing import unheard
+from mesh.jsontext import encode
 from mesh.native import build
 from mesh.policy.actions import DROPPED, REDACTED
-from mesh.policy.walkers import UNMET, as_it_is
+from mesh.policy.walkers import UNMET, as_it_is, unmet
 from mesh.signing import Received
+from mesh.verbatim import _value
 from tests.conftest import ROOT
 
 if build.missing():
@@ -32,6 +35,7 @@ GIVEN = {
     "maskers_with": (DROPPED, REDACTED),
     "outgoing_with": (unheard,),
     "deliveries_with": (Received,),
+    "splicing_with": (unmet, REDACTED, MAX_STRING_CHARS, encode, _value),
 }
 """What a module is told once, before its first call."""
 

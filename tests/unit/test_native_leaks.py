@@ -79,6 +79,26 @@ class Breaks(AckSubject):
         raise ZeroDivisionError(reply)
 
 
+TEXT = (
+    b'{"id":"i","data":{"a":"x\\n\xc3\xa9","b":[1,{"a":49.9}],"c":{},"d":[],"name 1":{"a":true,"b":null}},"time":"t"}'
+)
+
+WANTED: list[Any] = [None, {}, {"a": None, "b": {"a": None}}, {"name 1": {"b": {}}}]
+
+
+def _spliced(answer: Any, kind: str, otherwise: Any = None, **instead: Any) -> Callable[[], Any]:
+    """A text masked by a node whose scalars, and the containers it does not walk, become *answer*."""
+
+    def act(value: Any) -> Any:
+        return answer(value) if callable(answer) else answer
+
+    inside = node_of(SETS[1], act, act, act)
+    if kind != "item_list":
+        inside.on_list = walk_of("item_list", SETS[1], node_of(SETS[1], act))
+    walk = node_of(SETS[1], act, walk_of(kind, SETS[1], inside), act)
+    return partial(compiled().masked, TEXT, instead, {"data": walk, "time": None}, node_of(SETS[1], act), otherwise)
+
+
 def _cycle() -> Any:
     """A node that leads to itself, as one of `**.name` does."""
     node = node_of(SETS[1])
@@ -179,6 +199,56 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             ),
             partial(c.frames, [*_events(1), object()], "i"),
             partial(c.frames, [], "\ud800"),
+        ],
+        "verbatim": [
+            _made("verbatim", TEXT, 64),
+            _made("verbatim", TEXT.replace(b",", b" , "), 64),
+            _made("verbatim", TEXT.replace(b",", b" , ") + b"}", 64),
+            *(
+                _made("verbatim", *odd)
+                for odd in ((TEXT[:-1], 64), (TEXT, 1), (TEXT, 10**30), ("{}", 64), (b"{}", "n"))
+            ),
+        ],
+        "glimpse": [
+            *(_made("glimpse", TEXT, wanted) for wanted in WANTED),
+            *(_made("glimpse", TEXT[:end], wanted) for end in (-1, 40, 30, 20, 5) for wanted in WANTED[:3]),
+            _made("glimpse", TEXT, {"\ud800": None}),
+            _made("glimpse", TEXT, {"a": None, "name 1": 7}),
+            _made("glimpse", TEXT, {1: None}),
+            _made("glimpse", TEXT.replace(b"49.9", b"\xff"), None),
+            _made("glimpse", TEXT.replace(b"49.9", b'"\xff"'), None),
+            _made("glimpse", "{}", None),
+        ],
+        "masked": [
+            *(
+                _spliced(answer, kind)
+                for kind in ("masking_dict", "dropping_dict", "listed", "item_list")
+                for answer in (
+                    "text",
+                    "\n\xe9",
+                    2**40,
+                    1.5,
+                    None,
+                    DROPPED,
+                    UNMET,
+                    raising,
+                    as_it_is,
+                    lambda value: [value],
+                )
+            ),
+            _spliced("\ud800", "masking_dict"),
+            _spliced(object(), "masking_dict"),
+            _spliced("x" * 5000, "masking_dict", str),
+            _spliced(as_it_is, "masking_dict", raising, id="other", data=["new"], gone=1),
+            _spliced(as_it_is, "masking_dict", id="\ud800"),
+            *(
+                partial(c.masked, text, {}, {"data": node_of(SETS[1], None, on, on)}, node_of(SETS[1]), otherwise)
+                for text in (TEXT, TEXT[:-1], TEXT[:50], TEXT.replace(b"49.9", b"1e5"), b'{"data_base64":""}')
+                for on in (as_it_is, unmet, walk_of("masking_dict", SETS[1], node_of(SETS[1], str, str, str)))
+                for otherwise in (None, c.redact, c.drop, raising)
+            ),
+            _made("masked", TEXT, {}, {"id": 1}, node, None),
+            _made("masked", TEXT, {}, {}, node),
         ],
         "extended": [_made("extended", b"{}", b"x" * 20), _made("extended", "", b"")],
         "numbered": [_made("numbered", b"{}", b"x", n) for n in (1, -1, 10**30, "n")],
