@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import cycle, product
 from random import Random
 from typing import Any
@@ -314,6 +315,13 @@ def test_verbatim_compares_each_name_with_each() -> None:
             assert _looked(text) is None
 
 
+def _further_in(body: bytes) -> Iterator[bytes]:
+    """*body*, and that at each depth up to 30, with members of the same names around it."""
+    for levels in range(30):
+        yield b'{"a":0,"b":' * levels + body + b',"c":{"a":[]}}' * levels
+        yield b'{"b":{"a":0,"c":1},"a":[[{"a":0}],' * (levels // 3) + body + b"]}" * (levels // 3)
+
+
 @compares("verbatim")
 def test_verbatim_knows_which_object_a_name_is_of() -> None:
     """The same name further in, further out, beside: none of them is there twice."""
@@ -321,13 +329,15 @@ def test_verbatim_knows_which_object_a_name_is_of() -> None:
         b'{"a":{"a":{"a":0}}}', b'{"a":[{"a":0},{"a":0}]}', b'{"b":1,"a":{"b":2,"c":3},"c":1}', b'{"a":{},"b":{}}',
         b'{"a":{"b":1,"c":{"a":1}},"b":{"b":2,"a":1},"c":{"c":[]}}', b'{"a":"a","b":"a","c":["a","a"]}',
     ):  # fmt: skip
-        assert _looked(body) is body
+        for text in _further_in(body):
+            assert _looked(text) is text
     for body in (
         b'{"a":{"b":1},"a":2}', b'{"a":1,"b":{"c":1,"d":{"a":1}},"a":2}', b'{"a":[{"b":1},{"b":1,"c":2,"b":3}]}',
         b'{"b":[{"a":0,"c":0}],"a":1,"c":{},"b":1}', b'{"":1,"":2}', b'{"a":{"":1,"x":{"":2},"":2}}',
         b'{"x":{"y":1,"z":2},"y":3,"z":4,"y":5}', b'{"a":1,"a":1}', b'{"a" :1,"a":1}', b'{"a":[[[{"b":0,"b":0}]]]}',
     ):  # fmt: skip
-        assert _looked(body) is None
+        for text in _further_in(body):
+            assert _looked(text) is None
     many = b"[" + b",".join(_members([b"%d" % i for i in range(40)]) for _ in range(40)) + b"]"
     assert _looked(b'{"data":%b}' % many) == b'{"data":%b}' % many
     deep = b"0"
@@ -688,6 +698,50 @@ def test_glimpse_of_names_that_no_text_has() -> None:
         asked: list[Any] = [{odd: None}, {odd: None, "a": None}, {"a": None, odd: {}}, {"a": {odd: None}}]
         for wanted in asked:
             same("glimpse", b'{"data":{"a":{"b":1},"c":2}}', wanted)
+
+
+FILLINGS: list[Any] = [
+    *(
+        "",
+        "x",
+        '"',
+        "\\",
+        '\\"',
+        '"\\',
+        "\\\\",
+        "\n",
+        "{",
+        "]",
+        '{"',
+        "[[[[",
+        '"]}',
+        "é",
+        "]" * 70,
+        "\\" * 67,
+        '"' * 33,
+    ),
+    *([], {}, [[]], {"{": "}"}, {"a]": ["[", {"": '"'}]}, [["\\"], ["]"]], 1, None),
+]
+
+
+@compares("glimpse")
+def test_glimpse_steps_over_what_is_not_wanted() -> None:
+    """Strings and containers of each length up to some blocks, with brackets and quotes at each place in them."""
+    text = proven({"data": {"a": ["x" * 200, 1], "z": 1}})
+    assert same("glimpse", text, {"z": None}) == {"data": {"z": 1}}
+    for size in range(140):
+        for filling in FILLINGS:
+            for value in (
+                ["x" * size, filling, "y" * (size % 67)],
+                {"k" * size: filling, "": [filling, {}]},
+                ["é", "x" * size + str(filling)],
+            ):
+                text = proven(
+                    {"data": {"a": value, "z": size, "b": [value, value], "y": {"a": value, "b": 0}}, "id": "1"}
+                )
+                found = compiled().glimpse(text, {"z": None, "y": {"b": None}})
+                assert found == {"data": {"z": size, "y": {"b": 0}}, "id": "1"}, text
+                assert compiled().glimpse(text, {}) == {"data": {}, "id": "1"}, text
 
 
 @compares("glimpse")
