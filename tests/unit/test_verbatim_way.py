@@ -383,6 +383,38 @@ def test_what_conditions_read_is_read_for_each_type(built: Built) -> None:
         assert taken == [True, False, False, True, True, False, True]
 
 
+def read_in(view: str, spec: dict[str, Any]) -> tuple[str, str]:
+    """A view of contacts and deals, and a grant of it."""
+    reads = {"id": view, "who": {"teams": ["support"]}, "subscribe": ["crm.>"], "view": view}
+    return document("View", view, spec), access(view, allow=[reads])
+
+
+@EACH
+def test_what_rows_read_is_read(built: Built) -> None:
+    """Though no rule reads it."""
+    ways = pair(*read_in("regional", {"otherwise": "redact", "rows": "data.country == 'DE' && !has(data.more.b)"}))
+    datas = [FIELDS["data"], {"country": "FR"}, {"country": "DE"}, {"country": "DE", "more": {"b": 1}}, "DE"]
+    with built():
+        for data in datas:
+            body = encode(FIELDS | {"data": data})
+            assert check(*ways, body) is is_taken(built)
+            views = {copy.view for copy in ways[1].of(decode(body), NOW_MS).copies}
+            assert ("regional" in views) is (data is datas[0])
+
+
+@EACH
+@pytest.mark.parametrize("mode", ["random", "deterministic"])
+def test_what_is_encrypted_is_bound_to_its_event(built: Built, mode: str) -> None:
+    """Events of two types, one after the other."""
+    line = {"tags": ["pii.name", "pii.contact.email"], "as": "encrypt", "with": {"mode": mode, "for": ["support"]}}
+    documents = read_in("sealed", {"otherwise": "redact", "mask": [line]})
+    ways = pair(*documents)
+    with built():
+        for number in range(4):
+            fields = FIELDS | {"id": f"e-{number}", "type": (TYPE, "crm.deal.won.v1")[number % 2]}
+            assert check(*ways, encode(fields)) is is_taken(built)
+
+
 def route() -> str:
     """A route that copies nothing of ours."""
     line = {"id": "tee", "match": {"types": ["crm.deal.>"]}, "effect": "copy", "to": TYPE}
@@ -433,9 +465,7 @@ def test_the_limit_is_of_what_the_event_becomes(built: Built, missing: tuple[str
 def test_keys_are_asked_for_in_one_place(built: Built) -> None:
     """Without a key, or with another object that holds them, the masks are made where that can be refused."""
     lines = [{"tags": ["pii.name"], "as": "pseudonym", "with": {"domain": "d"}}]
-    view = document("View", "tokens", {"mask": lines, "otherwise": "redact"})
-    reads = {"id": "t", "who": {"teams": ["support"]}, "subscribe": ["crm.>"], "view": "tokens"}
-    documents = view, access("t", allow=[reads])
+    documents = read_in("tokens", {"mask": lines, "otherwise": "redact"})
     way, body = departures(*documents), encode(FIELDS)
     with built():
         assert way.of_text(body, NOW_MS, LIMITS) is None
@@ -502,7 +532,7 @@ def test_an_agent_answers_the_same_either_way(built: Built, keys: Any, monkeypat
     tokens = document("View", "tokens", {"mask": lines, "otherwise": "redact"})
     reads = {"id": "t", "who": {"teams": ["support"]}, "subscribe": ["crm.contact.>"], "view": "tokens"}
     deny = {"id": "no-fr", "who": {"teams": ["crm"]}, "publish": ["crm.>"], "when": "data.country == 'FR'"}
-    classified = {"types": ["crm.>"], "fields": {"data.names.**": ["pii.name"]}}
+    classified = {"types": ["crm.>"], "fields": {"data.names[*]": ["pii.name"]}}
     documents = tokens, access("t", allow=[reads], deny=[deny]), document("Classification", "names", classified)
     sent = [
         encode({**FIELDS, **more})
