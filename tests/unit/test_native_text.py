@@ -56,6 +56,9 @@ def _looked(body: bytes, depth: int = MAX_DEPTH) -> bytes | None:
         assert text is body or len(text) < len(body)  # nothing is copied that has no white space
         if text is not body:
             assert compiled().verbatim(text, depth) is text
+        assert repr(compiled().glimpse(text, None)) == repr(
+            decode(text, max_depth=depth)
+        )  # so it can be read without more
     return text
 
 
