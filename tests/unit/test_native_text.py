@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mesh.attributes import GRAMMAR
 from mesh.errors import InputError
 from mesh.jsontext import MAX_DEPTH, decode, encode
 from tests.unit.native_twins import compares, compiled, hostile, outcome, same
@@ -678,6 +679,18 @@ def test_glimpse_of_each_value() -> None:
         for text in (b"{}", proven({"data": value}), proven({"Data": value, "dat": value, "datas": value, "": value})):
             same("glimpse", text, {"a": None})
             same("glimpse", text, {})
+
+
+@compares("glimpse")
+def test_glimpse_knows_each_name() -> None:
+    """Those of attributes, and any that are like one in length and in most letters; each of them wanted, or not."""
+    attributes = [*EVENT, *GRAMMAR]
+    near = [name[:at] + other + name[at + 1 :] for name in attributes for at in range(len(name)) for other in "xé"]
+    near += [name[:-1] for name in attributes] + [name + "s" for name in attributes]
+    for name in dict.fromkeys([*attributes, *near, "", "d", "é"]):
+        same("glimpse", proven({name: "x", "data": {name: 1, "b": {name: [2], "a": 3}}}), {"b": {name: None}})
+        for wanted in dict.fromkeys([name, name[:-1], name + "x", "x" + name[1:], name[:-1] + "x", name.upper()]):
+            same("glimpse", proven({"data": {name: 1}}), {wanted: None})
 
 
 @compares("glimpse")

@@ -157,6 +157,36 @@ def test_masked_keeps_the_order_of_what_it_walks() -> None:
         _same(use(names, act, listed=listed))
 
 
+@compares("masked")
+def test_masked_knows_names_of_every_length() -> None:
+    """One name is masked, and all that differ from it in one byte, or in length, are not."""
+    for size in range(36):
+        name = "".join(chr(97 + i % 26) for i in range(size))
+        near = [name[:at] + "-" + name[at + 1 :] for at in range(size)]
+        names = [*near, name, name + "x", "x" + name, "é" + name[1:], "é" + name[2:], name[:-1], name[:-2] + "é"]
+        text = proven({"data": dict.fromkeys(names, "x"), **{f"{each}!": 1 for each in names}})
+        for hidden in (name, names[0], names[-1]):
+
+            def use(twins: Any, text: bytes = text, hidden: str = hidden, size: int = size) -> Any:
+                some = [f"other {i}" for i in range(size % 7)]  # tables of several sizes
+                masks = dict.fromkeys([*some, hidden, "\ud800"], node_of(twins, lambda value: DROPPED))
+                shows = dict.fromkeys([*some, hidden], node_of(twins))
+                clear, nowhere = node_of(twins), twins("Node")(frozenset(), unmet)
+                walks = [
+                    twins("masking_dict")(masks, clear, classified=True, shows=True),
+                    twins("dropping_dict")(masks, clear, classified=True),
+                    twins("dropping_dict")(shows, nowhere, classified=True),
+                ]
+                top = {f"{hidden}!": node_of(twins, lambda value: DROPPED)}
+                return [
+                    twins("masked")(text, {}, top | {"data": node_of(twins, None, walk)}, clear, None) for walk in walks
+                ]
+
+            python, c = _each(use)
+            assert c == python
+            assert None not in c[1]
+
+
 # --- views -----------------------------------------------------------------------------------------------------------
 
 
