@@ -6,7 +6,7 @@ import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from sys import modules
@@ -18,12 +18,12 @@ import pytest
 from mesh import native
 from mesh.attributes import MAX_STRING_CHARS
 from mesh.jetstream.outgoing import unheard
-from mesh.jsontext import encode
+from mesh.jsontext import decode_value, encode
 from mesh.native import build
 from mesh.policy.actions import DROPPED, REDACTED
 from mesh.policy.walkers import UNMET, as_it_is, unmet
 from mesh.signing import Received
-from mesh.verbatim import _value
+from mesh.verbatim import MAX_NESTING
 from tests.conftest import ROOT
 
 if build.missing():
@@ -35,7 +35,7 @@ GIVEN = {
     "maskers_with": (DROPPED, REDACTED),
     "outgoing_with": (unheard,),
     "deliveries_with": (Received,),
-    "splicing_with": (unmet, REDACTED, MAX_STRING_CHARS, encode, _value),
+    "splicing_with": (unmet, REDACTED, MAX_STRING_CHARS, encode, partial(decode_value, max_depth=MAX_NESTING)),
 }
 """What a module is told once, before its first call."""
 
