@@ -384,7 +384,7 @@ def test_masked_hands_out_what_decoding_gives() -> None:
 
 
 ATTRIBUTES: list[Any] = [
-    *("s", "", REDACTED, "x" * MAX_STRING_CHARS, "x" * (MAX_STRING_CHARS + 1), True, 7, 1.5, [], [REDACTED]),
+    *("s", "", REDACTED, "x" * MAX_STRING_CHARS, "x" * (MAX_STRING_CHARS + 1), None, True, 7, 1.5, [], [REDACTED]),
 ]
 SHORT_ANSWERS: list[Any] = [
     *(None, "", REDACTED, "[REDACTED ]", "x" * 1024, "x" * 1025, "é" * 1024, "é" * 1025, "😀" * 1024, "😀" * 1025),
@@ -396,15 +396,21 @@ SHORT_ANSWERS: list[Any] = [
 def test_masked_leaves_out_attributes_that_say_nothing() -> None:
     """Null, `[REDACTED]`, a string that is too long: where a mask makes that of an attribute, and only there."""
     for value in ATTRIBUTES:
-        text = proven({"id": "1", "subject": value, "data": value, "time": "t"})
-        acts = [*(lambda value, a=a: a for a in SHORT_ANSWERS), as_it_is, lambda value: value * 2]
+        fields = dict.fromkeys(["subject", "dat", "datas", "datacontenttype", "xata", "Data", "d", ""], value)
+        text = proven({"id": "1", **fields, "data": value, "time": "t"})
+        for name, on in product(("redact", "drop"), (unmet, as_it_is, None)):
+
+            def use(twins: Any, text: bytes = text, name: str = name, on: Any = on) -> Any:
+                act = twins(name)
+                return _by_one(text, act if on else None, on or act, on or act)(twins)
+
+            _answered(use)
+        acts = [*(lambda value, a=a: a for a in SHORT_ANSWERS), as_it_is, lambda value: [value]]
         for act in acts:
             _answered(_by_one(text, act, act, act))
             _answered(_by_one(text, act, as_it_is, as_it_is))
         for answer in SHORT_ANSWERS:
-            assert _answered(
-                _by_one(text, raising, raising, raising, dict.fromkeys(["id", "subject", "data", "time"], answer))
-            )
+            assert _answered(_by_one(text, raising, raising, raising, dict.fromkeys(decode(text), answer)))
 
 
 @compares("masked")
