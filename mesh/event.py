@@ -321,8 +321,8 @@ def plain(fields: dict[str, Any], sources: dict[str, bool], types: dict[str, boo
 
     Args:
         fields: Of an event.
-        sources: Some that match the grammar.
-        types: Likewise.
+        sources: Some that match the grammar; segments like `..` in them are looked for here.
+        types: Some that match.
     """
     return False  # compiled, it looks; in Python that would take as long as `_check`
 

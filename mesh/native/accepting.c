@@ -2,87 +2,14 @@
  * `mesh.attributes` takes as it stands; no says nothing, and the grammar is asked.
  */
 
-#include "common.h"
+#include "grammar.h"
 
-#define MAX_ID 256
-#define MAX_STRING 1024
+enum {
+    SPECVERSION = 1, ID, SOURCE, TYPE, TIME, CONTENT, SUBJECT, CORRELATION, CAUSATION, PARTITION, SCHEMA, PARENT, STATE,
+    DATA, NEVER,
+};
 
-enum { SPECVERSION = 1, ID, SOURCE, TYPE, TIME, CONTENT, SUBJECT, CORRELATION, PARTITION, DATA, KINDS };
-
-static PyObject *kinds; /* which of these a name is, as an int; other names are not in it */
-
-static int
-is_digit(char c)
-{
-    return c >= '0' && c <= '9';
-}
-
-static int
-is_word(char c)
-{
-    return is_digit(c) || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
-}
-
-static int
-is_id(const Text *text)
-{
-    if (text->size < 1 || text->size > MAX_ID) {
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < text->size; i++) {
-        char c = text->at[i];
-        if (!is_word(c) && (c == '\0' || strchr("._:/+=~-", c) == NULL)) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-static int
-two(const char *at)
-{
-    return is_digit(at[0]) && is_digit(at[1]) ? (at[0] - '0') * 10 + at[1] - '0' : -1;
-}
-
-/* RFC 3339 in UTC, of a day that every month has; others are not looked at here. */
-static int
-is_time(const Text *text)
-{
-    const char *at = text->at;
-    if (text->size < 20 || two(at) < 0 || two(at + 2) < 0 || at[4] != '-' || at[7] != '-' || at[10] != 'T'
-        || at[13] != ':' || at[16] != ':') {
-        return 0;
-    }
-    const int month = two(at + 5), day = two(at + 8), hour = two(at + 11), minute = two(at + 14), second = two(at + 17);
-    if (month < 1 || month > 12 || day < 1 || day > 28 || hour < 0 || hour > 23 || minute < 0 || minute > 59 || second < 0
-        || second > 59) {
-        return 0;
-    }
-    Py_ssize_t end = 19;
-    if (at[end] == '.') {
-        for (end++; end < text->size && is_digit(at[end]); end++) {
-        }
-        if (end - 20 < 1 || end - 20 > 18) {
-            return 0;
-        }
-    }
-    return end + 1 == text->size && at[end] == 'Z';
-}
-
-/* Printable ASCII. */
-static int
-is_string(const Text *text)
-{
-    if (text->size < 1 || text->size > MAX_STRING) {
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < text->size; i++) {
-        if (text->at[i] < ' ' || text->at[i] > '~') {
-            return 0;
-        }
-    }
-    return 1;
-}
+static PyObject *kinds; /* which of these a name is, as an int; other names are extensions of the sender's, or none */
 
 static int
 equals(const Text *text, const char *other)
@@ -98,7 +25,13 @@ is_fine(long kind, PyObject *value, PyObject *sources, PyObject *types)
     if (kind == DATA) {
         return 1;
     }
-    if (!PyUnicode_CheckExact(value) || !PyUnicode_IS_ASCII(value)) {
+    if (!PyUnicode_CheckExact(value)) {
+        return 0;
+    }
+    if (kind == SUBJECT || kind == PARTITION) {
+        return is_string(value, 1);
+    }
+    if (!PyUnicode_IS_ASCII(value)) {
         return 0;
     }
     if (text_of(value, &text) < 0) {
@@ -109,21 +42,45 @@ is_fine(long kind, PyObject *value, PyObject *sources, PyObject *types)
         return equals(&text, "1.0");
     case ID:
     case CORRELATION:
+    case CAUSATION:
         return is_id(&text);
     case SOURCE:
-        return memchr(text.at, '.', (size_t)text.size) ? 0 : PyDict_Contains(sources, value);
+        return has_no_dots(&text) ? PyDict_Contains(sources, value) : 0;
     case TYPE:
         return PyDict_Contains(types, value);
     case TIME:
         return is_time(&text);
     case CONTENT:
         return equals(&text, "application/json");
-    case SUBJECT:
-    case PARTITION:
-        return is_string(&text);
+    case SCHEMA:
+        return is_uri(&text);
+    case PARENT:
+        return is_trace(&text);
+    case STATE:
+        return is_state(&text);
     default:
         return 0;
     }
+}
+
+/* Whether an attribute that `kinds` does not know is surely fine, as an extension of the sender's. */
+static int
+is_extension(PyObject *name, PyObject *value)
+{
+    const Py_ssize_t size = PyUnicode_GET_LENGTH(name);
+    if (!PyUnicode_IS_ASCII(name) || size < 1 || size > MAX_NAME
+        || !all_have((const char *)PyUnicode_1BYTE_DATA(name), size, LOWER | DIGIT)) {
+        return 0;
+    }
+    if (PyUnicode_CheckExact(value)) {
+        return is_string(value, 0);
+    }
+    if (PyLong_CheckExact(value)) {
+        int beyond;
+        const long long number = PyLong_AsLongLongAndOverflow(value, &beyond);
+        return !beyond && number >= INT32_MIN && number <= INT32_MAX;
+    }
+    return PyBool_Check(value);
 }
 
 /* plain(fields: dict, sources: dict, types: dict) -> bool */
@@ -143,14 +100,11 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
             Py_RETURN_FALSE;
         }
         PyObject *known = PyDict_GetItemWithError(kinds, name);
-        if (known == NULL) {
-            if (PyErr_Occurred()) {
-                return NULL;
-            }
-            Py_RETURN_FALSE;
+        if (known == NULL && PyErr_Occurred()) {
+            return NULL;
         }
-        const long kind = PyLong_AsLong(known);
-        const int fine = is_fine(kind, value, args[1], args[2]);
+        const long kind = known == NULL ? 0 : PyLong_AsLong(known);
+        const int fine = known == NULL ? is_extension(name, value) : is_fine(kind, value, args[1], args[2]);
         if (fine < 0) {
             return NULL;
         }
@@ -158,6 +112,9 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
             Py_RETURN_FALSE;
         }
         seen |= 1u << kind;
+    }
+    if (seen & 1u << STATE && !(seen & 1u << PARENT)) { /* it would be taken out */
+        Py_RETURN_FALSE;
     }
     return PyBool_FromLong((seen & required) == required);
 }
@@ -170,15 +127,22 @@ static PyMethodDef methods[] = {
 int
 accepting_add(PyObject *module)
 {
-    static const char *const names[KINDS] = {
-        [SPECVERSION] = "specversion", [ID] = "id", [SOURCE] = "source", [TYPE] = "type", [TIME] = "time",
-        [CONTENT] = "datacontenttype", [SUBJECT] = "subject", [CORRELATION] = "correlationid",
-        [PARTITION] = "partitionkey", [DATA] = "data",
+    static const struct {
+        const char *name;
+        long kind;
+    } names[] = {
+        {"specversion", SPECVERSION}, {"id", ID}, {"source", SOURCE}, {"type", TYPE}, {"time", TIME},
+        {"datacontenttype", CONTENT}, {"subject", SUBJECT}, {"correlationid", CORRELATION}, {"causationid", CAUSATION},
+        {"partitionkey", PARTITION}, {"dataschema", SCHEMA}, {"traceparent", PARENT}, {"tracestate", STATE},
+        {"data", DATA},
+        /* what the mesh alone says, and what is looked at once more */
+        {"tenant", NEVER}, {"view", NEVER}, {"policyrevision", NEVER}, {"sequence", NEVER}, {"expirytime", NEVER},
     };
+    set_traits();
     kinds = PyDict_New();
-    for (long kind = SPECVERSION; kinds != NULL && kind < KINDS; kind++) {
-        PyObject *number = PyLong_FromLong(kind);
-        if (number == NULL || PyDict_SetItemString(kinds, names[kind], number) < 0) {
+    for (size_t i = 0; kinds != NULL && i < sizeof(names) / sizeof(*names); i++) {
+        PyObject *number = PyLong_FromLong(names[i].kind);
+        if (number == NULL || PyDict_SetItemString(kinds, names[i].name, number) < 0) {
             Py_CLEAR(kinds);
         }
         Py_XDECREF(number);

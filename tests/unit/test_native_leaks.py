@@ -134,12 +134,15 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         "time": "2026-01-01T00:00:00Z",
         "subject": "s",
     }
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "a=1,b=2"}
     return {
         "plain": [
             _made("plain", fields, {"/s": True}, {"t": True}),
             _made("plain", fields | {"id": ""}, {}, {}),
             _made("plain", None, {}, {}),
             _made("plain", fields | {"a": 1}, {"/s": True}, {"t": True}),
+            _made("plain", fields | {"source": "/s.t", "a": "ü", "b": 2**40}, {"/s.t": True}, {"t": True}),
+            _made("plain", fields | trace | {"dataschema": "a:b"}, {"/s": True}, {"t": True}),
         ],
         "Outgoing": [
             partial(_events, 1),
