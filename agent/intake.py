@@ -20,13 +20,14 @@ from agent.pull import asking as pull
 from agent.receipts import BatchReceipt
 from agent.traced import adopt, publish
 from mesh import spans
-from mesh.errors import UnsupportedMediaType
+from mesh.errors import InputError, UnsupportedMediaType
 from mesh.event import (
     BATCH_CONTENT_TYPE,
     CONTENT_TYPE,
     draft_from_binary,
     draft_from_structured,
     drafts_from_batch,
+    events_of_batch,
 )
 from mesh.tracing import of_request
 
@@ -99,9 +100,11 @@ class Intake(Door):
         limit = limits.max_batch_bytes if kind == BATCH_CONTENT_TYPE else limits.max_event_bytes
         async with self._agent.bytes_held(requests.announced(request, limit)):
             body = await requests.read_body(request, limit, timeout_s=self._settings.body_timeout_s)
-            drafts = self._drafts(request, kind, body)
             trace = of_request(request.headers.items())
-            receipts = await self._publish(drafts, trace)
+            if kind in _MODES:
+                receipts = await self._publish_body(kind, body, trace)
+            else:
+                receipts = await self._publish([self._binary(request, body)], trace)
         answer = answers.answer(ACCEPTED, _written(receipts, kind), JSON)
         if kind in _MODES and not trace:
             answer.again = partial(self._more, kind, limit, requests.bearer(request))
@@ -117,7 +120,7 @@ class Intake(Door):
         self._agent.check_open()
         requests.check_size(len(body), limit)
         async with self._agent.bytes_held(len(body)):
-            return _written(await self._publish(self._events_of(kind, body), {}), kind)
+            return _written(await self._publish_body(kind, body, {}), kind)
 
     async def _publish(self, drafts: list[Draft], trace: dict[str, str]) -> list[Receipt]:
         """Publish the events of a request, whose own trace is *trace*."""
@@ -126,20 +129,29 @@ class Intake(Door):
         adopt(drafts, trace, self._agent.limits.max_event_bytes)
         return await self._agent.publish_drafts(drafts)
 
-    def _drafts(self, request: BaseRequest, kind: str, body: bytes) -> list[Draft]:
-        """The events of a body, in the mode that *kind* says."""
-        if kind in _MODES:
-            return self._events_of(kind, body)
+    async def _publish_body(self, kind: str, body: bytes, trace: dict[str, str]) -> list[Receipt]:
+        """Publish the events of a body that holds all of them: unread, where nothing here has to look at them first."""
+        limits, outbound = self._agent.limits, self._agent.outbound
+        single = kind == CONTENT_TYPE
+        if not trace and spans.tracer is None and outbound is not None:
+            events = [body] if single else events_of_batch(body, limits)
+            if outbound.decides_at_once(len(events)):  # else one that is none would wait for room before it is told
+                try:
+                    return await self._agent.publish_drafts(events)
+                except InputError as error:
+                    if single:
+                        error.details.pop("index", None)  # of one
+                    raise
+        now_ms = self._agent.clock_ms()
+        if single:
+            return await self._publish([draft_from_structured(body, now_ms=now_ms, limits=limits)], trace)
+        return await self._publish(drafts_from_batch(body, now_ms=now_ms, limits=limits), trace)
+
+    def _binary(self, request: BaseRequest, body: bytes) -> Draft:
+        """The event of a request in binary mode."""
         now_ms, limits = self._agent.clock_ms(), self._agent.limits
         content_type = request.headers.get("Content-Type")
-        return [draft_from_binary(request.headers.items(), body, content_type, now_ms=now_ms, limits=limits)]
-
-    def _events_of(self, kind: str, body: bytes) -> list[Draft]:
-        """The events of a body that holds all of them."""
-        now_ms, limits = self._agent.clock_ms(), self._agent.limits
-        if kind == CONTENT_TYPE:
-            return [draft_from_structured(body, now_ms=now_ms, limits=limits)]
-        return drafts_from_batch(body, now_ms=now_ms, limits=limits)
+        return draft_from_binary(request.headers.items(), body, content_type, now_ms=now_ms, limits=limits)
 
     def _describe(self, door: str) -> Answer:
         if door not in self._documents:

@@ -97,6 +97,10 @@ class Outbound:
         """The revision of the bundle in force; 0 before the first."""
         return self._revision
 
+    def decides_at_once(self, count: int) -> bool:
+        """Whether so many events would be decided without waiting for others: then nobody has to read them before."""
+        return count <= self.room.free and (count <= _DECIDED_AT_ONCE or not self._turn.locked())
+
     async def idle(self) -> None:
         """Wait until everything accepted has landed."""
         while self.room.used:
@@ -126,6 +130,7 @@ class Outbound:
         Args:
             events: Accepted ones, or the bytes of structured ones, which are read one by one as they are decided: so
                 each is still near the processor when it is masked, and none waits in memory for its acknowledgement.
+                What cannot be read is told before what is refused, wherever it stands: as for drafts.
 
         Raises:
             InputError: One of the bytes is no event, `index` says which; nothing was published.
@@ -167,10 +172,10 @@ class Outbound:
         metrics.landed(flight)
         return flight.receipts()
 
-    def _read(self, events: Sequence[Draft | bytes]) -> list[Draft]:
-        """All of *events* as drafts, for who has to look at them more than once."""
+    def _read(self, events: Sequence[Draft | bytes], first: int = 0) -> list[Draft]:
+        """*events* from the *first* on as drafts, for who has to look at them more than once, or before others."""
         drafts, now_ms = [], clock_ms()
-        for event in events:
+        for event in events[first:]:
             try:
                 drafts.append(
                     draft_from_structured(event, now_ms=now_ms, limits=self._limits)
@@ -178,7 +183,7 @@ class Outbound:
                     else event
                 )
             except InputError as error:
-                error.details["index"] = len(drafts)
+                error.details["index"] = first + len(drafts)
                 raise
         return drafts
 
@@ -203,10 +208,10 @@ class Outbound:
             return decided
         async with self._turn:
             plans, revision = self._in_force()  # one bundle for the whole request
-            for start in range(0, len(events), _DECIDED_AT_ONCE):
-                if start:
+            while len(decided) < len(events):
+                if decided:
                     await asyncio.sleep(0)
-                self._decide_some(events[start : start + _DECIDED_AT_ONCE], plans, revision, decided)
+                self._decide_some(events, plans, revision, decided)
         return decided
 
     def _in_force(self) -> tuple[PublisherPlans, int]:
@@ -217,9 +222,10 @@ class Outbound:
     def _decide_some(
         self, events: Sequence[Draft | bytes], plans: PublisherPlans, revision: int, decided: list[journey.Outbound]
     ) -> None:
-        """Append to *decided* what becomes of *events*, the next ones of a request."""
+        """Append to *decided* what becomes of the next ones of *events*, which are a request."""
         way, now_ms, limits = self._departures(plans, revision), clock_ms(), self._limits
-        for event in events:
+        done = len(decided)
+        for event in events[done : done + _DECIDED_AT_ONCE]:
             fields: dict[str, Any] = {}
             made = way.of_text(event, now_ms, limits) if isinstance(event, bytes) else None
             try:
@@ -232,6 +238,8 @@ class Outbound:
                     if len(copy.body) > MAX_COPY_BYTES:
                         raise _too_large(copy)
             except (Denied, EventExpired, NoDomainKey, InputError) as error:
+                if fields or made:  # it could be read; what cannot be is told before what is refused, wherever it is
+                    self._read(events, len(decided) + 1)
                 if isinstance(error, Denied):
                     self._refused(fields, error, revision)
                 if decided or len(events) > 1 or not (fields or made):  # neither: it could not be read

@@ -59,6 +59,7 @@ __all__ = [
     "draft_from_structured",
     "drafts_from_batch",
     "encode",
+    "events_of_batch",
     "expired",
     "fields_from_structured",
     "refuse_expired",
@@ -186,11 +187,11 @@ def text_from_structured(
     return None if len(text) > limits.max_event_bytes else (text, fields, wanted)
 
 
-def drafts_from_batch(body: bytes, *, now_ms: int, limits: Limits = _DEFAULT) -> list[Draft]:
-    """Accept a batch as `application/cloudevents-batch+json`: all of it or nothing.
+def events_of_batch(body: bytes, limits: Limits = _DEFAULT) -> list[bytes]:
+    """The events of `application/cloudevents-batch+json`, each as the bytes of a structured one, which nobody has read.
 
     Raises:
-        InputError: As `draft_from_structured`; `details["index"]` says which event, where it is one of them.
+        InputError: NotJson, TooLarge or TooDeep of the whole.
     """
     _check_body(len(body), limits)
     try:
@@ -210,9 +211,17 @@ def drafts_from_batch(body: bytes, *, now_ms: int, limits: Limits = _DEFAULT) ->
             limit=limits.max_batch_events,
             size=len(events),
         )
+    return list(map(bytes, events))
+
+
+def drafts_from_batch(body: bytes, *, now_ms: int, limits: Limits = _DEFAULT) -> list[Draft]:
+    """Accept a batch as `application/cloudevents-batch+json`: all of it or nothing.
+
+    Raises:
+        InputError: As `draft_from_structured`; `details["index"]` says which event, where it is one of them.
+    """
     drafts = []
-    for index, raw in enumerate(events):
-        event = bytes(raw)
+    for index, event in enumerate(events_of_batch(body, limits)):
         try:
             drafts.append(Draft(_accept(decode(event, max_depth=limits.max_depth), len(event), now_ms, limits)))
         except InputError as error:
