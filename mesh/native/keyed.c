@@ -129,11 +129,11 @@ take(Run *run, const Keyed *self, const char *data, Py_ssize_t size)
 }
 
 static void
-end(Run *run, unsigned char digest[MAX_DIGEST])
+end(Run *run, const Keyed *self, unsigned char digest[MAX_DIGEST])
 {
     memset(run->block + run->held, 0, (size_t)(BLOCK - run->held));
     compress(run->state, run->block, run->taken + (uint64_t)run->held, 1);
-    for (int i = 0; i < MAX_DIGEST; i++) {
+    for (Py_ssize_t i = 0; i < self->digest_size; i++) {
         digest[i] = (unsigned char)(run->state[i / 8] >> 8 * (i % 8));
     }
 }
@@ -199,7 +199,7 @@ hash_lines(const Keyed *self, PyObject *const *lines, Py_ssize_t count, unsigned
         }
         take(&run, self, text.at, text.size);
     }
-    end(&run, digest);
+    end(&run, self, digest);
     return 0;
 }
 
