@@ -5,14 +5,19 @@
 #define MAX_NESTING 64 /* of what is read: `verbatim` gives no deeper text */
 #define DATA "data"
 
-/* Names that most events have at the top; a slot of the table each, which its first letter and its length choose. */
+/* Names that most events have at the top; the first ones have the same value in one event as in the next. */
 static const char *const common[] = {
-    "specversion", "id",           "source",      "type",       "time",           DATA,      "datacontenttype",
-    "subject",     "correlationid", "partitionkey", "traceparent", "causationid", "dataschema", "tracestate",
+    "specversion", "source",        "type",         "datacontenttype", "id",          "time",       DATA,
+    "subject",     "correlationid", "partitionkey", "traceparent",     "causationid", "dataschema", "tracestate",
 };
 
-enum { SLOTS = 256 };
-static PyObject *known[SLOTS];
+enum { SLOTS = 256, REPEATED = 4, MAX_REPEATED = 64 /* bytes of a value that is kept */ };
+
+/* A slot each, which its first letters and its length choose. */
+static struct {
+    PyObject *name, *value; /* the last one, of those that repeat */
+    int repeats;
+} known[SLOTS];
 
 static inline unsigned
 slot_of(const char *at, Py_ssize_t size)
@@ -20,18 +25,14 @@ slot_of(const char *at, Py_ssize_t size)
     return ((unsigned char)at[0] * 5u + (unsigned char)at[1] * 3u + (unsigned)size) % SLOTS;
 }
 
-/* The name of a member of the event: a new reference, or NULL with an exception. */
-static PyObject *
-name_of(const Text *name)
+/* The slot of a name that most events have, or -1. */
+static inline int
+known_name(const Text *name)
 {
-    if (name->size >= 2) {
-        PyObject *found = known[slot_of(name->at, name->size)];
-        if (found != NULL && PyUnicode_GET_LENGTH(found) == name->size
-            && memcmp(PyUnicode_1BYTE_DATA(found), name->at, (size_t)name->size) == 0) {
-            return Py_NewRef(found);
-        }
-    }
-    return PyUnicode_DecodeUTF8(name->at, name->size, NULL);
+    const unsigned slot = slot_of(name->at, name->size);
+    PyObject *found = known[slot].name;
+    return name->size >= 2 && found != NULL && PyUnicode_GET_LENGTH(found) == name->size
+           && memcmp(PyUnicode_1BYTE_DATA(found), name->at, (size_t)name->size) == 0 ? (int)slot : -1;
 }
 
 static PyObject *whole(const char **at, const char *end, int depth);
@@ -166,6 +167,27 @@ part(const char **at, const char *end, PyObject *wanted, int depth)
     return made;
 }
 
+/* `whole`, which begins by a look at what the value was in the last event. */
+static PyObject *
+repeated(PyObject **last, const char **at, const char *end)
+{
+    const char *began = *at;
+    if (*last != NULL) { /* ASCII without escapes, so it stands in the text as it is */
+        const Py_ssize_t size = PyUnicode_GET_LENGTH(*last);
+        if (end - began > size + 2 && began[0] == '"' && began[size + 1] == '"'
+            && memcmp(began + 1, PyUnicode_1BYTE_DATA(*last), (size_t)size) == 0) {
+            *at = began + size + 2;
+            return Py_NewRef(*last);
+        }
+    }
+    PyObject *value = whole(at, end, 1);
+    if (value != NULL && PyUnicode_CheckExact(value) && PyUnicode_IS_ASCII(value)
+        && PyUnicode_GET_LENGTH(value) <= MAX_REPEATED && PyUnicode_GET_LENGTH(value) == *at - began - 2) {
+        Py_XSETREF(*last, Py_NewRef(value));
+    }
+    return value;
+}
+
 /* glimpse(text: bytes, wanted: dict | None) -> dict */
 static PyObject *
 glimpse(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -180,8 +202,12 @@ glimpse(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     int more = *at == '{' ? 0 : -1;
     while (made != NULL && more >= 0 && (more = take_member(&at, end, &name)) > 0) {
         const int is_data = name.size == sizeof(DATA) - 1 && memcmp(name.at, DATA, sizeof(DATA) - 1) == 0;
-        PyObject *key = name_of(&name);
-        PyObject *value = key == NULL ? NULL : is_data ? part(&at, end, args[1], 1) : whole(&at, end, 1);
+        const int slot = known_name(&name);
+        PyObject *key = slot < 0 ? PyUnicode_DecodeUTF8(name.at, name.size, NULL) : Py_NewRef(known[slot].name);
+        PyObject *value = key == NULL                        ? NULL
+                          : is_data                          ? part(&at, end, args[1], 1)
+                          : slot >= 0 && known[slot].repeats ? repeated(&known[slot].value, &at, end)
+                                                             : whole(&at, end, 1);
         if (put_member(made, key, value) < 0) {
             Py_CLEAR(made);
         }
@@ -202,10 +228,11 @@ int
 glimpse_add(PyObject *module)
 {
     for (size_t i = 0; i < sizeof(common) / sizeof(*common); i++) {
-        PyObject **slot = &known[slot_of(common[i], (Py_ssize_t)strlen(common[i]))];
-        if (*slot == NULL && (*slot = PyUnicode_InternFromString(common[i])) == NULL) {
+        const unsigned slot = slot_of(common[i], (Py_ssize_t)strlen(common[i]));
+        if (known[slot].name == NULL && (known[slot].name = PyUnicode_InternFromString(common[i])) == NULL) {
             return -1;
         }
+        known[slot].repeats = i < REPEATED;
     }
     return PyModule_AddFunctions(module, methods);
 }

@@ -475,6 +475,15 @@ def test_keys_are_asked_for_in_one_place(built: Built) -> None:
         assert way.of_text(body, NOW_MS, LIMITS) is None
 
 
+def test_values_that_repeat_are_read_as_they_are() -> None:
+    """Whatever stood under the same name in the event before: longer, shorter, spelled with escapes, or no string."""
+    values = ["", "/crm", "/crm/eu", "a\\", 'a"', "a\\b", "a\nb", "\u00e9", "x" * 64, "x" * 65, "null", None, 7]
+    chance = Random(3)
+    for _ in range(2000):
+        fields = {name: chance.choice(values) for name in ("source", "type", "specversion", "datacontenttype", "id")}
+        assert verbatim.glimpse(encode(fields), {}) == fields
+
+
 def test_without_the_compiled_loops_there_is_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking would take longer there."""
     way, _ = pair()
