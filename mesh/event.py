@@ -36,7 +36,7 @@ from mesh.errors import InputError, NotJson, TooLarge
 from mesh.expiry import expired, refuse_expired
 from mesh.headers import PREFIX, attribute_value, check_headers
 from mesh.headers import refuse as refuse_header
-from mesh.jsontext import decode, encode, extended, not_json, too_deep
+from mesh.jsontext import decode, encode, not_json, too_deep
 from mesh.tracing import TRACESTATE, shortened
 from mesh.verbatim import glimpse, verbatim
 
@@ -157,19 +157,20 @@ def fields_from_structured(body: bytes, now_ms: int, limits: Limits) -> dict[str
 
 def text_from_structured(
     body: bytes, now_ms: int, limits: Limits, guess: Wanted, reads: Callable[[str], Wanted]
-) -> tuple[bytes, dict[str, Any], Wanted] | None:
+) -> tuple[bytes, bytes, dict[str, Any], Wanted] | None:
     """One structured event without taking it apart, where that is surely the same: for who shows most of it as it is.
 
     Args:
         body: As for `draft_from_structured`, and so are the next two.
         now_ms: See there.
         limits: See there.
-        guess: What *reads* will say; a wrong one costs a second look.
+        guess: What *reads* will say; another object costs a second look.
         reads: What of `data` is read, by the event's type.
 
     Returns:
-        What `encode` makes of the fields that `fields_from_structured` gives; those fields, of `data` only what is
-        read; and what that is. None where it is not sure, and where the event is to be refused.
+        A text, and members to put behind it: that is what `encode` makes of the fields that `fields_from_structured`
+        gives; those fields, of `data` only what is read; and what that is. None where it is not sure, and where the
+        event is to be refused. No view masks these members.
     """
     if len(body) > limits.max_batch_bytes:
         return None
@@ -180,11 +181,10 @@ def text_from_structured(
     if not plain(fields, SOURCES, TYPES) or "expirytime" in fields:
         return None
     wanted = reads(fields["type"])
-    if wanted != guess:
+    if wanted is not guess:
         fields = glimpse(text, wanted)
-    if more := _fill_in(fields, now_ms):
-        text = extended(text, f"{more}}}".encode())
-    return None if len(text) > limits.max_event_bytes else (text, fields, wanted)
+    more = _fill_in(fields, now_ms).encode()
+    return None if len(text) + len(more) > limits.max_event_bytes else (text, more, fields, wanted)
 
 
 def events_of_batch(body: bytes, limits: Limits = _DEFAULT) -> list[bytes]:

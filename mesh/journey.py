@@ -7,7 +7,8 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -34,7 +35,8 @@ _DIGEST_BYTES = 16
 MAX_ADDRESSES = 1024  # of a type in a view that are remembered, about 2 KB each
 
 
-class _Address(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Address:
     """Where the copies of a type in a view go, by slot, and in which stream they rest.
 
     `marks` ends every such copy: no event that was accepted has these members, so they need no look.
@@ -150,19 +152,26 @@ class Departures:
         read = text_from_structured(body, now_ms, limits, self._reads, plans.reads)
         if read is None:
             return None
-        text, fields, self._reads = read
+        text, more, fields, self._reads = read
         decision = plans.decide(fields, now_ms=now_ms)
         if not decision.allowed:
             return None
         try:
-            return Outbound(fields["id"], decision, self._copies(fields, decision.views, "", text))
+            return Outbound(fields["id"], decision, self._copies(fields, decision.views, "", text, more))
         except _NotCut:
             return None
 
     def _copies(
-        self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str, text: bytes | None = None
+        self,
+        fields: dict[str, Any],
+        views: tuple[ViewPlan, ...],
+        route: str,
+        text: bytes | None = None,
+        more: bytes = b"",
     ) -> list[Outgoing]:
-        """One copy of the event *fields* for each of *views* that shows it, cut out of its *text* where that is known.
+        """One copy of the event *fields* for each of *views* that shows it.
+
+        Where its *text* is known it is cut out of that, and *more* goes behind it.
 
         Raises:
             _NotCut: There is a *text*, and one of them cannot be cut out of it.
@@ -175,25 +184,25 @@ class Departures:
             way = self._way(type_, views)
         token = None if partition is None else self._partition(partition)
         copies = []
-        for view, (name, subjects, stream, marks) in way[1]:
+        for view, address in way[1]:
             if view.filters and not view.rows(fields):
                 continue
             if text is None:
                 shown = view.mask(fields, self.keys)
                 if token is not None:
                     shown["partitionkey"] = token
-                body = encode(shown)
+                body = extended(encode(shown), address.marks)
             else:
-                cut = view.splice(text, token, fields, self.keys)
+                cut = view.splice(text, more + address.marks, token, fields, self.keys)
                 if cut is None:
                     raise _NotCut
                 body = cut
-            subject = subjects[place]
+            subject = address.subjects[place]
             base_id = self._token(source, event_id, subject, FIRST_GENERATION)
             copies.append(
                 Outgoing(
-                    subject, stream, extended(body, marks), source, event_id,
-                    traceparent=trace, base_id=base_id, view=name, type=type_, route=route,
+                    subject, address.stream, body, source, event_id,
+                    traceparent=trace, base_id=base_id, view=address.view, type=type_, route=route,
                 )
             )  # fmt: skip
         return copies

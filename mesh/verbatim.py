@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 from mesh import native
 from mesh.attributes import MAX_STRING_CHARS
-from mesh.jsontext import decode, decode_value, encode
+from mesh.jsontext import decode, decode_value, encode, extended
 from mesh.policy.actions import REDACTED, Masker
 from mesh.policy.walkers import Node, put, shown, unmet
 
@@ -43,12 +43,13 @@ def glimpse(text: bytes, wanted: Wanted) -> dict[str, Any]:
 
 
 @native.twin
-def masked(
+def masked(  # noqa: PLR0917 - called once for each copy: names would take longer
     text: bytes,
     instead: dict[str, Any],
     top: dict[str, Node | None],
     elsewhere: Node,
     otherwise: Masker | None,
+    behind: bytes = b"",
 ) -> bytes | None:
     """`encode` of what `shown` makes of *text*, which `verbatim` gave, with `put` as its *put*.
 
@@ -58,6 +59,7 @@ def masked(
         top: As for `shown`, and so are the next two.
         elsewhere: See there.
         otherwise: See there.
+        behind: Members to put behind all others, as for `extended`.
 
     Returns:
         None where there is binary data: what hides it changes the name of the field.
@@ -66,7 +68,8 @@ def masked(
     if "data_base64" in fields:
         return None
     given = {name: instead.get(name, value) for name, value in fields.items()}
-    return encode(shown(given, {**top, **dict.fromkeys(instead)}, elsewhere, otherwise, put))
+    made = encode(shown(given, {**top, **dict.fromkeys(instead)}, elsewhere, otherwise, put))
+    return extended(made, behind) if behind else made
 
 
 def _only(value: Any, wanted: Wanted) -> Any:

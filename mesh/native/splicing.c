@@ -310,22 +310,25 @@ has_binary(const char *at, const char *end)
     return 0;
 }
 
-/* masked(text, instead, top, elsewhere, otherwise) -> bytes | None */
+/* masked(text, instead, top, elsewhere, otherwise, behind=b"") -> bytes | None */
 static PyObject *
 masked(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 5 || !PyBytes_CheckExact(args[0]) || !PyDict_CheckExact(args[1]) || !PyDict_CheckExact(args[2])
-        || !Py_IS_TYPE(args[3], node_type)) {
-        PyErr_SetString(PyExc_TypeError, "masked(text: bytes, instead: dict, top: dict, elsewhere: Node, otherwise)");
+    if (count < 5 || count > 6 || !PyBytes_CheckExact(args[0]) || !PyDict_CheckExact(args[1])
+        || !PyDict_CheckExact(args[2]) || !Py_IS_TYPE(args[3], node_type)
+        || (count == 6 && !PyBytes_CheckExact(args[5]))) {
+        PyErr_SetString(PyExc_TypeError, "masked(text: bytes, instead: dict, top: dict, elsewhere: Node, otherwise, "
+                                         "behind: bytes = b\"\")");
         return NULL;
     }
     const char *text = PyBytes_AS_STRING(args[0]), *at = text;
     const Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
+    const Text behind = count < 6 ? (Text){"", 0} : (Text){PyBytes_AS_STRING(args[5]), PyBytes_GET_SIZE(args[5])};
     Splice splice = {.from = text, .end = text + size};
     PyObject *made = NULL;
     Py_ssize_t kept = 0;
     Text name;
-    int more = out_begin(&splice.out, size + 64); /* a mask may make more of a value than there was */
+    int more = out_begin(&splice.out, size + behind.size + 64); /* a mask may make more of a value than there was */
     for (const char *lead = at; more >= 0 && (more = take_member(&at, splice.end, &name)) > 0; lead = at) {
         if (!kept) {
             lead_in(&splice, lead);
@@ -337,9 +340,9 @@ masked(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         kept += fate == SHOWN;
     }
     if (more == 0 && at == splice.end) {
-        if (splice.from == text) {
+        if (splice.from == text && !behind.size) {
             made = Py_NewRef(args[0]); /* all of it shows */
-        } else if (show_until(&splice, at) == 0) {
+        } else if (show_until(&splice, at - (behind.size > 0)) == 0 && out_put(&splice.out, behind.at, behind.size) == 0) {
             made = out_end(&splice.out);
         }
     }

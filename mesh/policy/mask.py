@@ -118,11 +118,14 @@ class Masking:
             self._current.begin(fields)
         return shown(fields, self._top, self._elsewhere, self._otherwise, put)
 
-    def splice(self, text: bytes, token: str | None, fields: dict[str, Any], keys: MaskKeys) -> bytes | None:
+    def splice(
+        self, text: bytes, behind: bytes, token: str | None, fields: dict[str, Any], keys: MaskKeys
+    ) -> bytes | None:
         """`encode` of what `apply` gives, cut out of the text of an event, of which most shows as it is.
 
         Args:
-            text: As `mesh.verbatim.verbatim` gave it, or with more members behind.
+            text: As `mesh.verbatim.verbatim` gave it.
+            behind: Members that go behind all others, as for `mesh.jsontext.extended`.
             token: What its `partitionkey` becomes, which no view masks; None where it has none.
             fields: The attributes of the same event.
             keys: As for `apply`.
@@ -132,12 +135,12 @@ class Masking:
         """
         instead = {} if token is None else {"partitionkey": token}
         if self.identity:
-            return masked(text, instead, {}, _OPEN, None) if instead else text
+            return masked(text, instead, {}, _OPEN, None, behind)
         if keys is not self._keys or len(self._nodes) > self._max_nodes:
             return None
         if self.ciphers:
             self._current.begin(fields)
-        return masked(text, instead, self._top, self._elsewhere, self._otherwise)
+        return masked(text, instead, self._top, self._elsewhere, self._otherwise, behind)
 
     # --- for tools ---------------------------------------------------------------------------------------------------
 
