@@ -5,7 +5,7 @@ from __future__ import annotations
 from mesh import native
 from mesh.base64url import b64u_all
 from mesh.merkle import leaf_hashes, tree
-from mesh.statements import MESSAGE_IDS, SALT_BYTES, STATEMENT, written
+from mesh.statements import MESSAGE_IDS, SALT_BYTES, STATEMENT
 
 
 @native.twin
@@ -17,8 +17,8 @@ def batch(items: list[tuple[str, str, bytes]], salts: bytes) -> tuple[bytes, lis
         salts: SALT_BYTES for each, joined.
 
     Returns:
-        The root, and for each item what its header says of its place, as it is `written`:
-        `<salt>.<index>.<size>.<proof>.` None where a part could not stand in a statement.
+        The root, and for each item what its header says of its place: `<salt>.<index>.<size>.<proof>.` None where a
+        part could not stand in a statement.
     """
     size, subjects = len(items), {item[0] for item in items}
     ids = "\n".join([item[1] for item in items]) + "\n"
@@ -35,4 +35,4 @@ def batch(items: list[tuple[str, str, bytes]], salts: bytes) -> tuple[bytes, lis
         )
     )
     parts = enumerate(zip(texts, b64u_all(proofs), strict=True))
-    return root, [written(f"{text}.{i}.{size}.{proof}.") for i, (text, proof) in parts]
+    return root, [f"{text}.{i}.{size}.{proof}." for i, (text, proof) in parts]

@@ -8,10 +8,7 @@ source signs the root once, and each event carries its own proof, so it can be v
     root_stmt = "mesh-root-v1\n" spiffe-id "\n" kid "\n" signed_ms "\n" size "\n" b64u(root) "\n"
     signed    = Ed25519 over DSSE PAE("application/vnd.mesh.root.v1", root_stmt)
 
-    Mesh-Signature: 2.<kid>.<signed_ms>.<salt>.<index>.<size>.<proof>.<sig>          unpadded base64url, <= 1024 bytes
-
-The header alone has `~` in the place of each `N`, which costs nats-server time (`statements.written`). Version 1, which
-is still read, has `N`; a `~` in version 1 and an `N` in version 2 are refused, so that each has one spelling.
+    Mesh-Signature: 1.<kid>.<signed_ms>.<salt>.<index>.<size>.<proof>.<sig>          unpadded base64url, <= 1024 bytes
 
 `Verifier.verify` is the only way from `Received` to `Verified`. Its steps are numbered V1 to V9, cheapest first.
 """
@@ -50,7 +47,6 @@ from mesh.statements import (
     root_signed,
     statement,
     verify_ed25519,
-    written,
 )
 from mesh.subjects import parse_physical
 
@@ -148,8 +144,8 @@ def seal(items: list[tuple[str, str, bytes]], signer: Signer, *, signed_ms: int,
         raise ValueError("a message id has 22 characters of base64url, and a subject no newline")
     root, middles = made
     kid = signer.kid
-    end = written(b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root))))
-    start = written(f"2.{kid}.{signed_ms}.")
+    end = b64u(signer.sign(root_signed(signer.spiffe_id, kid, signed_ms, size, root)))
+    start = f"1.{kid}.{signed_ms}."
     return [f"{start}{middle}{end}" for middle in middles]
 
 

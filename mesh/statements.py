@@ -21,7 +21,7 @@ MAX_HEADER_BYTES = 1024  # a header of a full batch has 522
 SALT_BYTES = 16
 FIRST_GENERATION = "0"  # of a message id
 SIGNATURE_BYTES = 64
-_PARTS = 7  # behind the version
+_PARTS = 8
 
 _ID = r"[A-Za-z0-9_-]{21}[AQgw]"  # 16 bytes in canonical base64url: the last character ends in four bits of zero
 MESSAGE_ID = re.compile(_ID)
@@ -95,38 +95,8 @@ def root_signed(spiffe_id: str, kid: str, signed_ms: int, size: int, root: bytes
     return pae(ROOT_TYPE, said)
 
 
-def written(text: str) -> str:
-    """Part of a header in base64url, as version 2 has it: `~` in the place of each `N`.
-
-    nats-server looks for some 25 names of its own in the headers of every message that it stores, one after the other,
-    and each begins with N: where there is one, each of these searches stops. Ours had six. From a bare socket,
-    side by side, an event took 25 microseconds of the server's processor with them and 22 without. RFC 3986 has `~`
-    unreserved as base64url's own marks are, so a header may still stand in a URL.
-    """
-    return text.replace("N", "~")
-
-
-def header_parts(text: str) -> list[str] | None:
-    """The seven parts behind a header's version, in base64url; None where it is of neither version, or not as written.
-
-    A `~` in a header of version 1 stays: no part of it may have one.
-    """
-    version, _, rest = text.partition(".")
-    if version == "2" and "N" not in rest:
-        rest = rest.replace("~", "N")
-    elif version != "1":
-        return None
-    parts = rest.split(".")
-    return parts if len(parts) == _PARTS else None
-
-
-def key_of(header: str) -> str:
-    """The key id that a header of good form names."""
-    return header.partition(".")[2].partition(".")[0].replace("~", "N")
-
-
 class Header(msgspec.Struct, frozen=True, gc=False):
-    """The parts of a `Mesh-Signature`, in base64url. `signature` stays text: it is only decoded where a root is new."""
+    """The parts of a `Mesh-Signature`. `signature` stays text: it is only decoded where a root is new."""
 
     kid: str
     signed_ms: int
@@ -146,10 +116,10 @@ class Header(msgspec.Struct, frozen=True, gc=False):
         """
         if len(text) > MAX_HEADER_BYTES:
             raise ValueError(f"Mesh-Signature of {len(text)} bytes, limit {MAX_HEADER_BYTES}")
-        parts = header_parts(text)
-        if parts is None:
-            raise ValueError("Mesh-Signature is not of version 1 or 2")
-        kid, signed, salt, index, count, proof_text, signature = parts
+        parts = text.split(".")
+        if len(parts) != _PARTS or parts[0] != "1":
+            raise ValueError("Mesh-Signature is not of version 1")
+        _, kid, signed, salt, index, count, proof_text, signature = parts
         signed_ms = signed_at(kid, signed, signature)
         position, size = NUMBERS.get(index), NUMBERS.get(count)
         if position is None or size is None or position >= size:

@@ -19,7 +19,7 @@ from mesh.errors import InputError
 from mesh.event import decode
 from mesh.merkle import span
 from mesh.signing import CLOCK_AHEAD_MS, MAX_BODY_BYTES, SIGNED_AGE_MS, Verified, place_of
-from mesh.statements import MAX_BATCH, MAX_HEADER_BYTES, MESSAGE_ID, NUMBERS, STATEMENT, header_parts, signed_at
+from mesh.statements import MAX_BATCH, MAX_HEADER_BYTES, MESSAGE_ID, NUMBERS, STATEMENT, signed_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from mesh.signing import Received, Verifier
     from mesh.subjects import Physical
 
+_PARTS = 8
 _ID_AND_SALT = re.compile(rf"{MESSAGE_ID.pattern}\.{MESSAGE_ID.pattern}").fullmatch
 
 Shared: TypeAlias = tuple[str, str, int, str]
-"""What the headers of a batch have in common: key id, signing time as it is written, size of the tree, signature.
-All in base64url, whichever version the headers are of; so are salts and proofs."""
+"""What the headers of a batch have in common: key id, signing time as it is written, size of the tree, signature."""
 
 Run: TypeAlias = tuple[int, int, Shared, list[str], list[str]]
 """Neighbours in a tree: where the first is among the events, its index in the tree, and each one's salt and proof."""
@@ -57,12 +57,12 @@ def neighbours(events: list[Received]) -> list[Run]:
             continue
         if type(msg_ids) is not tuple or len(msg_ids) != 1 or type(body) is not bytes or len(body) > MAX_BODY_BYTES:
             continue
-        parts, msg_id = header_parts(header), msg_ids[0]
-        if parts is None or type(msg_id) is not str:
+        parts, msg_id = header.split("."), msg_ids[0]
+        if len(parts) != _PARTS or type(msg_id) is not str:
             continue
-        kid, signed, salt, index, count, proof, signature = parts
+        version, kid, signed, salt, index, count, proof, signature = parts
         place, size = NUMBERS.get(index, MAX_BATCH), NUMBERS.get(count, 0)
-        if place >= size or _ID_AND_SALT(f"{msg_id}.{salt}") is None:
+        if version != "1" or place >= size or _ID_AND_SALT(f"{msg_id}.{salt}") is None:
             continue
         shared = kid, signed, size, signature
         if before != (shared, place - 1):
@@ -120,7 +120,7 @@ def common_root(events: list[Received], salts: list[str], proofs: list[str], pla
     Args:
         events: At least one. Each has a message id.
         salts: Of each.
-        proofs: Of each, in base64url.
+        proofs: Of each, as its header has it.
         place: Index of the first in the tree.
         size: Of the tree, which has all of them.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _CRLF = b"\r\n"
 _BLOCK = re.compile(
-    rb"%b([!-~]{22})%b([12]\.[!-~]*)\r\n(?:%b[ -~]*\r\n)?\r\n"
+    rb"%b([!-~]{22})%b(1\.[!-~]*)\r\n(?:%b[ -~]*\r\n)?\r\n"
     % tuple(re.escape(part.encode()) for part in (EVENT_START, EVENT_SIGNATURE, EVENT_TRACE))
 )
 

@@ -20,7 +20,6 @@ from functools import lru_cache
 from mesh.jetstream import wire
 from mesh.jetstream.former import Former
 from mesh.jetstream.outgoing import Outgoing, entered, signed
-from mesh.statements import key_of
 
 MAX_BATCH = 256  # leaves under one signature
 RESIGN_AFTER_MS = 30_000  # of a resend; consumers accept up to 120 s between signing and storing
@@ -131,7 +130,7 @@ class Sealer:
 
     def _sign(self, batch: list[Outgoing], now_ms: int) -> None:
         signatures = self._seal([(item.subject, item.msg_id, item.body) for item in batch])
-        signed(batch, signatures, key_of(signatures[0]), now_ms)
+        signed(batch, signatures, _kid(signatures[0]), now_ms)
 
     def _renews(self, item: Outgoing, now_ms: int) -> bool:
         """Whether *item* needs a signature; gives it a new id first where an ack of the present one would not count."""
@@ -153,6 +152,11 @@ class Sealer:
             if len(self._subjects) >= MAX_SUBJECTS:
                 self._subjects.clear()
             self._subjects.add(subject)
+
+
+def _kid(signature: str) -> str:
+    """Which key made a `Mesh-Signature`: its second part."""
+    return signature.partition(".")[2].partition(".")[0]
 
 
 @lru_cache(MAX_SUBJECTS)

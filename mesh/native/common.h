@@ -63,10 +63,11 @@ wipe(void *what, size_t size)
     }
 }
 
-/* *from* in the base64 without padding that has these 64 characters. */
+/* Unpadded base64url (RFC 4648, section 5): as `statements.b64u`. */
 static inline char *
-put_b64(char *to, const unsigned char *from, Py_ssize_t size, const char *alphabet)
+put_b64u(char *to, const unsigned char *from, Py_ssize_t size)
 {
+    static const char alphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     for (; size >= 3; from += 3, size -= 3) {
         uint32_t three = (uint32_t)from[0] << 16 | (uint32_t)from[1] << 8 | from[2];
         *to++ = alphabet[three >> 18];
@@ -83,13 +84,6 @@ put_b64(char *to, const unsigned char *from, Py_ssize_t size, const char *alphab
         }
     }
     return to;
-}
-
-/* Unpadded base64url (RFC 4648, section 5): as `base64url.b64u`. */
-static inline char *
-put_b64u(char *to, const unsigned char *from, Py_ssize_t size)
-{
-    return put_b64(to, from, size, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
 }
 
 static inline Py_ssize_t

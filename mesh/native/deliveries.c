@@ -35,13 +35,6 @@ typedef struct {
 
 static PyObject *received; /* the class of what is read */
 
-/* Whether *signature* begins as those that we read do. */
-static int
-is_versioned(Text signature)
-{
-    return signature.size >= 2 && (signature.at[0] == '1' || signature.at[0] == '2') && signature.at[1] == '.';
-}
-
 /* The header block of an event, which is the whole of *rest*: its message id and its signature. */
 static int
 takes_block(Rest rest, Delivery *delivery)
@@ -54,7 +47,7 @@ takes_block(Rest rest, Delivery *delivery)
     rest.at += ID_CHARS;
     if (!all_from('!', delivery->msg_id) || !TAKES_LITERAL(&rest, SIGNATURE)
         || !takes_until(&rest, '\r', '!', &delivery->signature) || !TAKES_LITERAL(&rest, "\r\n")
-        || !is_versioned(delivery->signature)) {
+        || delivery->signature.size < 2 || memcmp(delivery->signature.at, "1.", 2) != 0) {
         return 0;
     }
     if (TAKES_LITERAL(&rest, TRACE) && !(takes_until(&rest, '\r', ' ', &trace) && TAKES_LITERAL(&rest, "\r\n"))) {

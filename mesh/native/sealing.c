@@ -50,13 +50,6 @@ hash_leaves(PyObject *items, const unsigned char *salts, Hash *leaves)
     return 1;
 }
 
-/* As `put_b64u`, but as `statements.written` has it in a header: `~` for `N`. */
-static char *
-put_written(char *to, const unsigned char *from, Py_ssize_t size)
-{
-    return put_b64(to, from, size, "ABCDEFGHIJKLM~OPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_");
-}
-
 /* What a header says between the time and the signature: `<salt>.<index>.<size>.<proof>.` */
 static PyObject *
 middle(const Tree *tree, Py_ssize_t index, Py_ssize_t count, const unsigned char salt[SALT])
@@ -64,13 +57,13 @@ middle(const Tree *tree, Py_ssize_t index, Py_ssize_t count, const unsigned char
     unsigned char proof[MAX_PROOF];
     const Py_ssize_t size = put_proof(proof, tree, index);
     char text[ID + 1 + 3 + 1 + 3 + 1 + MAX_PROOF * 4 / 3 + 4 + 1], *to = text;
-    to = put_written(to, salt, SALT);
+    to = put_b64u(to, salt, SALT);
     *to++ = '.';
     to = put_number(to, index);
     *to++ = '.';
     to = put_number(to, count);
     *to++ = '.';
-    to = put_written(to, proof, size);
+    to = put_b64u(to, proof, size);
     *to++ = '.';
     PyObject *made = PyUnicode_New(to - text, 127);
     if (made != NULL) {

@@ -16,7 +16,7 @@ static PyObject *names[MEMBERS], *version;
 
 /* --- neighbours ------------------------------------------------------------------------------------------------------ */
 
-/* A header in base64url, and its parts, which live as long as *header* does. */
+/* A header's parts; they live as long as *header* does. */
 typedef struct {
     PyObject *header;
     Text parts[PARTS];
@@ -55,31 +55,6 @@ number_of(const Text *text)
     return number <= MAX_BATCH ? number : -1;
 }
 
-/* Whether the header is of a version that we read; one of version 2 is then in base64url, as `statements.header_parts` has
- * it: 1, 0 or -1 with an exception. */
-static int
-is_versioned(Head *head)
-{
-    const Py_ssize_t size = PyUnicode_GET_LENGTH(head->header);
-    const char *from = (const char *)PyUnicode_1BYTE_DATA(head->header);
-    if (size > MAX_HEADER || size < 2 || from[1] != '.') {
-        return 0;
-    }
-    if (from[0] != '2' || memchr(from, 'N', (size_t)size)) {
-        return from[0] == '1';
-    }
-    PyObject *plain = PyUnicode_New(size, 127);
-    if (plain == NULL) {
-        return -1;
-    }
-    char *to = (char *)PyUnicode_1BYTE_DATA(plain);
-    for (Py_ssize_t i = 0; i < size; i++) {
-        to[i] = from[i] == '~' ? 'N' : from[i];
-    }
-    Py_SETREF(head->header, plain);
-    return 1;
-}
-
 /* Whether the header is of the one spelling, as far as its event is concerned; what all of a batch share is not looked at. */
 static int
 is_head(Head *head, PyObject *msg_ids, PyObject *body)
@@ -93,19 +68,16 @@ is_head(Head *head, PyObject *msg_ids, PyObject *body)
     if (!PyUnicode_CheckExact(msg_id) || !PyUnicode_IS_ASCII(msg_id)) {
         return 0;
     }
-    const int versioned = is_versioned(head);
-    if (versioned <= 0) {
-        return versioned;
-    }
     if (text_of(head->header, &header) < 0 || text_of(msg_id, &id) < 0) {
         return -1;
     }
-    if (!split(&header, head->parts)) {
+    if (header.size > MAX_HEADER || !split(&header, head->parts)) {
         return 0;
     }
     head->place = number_of(&head->parts[PLACE]);
     head->size = number_of(&head->parts[SIZE]);
-    return 0 <= head->place && head->place < head->size && is_message_id(&id) && is_message_id(&head->parts[SALT]);
+    return head->parts[VERSION].size == 1 && head->parts[VERSION].at[0] == '1' && 0 <= head->place
+           && head->place < head->size && is_message_id(&id) && is_message_id(&head->parts[SALT]);
 }
 
 /* 1, and *head* holds the header; 0 where it is left to `Verifier.verify`; -1 with an exception. */

@@ -20,7 +20,6 @@ from mesh.base64url import b64u
 from mesh.event import encode
 from mesh.identity import Signer
 from mesh.signing import seal
-from mesh.statements import header_parts, written
 
 CRM = "EV_local_crm"
 CONTACT = "crm.contact.updated.v1"
@@ -209,17 +208,6 @@ def batch(signer: Signer, size: int, *, data: list[dict[str, Any]] | None = None
         Wire(subject, {"Nats-Msg-Id": msg_id, "Mesh-Signature": signature}, body)
         for (subject, msg_id, body), signature in zip(items, signatures, strict=True)
     ]
-
-
-def parts(wire: Wire) -> list[str]:
-    """Of the signature: version, kid, signed_ms, salt, index, size, proof and sig, in base64url."""
-    header = wire.headers["Mesh-Signature"]
-    return [header.partition(".")[0], *(header_parts(header) or ())]
-
-
-def joined(parts: list[str]) -> str:
-    """A signature of these, as it is written."""
-    return written(".".join(parts))
 
 
 def frame(subject: str, lines: list[str], body: bytes) -> bytes:

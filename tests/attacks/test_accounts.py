@@ -27,7 +27,7 @@ from mesh.keys import key_id
 from mesh.merkle import leaf_hash
 from mesh.statements import root_signed, statement, verify_ed25519
 from tests.attacks.connecting import REFUSALS, b64, jwt_of, lets_in, opens, said, seed_of
-from tests.attacks.insider import CRM, Insider, failed, joined, parts, sealed, until
+from tests.attacks.insider import CRM, Insider, failed, sealed, until
 from tests.attacks.keys import public
 from tests.attacks.world import World
 
@@ -298,13 +298,13 @@ async def test_the_nonce_oracle(world: World) -> None:
     user = seed_of(world.creds("crm-adapter"))
     key = public(bytes(nkeys.decode_seed(bytearray(user.encode()))[1]))
     wire = sealed(honest)
-    held = parts(wire)
-    leaf = leaf_hash(statement(wire.subject, wire.headers["Nats-Msg-Id"], held[3], wire.body))
-    nonce = root_signed(honest.spiffe_id, key_id(key), int(held[2]), 1, leaf)
+    parts = wire.headers["Mesh-Signature"].split(".")
+    leaf = leaf_hash(statement(wire.subject, wire.headers["Nats-Msg-Id"], parts[3], wire.body))
+    nonce = root_signed(honest.spiffe_id, key_id(key), int(parts[2]), 1, leaf)
     signature = await asked_to_sign(nonce.decode(), world.creds("crm-adapter").read_bytes())
     assert verify_ed25519(key, nonce, signature)
     for kid, code in ((key_id(key), "unknown-key"), (honest.kid, "bad-signature")):
-        forged = joined(["2", kid, *held[2:7], b64u(signature)])
+        forged = ".".join(["1", kid, *parts[2:7], b64u(signature)])
         assert await world.put(wire.with_(headers={"Mesh-Signature": forged}), reader=reader) == code
         wire = wire.with_(headers={"Nats-Msg-Id": b64u(secrets.token_bytes(16))})
 

@@ -17,7 +17,7 @@ from mesh.merkle import leaf_hash
 from mesh.policy.actions import pseudonym
 from mesh.policy.model_masks import With
 from mesh.statements import statement
-from tests.attacks.insider import CONTACT, CRM, batch, contact, parts, sealed, until
+from tests.attacks.insider import CONTACT, CRM, Wire, batch, contact, sealed, until
 from tests.attacks.world import World
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +41,11 @@ def token(value: str, key: bytes) -> str:
     """The pseudonym of a value, for who has the key."""
     keys: Any = Held(key)
     return str(pseudonym(With(domain="customer"), keys)(value))
+
+
+def parts(wire: Wire) -> list[str]:
+    """Of the signature."""
+    return wire.headers["Mesh-Signature"].split(".")
 
 
 async def test_guessing_a_masked_field_from_hashes(world: World) -> None:

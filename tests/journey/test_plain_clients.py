@@ -92,8 +92,7 @@ async def pulled(mesh: RunningMesh, posted: Posted) -> list[dict[str, Any]]:
 async def _for_node(client: Client, message: Msg) -> dict[str, Any]:
     headers = message.headers or {}
     signature = headers["Mesh-Signature"]
-    kid = signature.split(".")[1].replace("~", "N")
-    subject = f"$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.{kid}"
+    subject = f"$JS.API.DIRECT.GET.KV_mesh_trust.$KV.mesh_trust.cert.{signature.split('.')[1]}"
     entry = await client.request(subject, timeout=30)  # it would have half a second
     certificate = x509.load_der_x509_certificate(split_chain(entry.data)[0])  # the leaf; its issuer follows
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

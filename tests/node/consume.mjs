@@ -41,7 +41,7 @@ while (left) {
     const signature = message.headers.get("Mesh-Signature"), body = Buffer.from(message.data), changed = Buffer.from(body)
     changed[changed.indexOf('"source"') + 11] ^= 1 // still a sound CloudEvent
     const said = { subject: message.subject, msgIds: message.headers.values("Nats-Msg-Id"), signature,
-      streamMs: Number(BigInt(message.info.timestampNanos) / 1_000_000n), tenant: asked.tenant, ...await signer(signature.split(".")[1].replaceAll("~", "N")) }
+      streamMs: Number(BigInt(message.info.timestampNanos) / 1_000_000n), tenant: asked.tenant, ...await signer(signature.split(".")[1]) }
     const one = verdict({ ...said, bodyB64: body.toString("base64"), may: asked.may })
     const other = verdict({ ...said, bodyB64: changed.toString("base64") })
     if (one === "accept") await message.ackAck(patience)

@@ -6,17 +6,15 @@ import { readFileSync, realpathSync } from "node:fs"
 
 const CODES = ["", "bad-envelope", "signature-missing", "unknown-key", "outside-certificate", "publisher-not-allowed",
   "bad-message-id", "not-fresh", "key-revoked", "bad-signature"]
-const HEADER = /^[12]\.([\w-]{22})\.(0|[1-9]\d{0,14})\.([\w-]{22})\.(0|[1-9]\d{0,2})\.([1-9]\d{0,2})\.([\w-]{0,342})\.([\w-]{86})$/
+const HEADER = /^1\.([\w-]{22})\.(0|[1-9]\d{0,14})\.([\w-]{22})\.(0|[1-9]\d{0,2})\.([1-9]\d{0,2})\.([\w-]{0,342})\.([\w-]{86})$/
 const SUBJECT = /^ev\.([a-z0-9]+(?:-[a-z0-9]+)*)\.([a-z0-9]+(?:-[a-z0-9]+)*)\.s(?:0\d|1[0-5])((?:\.[a-z0-9_-]{1,64}){2,9})$/
 const SMALL_ORDER = ["00", "01", "ec", "ed", "ee"].map((b, i) => b + (i < 2 ? "00" : "ff").repeat(30) + (i < 2 ? "00" : "7f"))
   .concat("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
 const sha256 = (...parts) => parts.reduce((hash, part) => hash.update(part), createHash("sha256")).digest()
 const decode = text => { const raw = Buffer.from(text, "base64url"); return raw.toString("base64url") === text ? raw : null }
-const ofVersion2 = text => text.includes("N") ? "" : text.replaceAll("~", "N") // the one spelling that it has
 
 export function verifyEvent(event) { // returns the number of the failed step, or 0
-  const sent = event.signature ?? "", parts = HEADER.exec(sent.startsWith("2.") ? ofVersion2(sent) : sent)
-  const body = Buffer.from(event.bodyB64, "base64")
+  const parts = HEADER.exec(event.signature ?? ""), body = Buffer.from(event.bodyB64, "base64")
   const [, site, view, tail] = SUBJECT.exec(event.subject) ?? [], type = tail?.slice(1).replace(/\.v0$/, "")
   if (!type || /\.v\d{1,9}$/.test(type) === tail.endsWith(".v0") || type.split(".").length < 2 || type.split(".").length > 8) return 1
   let fields

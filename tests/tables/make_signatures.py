@@ -49,11 +49,6 @@ def b64u(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def written(text: str) -> str:
-    """Base64url as a header of version 2 has it."""
-    return "".join("~" if c == "N" else c for c in text)
-
-
 def b64(raw: bytes) -> str:
     """Padded base64 of the standard alphabet."""
     return base64.b64encode(raw).decode()
@@ -154,9 +149,8 @@ def make_batch(size: int) -> Row:
     for i, event in enumerate(events):
         proof = b"".join(proof_of(i, leaves))
         event["leaf"] = leaves[i].hex()
-        parts = (KID, SIGNED_MS, event["salt"], i, size, b64u(proof), b64u(signature))
-        rest = ".".join(map(str, parts))
-        event["header"], event["header_v1"] = f"2.{written(rest)}", f"1.{rest}"
+        parts = ("1", KID, SIGNED_MS, event["salt"], i, size, b64u(proof), b64u(signature))
+        event["header"] = ".".join(map(str, parts))
     return {"size": size, "root": root.hex(), "root_statement": said.decode(), "events": events}
 
 
@@ -164,8 +158,7 @@ def vectors() -> Row:
     """The content of signing_vectors.json."""
     key = {"seed": SEED.hex(), "public_key": PUBLIC_KEY.hex(), "kid": KID, "spiffe_id": SPIFFE_ID}
     return {
-        "about": "Sealed batches of design section 3: `header` is what is written, `header_v1` what is read too. "
-        "Hex unless base64url by nature; made by make_signatures.py.",
+        "about": "Sealed batches of design section 3. Hex unless base64url by nature; made by make_signatures.py.",
         "key": {**key, "not_before_ms": NOT_BEFORE_MS, "not_after_ms": NOT_AFTER_MS},
         "dedupe_key": DEDUPE_KEY.hex(),
         "signed_ms": SIGNED_MS,
@@ -195,15 +188,14 @@ BASE: Row = {
 }
 VERSION, _, SIGNED, SALT, INDEX, SIZE, PROOF, SIGNATURE = range(8)
 PARTS: list[str] = EVENT["header"].split(".")
-PARTS_V1: list[str] = EVENT["header_v1"].split(".")
-RAW_SIGNATURE = base64.urlsafe_b64decode(PARTS_V1[SIGNATURE] + "==")
-RAW_PROOF = base64.urlsafe_b64decode(PARTS_V1[PROOF] + "==")
+RAW_SIGNATURE = base64.urlsafe_b64decode(PARTS[SIGNATURE] + "==")
+RAW_PROOF = base64.urlsafe_b64decode(PARTS[PROOF] + "==")
 
 
 def header(at: int, text: object) -> Row:
-    """The base header with one part replaced, by text in base64url or of another kind."""
+    """The base header with one part replaced."""
     parts = list(PARTS)
-    parts[at] = written(str(text))
+    parts[at] = str(text)
     return {"signature": ".".join(parts)}
 
 
@@ -260,9 +252,8 @@ def grammar_rows() -> Iterator[tuple[str, str, Row]]:
     yield "header: none", "V2", {"signature": None}
     yield "header: empty", "V1", {"signature": ""}
     yield "header: version 0", "V1", header(VERSION, "0")
-    yield "header: version 3", "V1", header(VERSION, "3")
+    yield "header: version 2", "V1", header(VERSION, "2")
     yield "header: version 01", "V1", header(VERSION, "01")
-    yield "header: version 02", "V1", header(VERSION, "02")
     yield "header: another algorithm's name", "V1", header(VERSION, "none")
     yield "header: a part missing", "V1", {"signature": ".".join(PARTS[:-1])}
     yield "header: a part too many", "V1", {"signature": ".".join([*PARTS, "x"])}
@@ -303,27 +294,6 @@ def grammar_rows() -> Iterator[tuple[str, str, Row]]:
     yield "header: proof of an impossible length", "V1", header(PROOF, "AAAAA")
     yield "header: proof of 9 hashes", "V1", header(PROOF, b64u(bytes(288)))
     yield "header: over 1024 bytes", "V1", header(PROOF, "A" * 1024)
-
-
-def version_rows() -> Iterator[tuple[str, str, Row]]:
-    """Version 1 has N where version 2 has a tilde, and neither has the other's."""
-    newer, older = EVENT["header"], EVENT["header_v1"]
-    yield "version 1: as it was written", "accept", {"signature": older}
-    yield "version 1: its N as in version 2", "V1", {"signature": f"1{newer[1:]}"}
-    yield "version 2: its N as in version 1", "V1", {"signature": f"2{older[1:]}"}
-    yield "version 2: its N as URLs may have it", "V1", {"signature": newer.replace("~", "%7E")}
-    names = (1, "kid"), (SIGNED, "time"), (SALT, "salt"), (INDEX, "index"), (SIZE, "size"), (PROOF, "proof")
-    for part, name in (*names, (SIGNATURE, "signature")):
-        for version, parts, wrong in ((1, PARTS_V1, "~"), (2, PARTS, "N")):
-            changed = [*parts[:part], wrong + parts[part][1:], *parts[part + 1 :]]
-            yield f"version {version}: {wrong} in the {name}", "V1", {"signature": ".".join(changed)}
-    for part, name in ((SIGNED, "time"), (INDEX, "index"), (SIZE, "size")):
-        yield f"version 2: ~ in the {name}", "V1", header(part, "~" + PARTS[part][1:])
-    changed = [*PARTS_V1[:PROOF], "N" + PARTS_V1[PROOF][1:], *PARTS_V1[PROOF + 1 :]]
-    yield "version 1: an N for another letter", "V9", {"signature": ".".join(changed)}
-    yield "version 2: an N for another letter", "V9", header(PROOF, "N" + PARTS[PROOF][1:])
-    yield "version 1: another letter for its N", "V9", {"signature": older.replace("N", "M")}
-    yield "version 2: another letter for its N", "V9", {"signature": newer.replace("~", "M")}
 
 
 def event_rows() -> Iterator[tuple[str, str, Row]]:
@@ -377,8 +347,8 @@ def trust_rows() -> Iterator[tuple[str, str, Row]]:
     yield "key: not in the trust store", "V3", {"publicKeyB64": b64(other)}
     yield "key: the kid of another key", "V3", header(1, key_id(other))
     said = root_statement(bytes.fromhex(BATCH["root"]), 3, kid=key_id(other))
-    forged = [*PARTS[:-1], written(b64u(OTHER_KEY.sign(pae(PAYLOAD_TYPE, said))))]
-    forged[1] = written(key_id(other))
+    forged = [*PARTS[:-1], b64u(OTHER_KEY.sign(pae(PAYLOAD_TYPE, said)))]
+    forged[1] = key_id(other)
     yield "key: a stranger's own kid and signature", "V3", {"signature": ".".join(forged)}
     yield "certificate: begins after signing", "V4", {"notBeforeMs": SIGNED_MS + 1000}
     yield "certificate: ended before signing", "V4", {"notAfterMs": SIGNED_MS - 1000}
@@ -466,10 +436,10 @@ def signature_rows() -> Iterator[tuple[str, str, Row]]:
         "body alone": leaf(BODY),
     }
     for what, hashed in single.items():
-        alone[SIGNATURE] = written(b64u(KEY.sign(pae(PAYLOAD_TYPE, root_statement(hashed, 1)))))
+        alone[SIGNATURE] = b64u(KEY.sign(pae(PAYLOAD_TYPE, root_statement(hashed, 1))))
         yield f"signature: {what}", "V9", {"signature": ".".join(alone)}
     for key in small_order_keys():  # R = identity, S = 0: what OpenSSL accepts for any message under such a key
-        weak = [*PARTS[:1], written(key_id(key)), *PARTS[2:-1], written(b64u(b"\x01" + bytes(63)))]
+        weak = [*PARTS[:1], key_id(key), *PARTS[2:-1], b64u(b"\x01" + bytes(63))]
         yield f"weak key: {key.hex()}", "V3", {"publicKeyB64": b64(key), "signature": ".".join(weak)}
 
 
@@ -494,7 +464,7 @@ def order_rows() -> Iterator[tuple[str, str, Row]]:
 
 def bad_rows() -> Row:
     """The content of bad_signatures.json."""
-    groups = (grammar_rows, version_rows, event_rows, trust_rows, signature_rows, order_rows)
+    groups = (grammar_rows, event_rows, trust_rows, signature_rows, order_rows)
     made = [("nothing changed", "accept", Row()), *(row for group in groups for row in group())]
     rows = [{"name": name, "step": step, "code": STEPS[step], "set": changed} for name, step, changed in made]
     about = "Each row is `base` with the fields of `set` replaced, and the step and code it must be refused with."

@@ -26,7 +26,7 @@ CHARS = st.text(st.characters(max_codepoint=255), max_size=30) | st.text("!~ \x7
 BLOCKS = st.builds(
     lambda msg_id, signature, lines: BLOCK.replace(ID, msg_id).replace(SIGNATURE, signature) + lines,
     st.just(ID) | st.text("aZ! ~\r\x7f\x80", min_size=21, max_size=23),
-    st.just(SIGNATURE) | st.builds(str.__add__, st.sampled_from(["1.", "2.", "3.", "2", "21.", ""]), CHARS),
+    st.just(SIGNATURE) | CHARS.map(lambda text: f"1.{text}"),
     LINES | CHARS.map(lambda text: f"traceparent: {text}\r\n") | CHARS.map(lambda text: AFTER[:-24] + text + "\r\n"),
 )
 FRAMES = st.builds(

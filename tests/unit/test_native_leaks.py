@@ -268,7 +268,6 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             partial(
                 c.neighbours, [_received(), _received(), _received("no"), _received(body=None), _received(msg_ids=())]
             ),
-            partial(c.neighbours, [_received(f"2.kid.{2**40}.{'~' * 21}A.0.1..{end}") for end in ("s", "~", "N", ".")]),
             partial(c.neighbours, [_received(), None]),
             partial(c.neighbours, None),
         ],

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from mesh.base64url import b64u, unb64u
 from mesh.merkle import tree
 from mesh.signing import Received
-from mesh.statements import header_parts
 from mesh.subjects import Physical
 from tests.unit.native_twins import PYTHON, SETS, both, compares, compiled, hostile, outcome, same
 from tests.unit.native_walks import VALUES, Number, Text
@@ -27,17 +26,11 @@ def received(subject: str, body: Any, msg_ids: Any, header: Any, stream_ms: Any 
     return Received(subject, body, msg_ids, header, "EV_local_crm", 1, stream_ms, 1, "")
 
 
-def of_version(version: int, event: Received) -> Received:
-    """The same with its header, which is of version 2, in another version."""
-    header = event.signature or ""
-    return event if version == 2 else msgspec.structs.replace(event, signature=f"1{header[1:]}".replace("~", "N"))
-
-
 def batch_of(items: list[tuple[str, str, bytes]], *, signature: str = SIGNATURE) -> list[Received]:
-    """These, under one signature. Headers are of version 2."""
+    """These, under one signature."""
     salts = hashlib.shake_128(signature.encode()).digest(16 * len(items))
     _, middles = PYTHON["batch"](items, salts)
-    headers = [f"2.{KID}.{SIGNED}.{middle}{signature}" for middle in middles]
+    headers = [f"1.{KID}.{SIGNED}.{middle}{signature}" for middle in middles]
     return [received(subject, body, (id,), header) for (subject, id, body), header in zip(items, headers, strict=True)]
 
 
@@ -49,35 +42,18 @@ def some(size: int, *, signature: str = SIGNATURE) -> list[Received]:
 # --- neighbours ------------------------------------------------------------------------------------------------------
 
 ODD_PARTS: list[list[str]] = [
-    ["2", "1", "0", "3", "01", "02", "", "1\n", "2\n", "~"],
-    [KID, "", "\ud800", "~", "N"],
+    ["1", "0", "2", "01", "", "1\n"],
+    [KID, "", "\ud800"],
     [SIGNED, "", "1" * 300],
-    [
-        "A" * 22,
-        "~" * 21 + "A",
-        "N" * 21 + "A",
-        "A" * 21 + "~",
-        "A" * 21,
-        "A" * 21 + "B",
-        "A" * 23,
-        "A" * 21 + "é",
-        "A" * 21 + "\n",
-        "",
-    ],
+    ["A" * 22, "A" * 21, "A" * 21 + "B", "A" * 23, "A" * 21 + "é", "A" * 21 + "\n", ""],
     ["0", "1", "2", "3", "9", "10", "255", "256", "00", "01", "-1", "+1", " 1", "\u0661", "1_0", "1" * 400, ""],
     ["1", "2", "3", "4", "9", "10", "99", "255", "256", "257", "999", "0", "02", "-2", "\u0664", "1e1", ""],
-    ["", "AAAA", "~A~A", "NANA", "é", "x" * 700, "~" * 700, "=", "."],
-    [SIGNATURE, "", "other", "~" * 86, "N" * 86],
+    ["", "AAAA", "é", "x" * 700, "=", "."],
+    [SIGNATURE, "", "other"],
 ]
 HEADERS = st.tuples(*(st.sampled_from([*parts[:1] * 6, *parts]) for parts in ODD_PARTS)).map(
     ".".join
-) | st.sampled_from(
-    [
-        *(None, "", "." * 7, "." * 8, "." * 100_000, "1" * 1025, "2" * 1025, "1.2.3.4.5.6.7", "2.2.3.4.5.6.7"),
-        *("1", "2", "2.", "2.~", "2.N", f"2.{'~' * 1022}", f"2.{'~' * 1023}", "2.......", "2........"),
-        *(b"1", 1, Text("1"), Text("2.......")),
-    ]
-)
+) | st.sampled_from([None, "", "." * 7, "." * 8, "." * 100_000, "1" * 1025, "1.2.3.4.5.6.7", b"1", 1, Text("1")])
 MSG_IDS: st.SearchStrategy[Any] = IDS.map(lambda each: (each,)) | st.sampled_from(
     [
         (),
@@ -110,8 +86,8 @@ def test_neighbours_of_any_kind(events: list[Received]) -> None:
 @compares("neighbours")
 def test_neighbours_of_one_odd_event() -> None:
     """One part of one header is another: it is in no run, or in one of its own."""
-    for version, at in ((version, at) for version in (1, 2) for at in (0, 3, 7)):
-        events = [of_version(version, event) for event in some(8)]
+    events = some(8)
+    for at in (0, 3, 7):
         for part, odd in ((part, odd) for part, values in enumerate(ODD_PARTS) for odd in values):
             parts = (events[at].signature or "").split(".")
             parts[part] = odd
@@ -133,32 +109,6 @@ def test_neighbours_of_batches_that_were_cut(cuts: list[tuple[int, int, int]]) -
     runs = same("neighbours", [event for part in parts for event in part])
     assert sum(len(salts) for *_, salts, _ in runs) == sum(len(part) for part in parts)
     assert len(runs) <= len(parts)
-
-
-@compares("neighbours")
-@given(st.lists(st.sampled_from([1, 2]), min_size=9, max_size=9))
-def test_neighbours_of_either_version(versions: list[int]) -> None:
-    """They are of one batch, whichever version each header is of, and are read to the same."""
-    events = some(9)
-    (run,) = same("neighbours", [of_version(version, event) for version, event in zip(versions, events, strict=True)])
-    assert [run] == same("neighbours", events)
-    assert any("N" in salt + proof for salt, proof in zip(*run[3:], strict=True))
-    assert "~" not in repr(run)
-
-
-@compares("neighbours")
-@given(st.sampled_from([1, 2]), st.integers(0, 7), st.integers(0, 1024), st.sampled_from("N~"))
-def test_neighbours_have_one_spelling(version: int, at: int, place: int, letter: str) -> None:
-    """Whatever becomes N or tilde, in either version: in no run where it is of the other, and another text else."""
-    events = [of_version(version, event) for event in some(8)]
-    header = events[at].signature or ""
-    place = 2 + place % (len(header) - 2)
-    changed = msgspec.structs.replace(events[at], signature=header[:place] + letter + header[place + 1 :])
-    runs = same("neighbours", [*events[:at], changed, *events[at + 1 :]])
-    if version == 2 and letter == "N":
-        assert sum(len(salts) for *_, salts, _ in runs) == 7
-    elif header[place] != letter:
-        assert runs != same("neighbours", events)
 
 
 @compares("neighbours")
@@ -251,8 +201,8 @@ def test_agreed_takes_times_that_compare() -> None:
 
 def cut(events: list[Received], start: int, end: int) -> tuple[list[Received], list[str], list[str], int]:
     """What `common_root` takes of them."""
-    parts = [header_parts(event.signature or "") or [] for event in events[start:end]]
-    return events[start:end], [part[2] for part in parts], [part[5] for part in parts], start
+    parts = [(event.signature or "").split(".") for event in events[start:end]]
+    return events[start:end], [part[3] for part in parts], [part[6] for part in parts], start
 
 
 @compares("common_root")
@@ -288,7 +238,7 @@ PROOFS = st.one_of(
         ["", "A", "é", "\ud800", "=", "A" * 43, "A" * 42, "A" * 86, "A" * 341, "A" * 342, "A" * 343, "A" * 999]
     ),
     st.integers(0, 9).map(lambda hashes: b64u(bytes(32 * hashes))),
-    st.text("AQgwN~-_+/=.\n", max_size=90),
+    st.text("AQgw-_+/=.\n", max_size=90),
     st.binary(max_size=290).map(b64u),
 )
 
@@ -307,9 +257,7 @@ def test_common_root_with_another_proof(draw: st.DataObject, size: int, swapped:
         proofs[at], proofs[other] = proofs[other], proofs[at]
     elif was and draw.draw(st.booleans()):
         place = draw.draw(st.integers(0, len(was) - 1))
-        proofs[at] = (
-            was[:place] + draw.draw(st.sampled_from(["", "A", "Q", "N", "~", "-", "+", "\n"])) + was[place + 1 :]
-        )
+        proofs[at] = was[:place] + draw.draw(st.sampled_from(["", "A", "Q", "-", "+", "\n"])) + was[place + 1 :]
     else:
         proofs[at] = draw.draw(PROOFS)
     led = same("common_root", events, salts, proofs, start, size)

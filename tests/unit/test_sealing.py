@@ -213,16 +213,6 @@ def test_what_a_revoked_key_sealed_goes_out_anew() -> None:
     assert (bench.sealer.new_ids, old.kids) == (1, ("k2",))
 
 
-def test_a_revoked_key_is_known_by_its_id() -> None:
-    """Though the header has it with a tilde for each N."""
-    bench = Bench()
-    only = item()
-    bench.kid = "k~~"
-    bench.sealer.admit([only], [only], START_MS)
-    assert only.kids == ("kNN",)
-    assert bench.sealer.distrust("kNN") == [only]
-
-
 @pytest.mark.parametrize("revoked", ["k1", "k2"])
 def test_every_key_that_sealed_under_an_id_counts(revoked: str) -> None:
     """Sealed anew by the next key under the same id: the stream may hold either copy, so each key can spoil it."""
