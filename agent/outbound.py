@@ -227,8 +227,10 @@ class Outbound:
         done = len(decided)
         for event in events[done : done + _DECIDED_AT_ONCE]:
             fields: dict[str, Any] = {}
-            made = way.of_text(event, now_ms, limits) if isinstance(event, bytes) else None
+            made: journey.Outbound | None = None
             try:
+                if isinstance(event, bytes):
+                    made = way.of_text(event, now_ms, limits)
                 if made is None:
                     fields = fields_from_structured(event, now_ms, limits) if isinstance(event, bytes) else event.fields
                     if "expirytime" in fields:

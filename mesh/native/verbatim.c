@@ -17,6 +17,7 @@
 #define MAX_MEMBERS 256 /* of one object: each name is compared with those before it */
 #define MAX_OPEN 768    /* of all objects that are open at one point */
 #define MAX_COMPARED 8  /* times the bytes of the text: names with each other */
+#define LONG_NAME 16   /* bytes that two words tell apart: a longer name may have to be compared byte by byte */
 #define SEEN 512        /* bits, of which a name sets one */
 #define MIX UINT64_C(0x9E3779B97F4A7C15)
 
@@ -89,7 +90,7 @@ is_new(Scan *scan, int first, uint64_t seen[SEEN / 64], Text text)
     const uint64_t mixed = key * MIX, bit = (mixed ^ mixed >> 32) * MIX >> 32 & (SEEN - 1);
     if (seen[bit / 64] >> bit % 64 & 1) {
         const Name *name = scan->names + first, *stop = scan->names + scan->open;
-        if ((scan->left -= stop - name) < 0) {
+        if ((scan->left -= (stop - name) * (1 + text.size / LONG_NAME)) < 0) {
             return 0;
         }
         for (; name < stop; name++) {
