@@ -79,6 +79,16 @@ class Walks:
     item: Place
 
 
+YES_OR_NO = (False, True)
+EVERY_PLACE = [
+    Place(act, classified, leads, plain)
+    for act in ("clear", "drop")
+    for classified in YES_OR_NO
+    for leads in YES_OR_NO
+    for plain in ("unmet", "as_it_is")
+]
+
+
 def node(place: Place, twins: Twins) -> Any:
     """The node of *place*, of these twins."""
     made = twins("Node")(frozenset({1} if place.leads else ()), unmet)

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from tests.unit import policy_world
 from tests.unit.native_twins import SETS, both, compares, drawn, numbered, outcome, running
-from tests.unit.native_walks import ACTS, ARRAYS, OBJECTS, PLACES, WALKS, Place, Walks, node, walkers
+from tests.unit.native_walks import (
+    ACTS,
+    ARRAYS,
+    EVERY_PLACE,
+    OBJECTS,
+    PLACES,
+    WALKS,
+    YES_OR_NO,
+    Place,
+    Walks,
+    node,
+    walkers,
+)
 from tests.unit.random_masks import CLASSES, DATAS, MASKS, NAMES, OTHERWISE, Fields, Lines
 
 KEYS = policy_world.Keys()
@@ -60,15 +72,7 @@ SMALL: list[Any] = [
 
 def test_every_small_walk() -> None:
     """What counts as met, of all automata of two places: chance seldom makes the few that tell."""
-    yes_or_no = (False, True)
-    places = [
-        Place(act, classified, leads, plain)
-        for act in ("clear", "drop")
-        for classified in yes_or_no
-        for leads in yes_or_no
-        for plain in ("unmet", "as_it_is")
-    ]
-    for named, other, drops, shows, classified in product(places, places, yes_or_no, yes_or_no, yes_or_no):
+    for named, other, drops, shows, classified in product(EVERY_PLACE, EVERY_PLACE, YES_OR_NO, YES_OR_NO, YES_OR_NO):
         walks = Walks(drops, shows, classified, "drop" if shows else "clear", (("a", named),), other, named)
         python, c = (walkers(walks, twins) for twins in SETS)
         for value in SMALL:

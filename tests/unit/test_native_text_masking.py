@@ -20,7 +20,9 @@ from tests.unit import policy_world
 from tests.unit.native_twins import PYTHON, SETS, compares, compiled, hostile, outcome, running
 from tests.unit.native_walks import (
     ACTS,
+    EVERY_PLACE,
     PLACES,
+    YES_OR_NO,
     Number,
     OddError,
     Place,
@@ -113,18 +115,10 @@ SMALL: list[Any] = [
 @compares("masked")
 def test_masked_by_every_small_automaton() -> None:
     """What counts as met, what is left out, of all automata of two places: chance seldom makes the few that tell."""
-    yes_or_no = (False, True)
-    places = [
-        Place(act, classified, leads, plain)
-        for act in ("clear", "drop")
-        for classified in yes_or_no
-        for leads in yes_or_no
-        for plain in ("unmet", "as_it_is")
-    ]
     text = proven({f"v{i}": value for i, value in enumerate(SMALL)})
     every = [
         Walks(drops, shows, classified, "drop" if shows else "clear", (("a", named),), other, named)
-        for named, other, drops, shows, classified in product(places, places, yes_or_no, yes_or_no, yes_or_no)
+        for named, other, drops, shows, classified in product(EVERY_PLACE, EVERY_PLACE, YES_OR_NO, YES_OR_NO, YES_OR_NO)
     ]
 
     def use(twins: Any) -> Any:
