@@ -1,8 +1,9 @@
 """The CloudEvent as it travels: what is accepted at the door, in three modes, and how it is written.
 
 Rules of this file:
-  1. One parser (msgspec) reads every byte, and what it read is what is checked, masked and encoded again. So duplicate
-     keys (the last wins), NaN, byte order marks and lone surrogates end here.
+  1. What travels is what one parser (msgspec) read and one encoder wrote. So duplicate keys (the last wins), NaN, byte
+     order marks and lone surrogates end here. A text that is surely what both would make of it is not taken apart
+     (`text_from_structured`, `mesh/verbatim.py`).
   2. A `Draft` is an accepted event: its attributes hold to the grammar, its size and depth to the limits.
   3. Everything refused raises an `InputError`, which names attributes, types and lengths and never repeats data.
 

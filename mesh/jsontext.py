@@ -1,4 +1,4 @@
-"""JSON text to values and back: one parser everywhere, and its three ways to fail as errors of ours."""
+"""JSON text to values and back: one parser and one encoder, and the three ways to fail as errors of ours."""
 
 from __future__ import annotations
 
