@@ -17,8 +17,6 @@ from mesh.jetstream import wire
 
 NO_RESPONDERS = 503  # ADR-22: nobody hears the subject, or our account does not import it
 WRONG_STREAM = 10060  # "expected stream does not match": the answer to a publish that expects another stream's name
-WRONG_LAST_ID = 10070  # "wrong last msg ID": what it is linked to is not the stream's last message,
-WRONG_LAST_SEQUENCE = 10071  # ... or not where it would have to be
 _NOT_NOW = {429, 503}  # of the stream itself: overloaded, or without quorum
 _IN_PROCESS = 10158  # "duplicate message id is in process": the first one is not replicated yet
 _TOKEN = re.compile(r"[1-9][0-9]{0,17}")

@@ -30,11 +30,6 @@ OVERTAKEN = counter(
     unit="{event}",
     watch="above 0: a stream changed its leader, and stored events behind later ones, of any source",
 )
-LINKS_BROKEN = counter(
-    "mesh.publish.links_broken",
-    unit="{chain}",
-    watch="rising: others publish into the same streams, or events are published twice; each costs a sending more",
-)
 
 log = logs.get("publisher")
 
@@ -88,18 +83,19 @@ class Answers:
     def _on_acks(self, run: acks.Acks) -> None:
         """Plain acks that came together: what `_stored` does for each is done once for all in the order of the lane."""
         stream, tokens, sequences = run
-        by_token, lane = self._sealer.by_token, self._lanes.get(stream)
-        items, places, plain = found(tokens, sequences, by_token, self._clock_ms() - ACK_COUNTS_MS)
-        known = [item.token for item in items]
+        item_of, lane = self._sealer.by_token.get, self._lanes.get(stream)
         taken = 0
-        if plain and lane is not None and not self._sealer.distrusts:
-            taken = lane.acked_in_order(items, places, self._sending.now())
-            self._flights.finish_stored(items[:taken], places)
-        for item, token, place in zip(items[taken:], known[taken:], places[taken:], strict=True):
-            if by_token.get(token) is not item:
+        if lane is not None and not self._sealer.distrusts:
+            known = found(tokens, self._sealer.by_token, self._clock_ms() - ACK_COUNTS_MS)
+            if len(known) == len(tokens):
+                taken = lane.acked_in_order(known, sequences, self._sending.now())
+                self._flights.finish_stored(known[:taken], sequences)
+        rest = [item_of(token) for token in tokens[taken:]]
+        for token, item, sequence in zip(tokens[taken:], rest, sequences[taken:], strict=True):
+            if item is None or item_of(token) is not item:
                 continue  # done, or by an ack before it under way under a new id
             if item.stream == stream:
-                self._stored(item, PubAck(stream, place))
+                self._stored(item, PubAck(stream, sequence))
             else:
                 _foreign(item)
 
@@ -117,7 +113,7 @@ class Answers:
             prefix = self._prefixes[item.stream] = acks.ack_prefix(item.stream)
         digits = data[len(prefix) : -1]
         if data.startswith(prefix) and digits.isdigit():
-            self._on_acks((item.stream, [item.token], [int(digits)]))
+            self._stored(item, PubAck(item.stream, int(digits)))
         else:
             self._on_other(item, headers, data)
 
@@ -127,12 +123,9 @@ class Answers:
             self._on_error(item, answer)
         elif answer is None or answer.stream != item.stream:
             _foreign(item)
-        elif not answer.duplicate:
-            self._on_acks((item.stream, [item.token], [answer.sequence]))
-        elif item.sends > 1 and 0 < item.behind == answer.sequence - 1:
-            self._stored(item, PubAck(answer.stream, answer.sequence))  # as we sent it first, linked
         else:
-            DUPLICATE_ACKS.add(1)
+            if answer.duplicate:
+                DUPLICATE_ACKS.add(1)
             self._stored(item, answer)
 
     def _stored(self, item: Outgoing, ack: PubAck) -> None:
@@ -143,12 +136,10 @@ class Answers:
             sending.wake_before(now)
             return
         self._former.stored(item)
-        overtaken, broken = lane.overtaken, lane.links.broken
+        overtaken = lane.overtaken
         again = lane.acked(item, now, ack)
         if lane.overtaken != overtaken:
             OVERTAKEN.add(1)
-        if lane.links.broken != broken:
-            LINKS_BROKEN.add(1)
         if again:  # before `on_done`, which may submit the next event
             sending.resend(again, now)
         self._flights.finish(item, ack)
@@ -158,22 +149,15 @@ class Answers:
     def _on_error(self, item: Outgoing, error: ApiError) -> None:
         flights, sending = self._flights, self._sending
         lane, now = self._lanes[item.stream], sending.now()
-        if error.err_code in (acks.WRONG_LAST_ID, acks.WRONG_LAST_SEQUENCE):
-            broken = lane.links.broken
-            lane.unlinked(item, now)  # nothing, where it was sent again since
-            LINKS_BROKEN.add(lane.links.broken - broken)
-            sending.wake_before(lane.due_at())
-        elif error.passes:
+        if error.passes:
             for refused, reason in lane.rejected(item, now, by_stream=error.err_code != 0):
                 flights.finish(refused, reason)
             sending.wake_before(lane.due_at())
         elif error.full and flights.take_over is not None:
             flights.hand_over(lane.stream, lane.hand_over(now))
         else:
-            lane.unlinked(item, now)  # the ones before it have no other answer
             sending.resend(lane.drop(item), now)
             flights.finish(item, error.as_error())
-            sending.wake_before(lane.due_at())
 
 
 def _foreign(item: Outgoing) -> None:

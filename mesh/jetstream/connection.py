@@ -120,12 +120,6 @@ class Connection:
         return self._keeper.link is not None
 
     @property
-    def alone(self) -> bool:
-        """Whether the server is in no cluster and has JetStream itself: then no stream of it is replicated."""
-        link = self._keeper.link
-        return link is not None and link.alone
-
-    @property
     def last_error(self) -> str:
         """Why the last link ended or could not be made; the server's or the system's words."""
         return self._keeper.last_error

@@ -12,15 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from mesh import native
-from mesh.jetstream.wire import (
-    EVENT_AFTER,
-    EVENT_BEHIND,
-    EVENT_SIGNATURE,
-    EVENT_START,
-    EVENT_TRACE,
-    MAX_FRAME_BYTES,
-    MAX_LINE_BYTES,
-)
+from mesh.jetstream.wire import EVENT_SIGNATURE, EVENT_START, EVENT_TRACE, MAX_FRAME_BYTES, MAX_LINE_BYTES
 from mesh.signing import Received
 
 if TYPE_CHECKING:
@@ -28,8 +20,8 @@ if TYPE_CHECKING:
 
 _CRLF = b"\r\n"
 _BLOCK = re.compile(
-    rb"%b([!-~]{22})%b(1\.[!-~]*)\r\n(?:%b[A-Za-z0-9_-]{22}%b[0-9]{1,19}\r\n)?(?:%b[ -~]*\r\n)?\r\n"
-    % tuple(re.escape(part.encode()) for part in (EVENT_START, EVENT_SIGNATURE, EVENT_AFTER, EVENT_BEHIND, EVENT_TRACE))
+    rb"%b([!-~]{22})%b(1\.[!-~]*)\r\n(?:%b[ -~]*\r\n)?\r\n"
+    % tuple(re.escape(part.encode()) for part in (EVENT_START, EVENT_SIGNATURE, EVENT_TRACE))
 )
 
 

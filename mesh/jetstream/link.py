@@ -175,11 +175,6 @@ class Link(nats_client.Client):
         if self._ended:
             raise Disconnected("NATS closed the connection at once")
 
-    @property
-    def alone(self) -> bool:
-        """Whether the server says of itself that it is in no cluster, and has JetStream."""
-        return "cluster" not in self._server_info and self._server_info.get("jetstream") is True
-
     async def _connect_to_server(self, s: Any) -> None:
         if "tls" not in self.options:
             await super()._connect_to_server(s)

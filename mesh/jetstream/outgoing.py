@@ -66,9 +66,6 @@ class Outgoing(msgspec.Struct, eq=False, gc=False):
     give_up_at: float = NEVER
     done: bool = False
     place: int = 0  # which of the copies of a request it is
-    after: str = ""  # the msg_id that has to be the stream's last one when this is stored; see `links.py`
-    behind: int = 0  # ... and the place that this last one has to have
-    quiet: bool = False  # sent without a reply: the ack of the one behind it says that it is stored
 
     def __repr__(self) -> str:
         return f"Outgoing({self.event_id!r})"  # without the body
@@ -114,19 +111,6 @@ def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) 
 
 
 @native.twin
-def linked(items: list[Outgoing], last: str, place: int, quiet: bool) -> None:
-    """Have each come right after the one before it, the first after *last* at *place*; see `links.py`.
-
-    With *quiet*, the first of every two is sent quietly.
-    """
-    for at, item in enumerate(items):
-        item.after = last
-        item.behind = place + at
-        item.quiet = quiet and at % 2 == 0 and at + 1 < len(items)
-        last = item.msg_id
-
-
-@native.twin
 def ordered(items: list[Outgoing], last: int, give_up_at: float) -> None:
     """Give each its place in the order behind *last*, and all the time when they are given up."""
     for order, item in enumerate(items, last + 1):
@@ -143,37 +127,15 @@ def marked_sent(items: list[Outgoing], now: float) -> None:
 
 
 @native.twin
-def found(
-    tokens: list[int], sequences: list[int], by_token: dict[int, Outgoing], oldest_ms: int
-) -> tuple[list[Outgoing], list[int], bool]:
-    """The events that acks speak for: those of *tokens*, and before each the quiet one that it is linked to.
-
-    Args:
-        tokens: Of acks that say that the event is new, in their order.
-        sequences: Where the stream has each.
-        by_token: Events in flight.
-        oldest_ms: An ack of an event first signed before that proves nothing.
-
-    Returns:
-        The events; where the stream has each; whether all tokens were known, and all events young enough.
-    """
-    items: list[Outgoing] = []
-    places: list[int] = []
-    plain = True
-    for token, sequence in zip(tokens, sequences, strict=True):
+def found(tokens: list[int], by_token: dict[int, Outgoing], oldest_ms: int) -> list[Outgoing]:
+    """The events of *tokens*, up to one that is not known, or whose first signature is older than *oldest_ms*."""
+    items = []
+    for token in tokens:
         item = by_token.get(token)
-        if item is None:
-            plain = False
-            continue
-        before = by_token.get(item.token - 1) if item.after and sequence == item.behind + 1 else None
-        if before is not None and before.quiet and before.msg_id == item.after and before.stream == item.stream:
-            items.append(before)
-            places.append(sequence - 1)
-            plain = plain and before.first_signed_ms >= oldest_ms
+        if item is None or item.first_signed_ms < oldest_ms:
+            break
         items.append(item)
-        places.append(sequence)
-        plain = plain and item.first_signed_ms >= oldest_ms
-    return items, places, plain
+    return items
 
 
 @native.twin

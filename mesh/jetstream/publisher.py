@@ -134,7 +134,7 @@ class Publisher:
             sizes = [len(item.body) for item in batch]
         shut = {stream for stream, lane in lanes.items() if not lane.open(now)}
         going = [item for item in batch if item.stream not in shut] if shut else batch
-        frames = self._sealer.admit(batch, going, self._clock_ms(), tie=sending.tie)
+        frames = self._sealer.admit(batch, going, self._clock_ms())
         for stream, lane in lanes.items():
             lane.extend(batch if len(lanes) == 1 else [item for item in batch if item.stream == stream], now)
         flights.body_bytes += sum(sizes)

@@ -31,9 +31,6 @@ MAX_SUBJECTS = 4096  # that are known to be sound; a publisher uses tens
 Seal = Callable[[list[tuple[str, str, bytes]]], list[str]]
 """`seal([(subject, msg_id, body), ...])` of one batch gives the `Mesh-Signature` values, in the same order."""
 
-Tie = Callable[[list[Outgoing]], None]
-"""Links events that are about to be sent together, in their order: see `links.py`."""
-
 
 class Sealer:
     """Events by the token of their ack subject, and the frames that carry them.
@@ -58,21 +55,8 @@ class Sealer:
         self.resealed = 0  # resends that needed a younger signature
         self.new_ids = 0  # ... and of these, the ones that went out under a new id
 
-    def admit(
-        self,
-        taken: list[Outgoing],
-        sending: list[Outgoing],
-        now_ms: int,
-        *,
-        tie: Tie | None = None,
-    ) -> bytes:
+    def admit(self, taken: list[Outgoing], sending: list[Outgoing], now_ms: int) -> bytes:
         """Give each of *taken* its id and token, and return the frames of those *sending*. All of it, or nothing.
-
-        Args:
-            taken: New ones.
-            sending: Those of them that are sent now.
-            now_ms: Unix milliseconds.
-            tie: Links those *sending*, once each has the id under which it is sent.
 
         Raises:
             BadSubject, BadHeader: A field that could not stand in a frame.
@@ -88,14 +72,14 @@ class Sealer:
                     item.base_id = self._message_id(item)
                 self._former.resume(item)
                 self._identify(item)
-            return self.frames(sending, now_ms, tie=tie)
+            return self.frames(sending, now_ms)
         except BaseException:
             for item in taken:
                 self.forget(item)
             raise
 
-    def frames(self, items: list[Outgoing], now_ms: int, *, tie: Tie | None = None) -> bytes:
-        """One buffer of frames for *items*, sealed anew where no signature is young enough; *tie* as in `admit`."""
+    def frames(self, items: list[Outgoing], now_ms: int) -> bytes:
+        """One buffer of frames for *items*, sealed anew where there is no signature young enough."""
         new = [item for item in items if not (item.first_signed_ms or item.signature)]
         unsigned = new if len(new) == len(items) else [item for item in items if self._renews(item, now_ms)]
         for view in _views(unsigned):
@@ -103,8 +87,6 @@ class Sealer:
                 self._sign(view[start : start + MAX_BATCH], now_ms)
         for subject in {item.subject for item in items}:
             self._check(subject)
-        if tie is not None:
-            tie(items)  # last: what is not sent now is linked to nothing when it comes again
         return wire.event_frames(items, self._inbox)
 
     def ack_counts(self, item: Outgoing, now_ms: int) -> bool:
@@ -144,7 +126,6 @@ class Sealer:
         item.msg_id = self._message_id(item) if item.generation else item.base_id
         item.signature = ""
         item.sends = 0
-        item.behind = 0
         self.by_token[item.token] = item
 
     def _sign(self, batch: list[Outgoing], now_ms: int) -> None:

@@ -84,15 +84,6 @@ class Sending:
             lane = self.lanes[stream] = Lane(stream, self.rules, offline=self.blocked, now=now)
         return lane
 
-    def tie(self, items: list[Outgoing]) -> None:
-        """Link *items*, which are new and about to be written together, as far as their lanes would."""
-        if not items or not self._connection.alone:
-            return
-        now, streams = self.now(), {item.stream for item in items}
-        for stream in streams:
-            some = items if len(streams) == 1 else [item for item in items if item.stream == stream]
-            self.lanes[stream].tie(some, now)
-
     # --- frames ------------------------------------------------------------------------------------------------------
 
     def write(self, frames: bytes, items: list[Outgoing], now: float) -> None:
@@ -104,15 +95,11 @@ class Sending:
         except Disconnected:
             return  # the lanes are offline, or about to hear of it
         marked_sent(items, now)
-        for stream, item in {item.stream: item for item in items}.items():
-            self.lanes[stream].links.sent(item)
 
     def resend(self, items: list[Outgoing], now: float) -> None:
         """Send *items*, in their order, sealed anew where it is time."""
         sealer = self._sealer
         resealed, new_ids = sealer.resealed, sealer.new_ids
-        for item in items:
-            item.after, item.quiet = "", False
         RESENT.add(sum(1 for item in items if item.sends))
         try:
             frames = sealer.frames(items, self._clock_ms())

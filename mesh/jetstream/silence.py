@@ -40,10 +40,6 @@ class Silence:
         """Where the stream has the newest event whose place is known; 0 before the first."""
         return self._newest_place
 
-    def place_of(self, order: int) -> int:
-        """Where it will have event number *order*, if all up to it are stored, and nobody else's; 0 where none is known."""
-        return self._newest_place and self._newest_place + order - self._newest
-
     def placed(self, order: int, sequence: int) -> None:
         """The stream has the event that was submitted as number *order* at *sequence*."""
         if order > self._newest:

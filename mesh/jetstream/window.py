@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 from mesh.errors import MeshError, StreamUnavailable
 from mesh.jetstream.acks import PubAck
-from mesh.jetstream.links import Links
 from mesh.jetstream.outgoing import NEVER, Outgoing, ordered, settled
 from mesh.jetstream.probing import Probe
 from mesh.jetstream.refused_subjects import RefusedSubjects, refusal
@@ -77,14 +76,10 @@ class Lane:
         rules: How long is too long.
         offline: Why nothing may be sent yet; empty where it may.
         now: Monotonic seconds.
-
-    Attributes:
-        links: Between the events that are sent while the lane flows.
     """
 
     def __init__(self, stream: str, rules: Rules, *, offline: str = "", now: float) -> None:
         self.stream = stream
-        self.links = Links()
         self._rules = rules
         self._queue: deque[Outgoing] = deque()
         self._order = 0
@@ -102,10 +97,6 @@ class Lane:
     def overtaken(self) -> int:
         """Events that the stream stored behind later ones, as far as that is seen."""
         return self._silence.overtaken
-
-    def tie(self, items: list[Outgoing], now: float) -> None:
-        """Link *items*, new ones that are about to be sent together, where that is worth it."""
-        self.links.tie(items, now, self._silence.place_of(self._order), self._last_ack_at)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -153,7 +144,6 @@ class Lane:
         if first.sent_at >= self._last_ack_at:
             self._silence.took(now - first.sent_at)
         last = items[count - 1]
-        self.links.acked(last)
         self._last_ack_at = now
         self._newest_acked = max(self._newest_acked, last.order)
         self._silence.placed(last.order, place)
@@ -169,9 +159,7 @@ class Lane:
         self._newest_acked = max(self._newest_acked, item.order)
         if not ack.duplicate or item.sends > 1:  # else it was published before, and the place is that of then
             self._silence.placed(item.order, ack.sequence)
-        if ack.duplicate and item is not self._head():
-            self.unlinked(item, now)  # a duplicate says nothing of the event before it, linked or not
-        elif self.flowing and not ack.duplicate and item is not self._head():
+        if self.flowing and not ack.duplicate and item is not self._head():
             self._stop(now)  # what was sent before it is lost
         if self._refused:
             self._refused.pop(item.subject, None)
@@ -183,7 +171,6 @@ class Lane:
     def drop(self, item: Outgoing) -> list[Outgoing]:
         """The stream has answered *item* for good, whatever it said. Returns what `acked` returns."""
         item.done = True
-        self.links.acked(item)
         ends_recovery = not self.flowing and item is self._probe.item
         self._trim()
         if ends_recovery:
@@ -216,12 +203,6 @@ class Lane:
         elif item is self._probe.item and self._probe.rejected() and not by_stream:
             return self._refuse(item.subject, now)
         return []
-
-    def unlinked(self, item: Outgoing, now: float) -> None:
-        """The stream does not say that *item* came right after the event it is linked to, nor that this is stored."""
-        if item.after and not item.done and self.flowing:
-            self.links.broke(now)
-            self._stop(now)
 
     def interrupt(self, now: float) -> None:
         """Stop sending; the next probe is due at once."""
@@ -317,7 +298,6 @@ class Lane:
 
     def _stop(self, probe_at: float) -> None:
         self.flowing = False
-        self.links.let_go()
         self._held = []
         self._probe.begin(NEVER if self._offline else probe_at)
 

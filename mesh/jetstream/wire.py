@@ -36,9 +36,7 @@ _ID_LINE = b"\r\nNats-Msg-Id:"
 _SIGNATURE_LINE = b"\r\nMesh-Signature:"
 EVENT_START = "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "  # of our events' headers,
 EVENT_SIGNATURE = "\r\nMesh-Signature: "  # which go on so
-EVENT_AFTER = "Nats-Expected-Last-Msg-Id: "  # with this line and the next, where it is linked to the one before it,
-EVENT_BEHIND = "\r\nNats-Expected-Last-Sequence: "
-EVENT_TRACE = "traceparent: "  # and end with this one, where there is a trace
+EVENT_TRACE = "traceparent: "  # and end with this line, where there is a trace
 _EVENT_START = EVENT_START.encode()
 _SIGNATURE_START = EVENT_SIGNATURE.encode()
 _ID_AT = len(_EVENT_START)
@@ -254,24 +252,17 @@ def event_frames(events: list[Outgoing], inbox: str) -> bytes:
 
 @native.twin
 def frames(events: list[Outgoing], inbox: str) -> bytes | None:
-    """What `event_frames` returns, for a list; None where a header value has a line break in it.
-
-    Raises ValueError where a token or a place is negative.
-    """
-    values = "".join([event.msg_id + event.after + event.signature + (event.traceparent or "") for event in events])
+    """What `event_frames` returns, for a list; None where a header value has a line break in it."""
+    values = "".join([event.msg_id + event.signature + (event.traceparent or "") for event in events])
     if "\n" in values or "\r" in values:
         return None
-    if any(event.token < 0 or event.behind < 0 for event in events):
-        raise ValueError("neither token nor place is negative")
     parts: list[bytes] = []
     for event in events:
         body, trace = event.body, event.traceparent
         trace = "" if trace is None else f"{EVENT_TRACE}{trace}\r\n"
-        after = f"{EVENT_AFTER}{event.after}{EVENT_BEHIND}{event.behind}\r\n" if event.after else ""
-        block = f"{EVENT_START}{event.msg_id}{EVENT_SIGNATURE}{event.signature}\r\n{after}{trace}\r\n"
+        block = f"{EVENT_START}{event.msg_id}{EVENT_SIGNATURE}{event.signature}\r\n{trace}\r\n"
         size = len(block) if block.isascii() else len(block.encode())
-        reply = "" if event.quiet else f"{inbox}{event.token} "
-        head = f"HPUB {event.subject} {reply}{size} {size + len(body)}\r\n{block}"
+        head = f"HPUB {event.subject} {inbox}{event.token} {size} {size + len(body)}\r\n{block}"
         parts += (head.encode(), body, _CRLF)
     return b"".join(parts)
 

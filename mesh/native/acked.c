@@ -3,116 +3,34 @@
  */
 
 #include "outgoing.h"
-#include <limits.h>
 
-/* The event of *token*, an int; NULL where there is none, or with an exception. Borrowed from *by_token*. */
-static Outgoing *
-known(PyObject *by_token, PyObject *token)
-{
-    PyObject *item = PyDict_GetItemWithError(by_token, token);
-    if (item != NULL && !Py_IS_TYPE(item, outgoing_type)) {
-        PyErr_SetString(PyExc_TypeError, "expected a dict of Outgoing");
-        return NULL;
-    }
-    return (Outgoing *)item;
-}
-
-static int
-same_text(PyObject *one, PyObject *other)
-{
-    return one == other
-        || (one != NULL && other != NULL && PyUnicode_Check(one) && PyUnicode_Check(other)
-            && PyUnicode_Compare(one, other) == 0);
-}
-
-/* The quiet event that *item*, which stands at *sequence*, is linked to; NULL where there is none, or with an exception.
- * Borrowed. */
-static Outgoing *
-linked_to(PyObject *by_token, const Outgoing *item, long long sequence)
-{
-    if (item->behind == LLONG_MAX || sequence != item->behind + 1 || item->token == LLONG_MIN) {
-        return NULL;
-    }
-    if (item->after == NULL || !PyUnicode_Check(item->after) || !PyUnicode_GET_LENGTH(item->after)) {
-        return NULL;
-    }
-    PyObject *token = PyLong_FromLongLong(item->token - 1);
-    Outgoing *before = token == NULL ? NULL : known(by_token, token);
-    Py_XDECREF(token);
-    const int links = before != NULL && before->quiet && same_text(before->msg_id, item->after)
-        && same_text(before->stream, item->stream);
-    return links ? before : NULL;
-}
-
-static int
-append(PyObject *items, PyObject *places, Outgoing *item, long long sequence)
-{
-    PyObject *number = PyLong_FromLongLong(sequence);
-    const int failed = number == NULL || PyList_Append(places, number) < 0 || PyList_Append(items, (PyObject *)item) < 0;
-    Py_XDECREF(number);
-    return failed ? -1 : 0;
-}
-
-/* Append *item*, which stands at *sequence*, and before it the quiet one that it is linked to: 1, or 0 where one of them
- * is too old, or -1 with an exception. */
-static int
-append_pair(PyObject *items, PyObject *places, PyObject *by_token, Outgoing *item, long long sequence, long long oldest_ms)
-{
-    Outgoing *before = linked_to(by_token, item, sequence);
-    if (before == NULL && PyErr_Occurred()) {
-        return -1;
-    }
-    const int young = item->first_signed_ms >= oldest_ms && (before == NULL || before->first_signed_ms >= oldest_ms);
-    if (before != NULL && append(items, places, before, sequence - 1) < 0) {
-        return -1;
-    }
-    return append(items, places, item, sequence) < 0 ? -1 : young;
-}
-
-/* Append what the ack of *token* at *sequence* speaks for: as `append_pair`, and 0 where the token is not known. */
-static int
-append_acked(PyObject *items, PyObject *places, PyObject *by_token, PyObject *token, PyObject *sequence, long long oldest_ms)
-{
-    const long long place = PyLong_AsLongLong(sequence);
-    Outgoing *item = place == -1 && PyErr_Occurred() ? NULL : known(by_token, token);
-    if (item == NULL) {
-        return PyErr_Occurred() ? -1 : 0;
-    }
-    Py_INCREF(item); /* what is compared with the token before may be Python, and take it out of *by_token* */
-    const int young = append_pair(items, places, by_token, item, place, oldest_ms);
-    Py_DECREF(item);
-    return young;
-}
-
-/* found(tokens: list, sequences: list, by_token: dict, oldest_ms: int) -> (items, places, plain) */
+/* found(tokens: list, by_token: dict, oldest_ms: int) -> list */
 static PyObject *
 found(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *tokens, *sequences, *by_token;
+    PyObject *tokens, *by_token;
     long long oldest_ms;
-    if (!PyArg_ParseTuple(args, "O!O!O!L", &PyList_Type, &tokens, &PyList_Type, &sequences, &PyDict_Type, &by_token,
-                          &oldest_ms)) {
+    if (!PyArg_ParseTuple(args, "O!O!L", &PyList_Type, &tokens, &PyDict_Type, &by_token, &oldest_ms)) {
         return NULL;
     }
-    if (PyList_GET_SIZE(tokens) != PyList_GET_SIZE(sequences)) {
-        PyErr_SetString(PyExc_ValueError, "a sequence for each token");
-        return NULL;
+    PyObject *items = PyList_New(0);
+    for (Py_ssize_t at = 0; items != NULL && at < PyList_GET_SIZE(tokens); at++) {
+        PyObject *item = PyDict_GetItemWithError(by_token, PyList_GET_ITEM(tokens, at));
+        if (item == NULL && !PyErr_Occurred()) {
+            break;
+        }
+        if (item != NULL && !Py_IS_TYPE(item, outgoing_type)) {
+            PyErr_SetString(PyExc_TypeError, "expected a dict of Outgoing");
+            item = NULL;
+        }
+        if (item != NULL && ((Outgoing *)item)->first_signed_ms < oldest_ms) {
+            break;
+        }
+        if (item == NULL || PyList_Append(items, item) < 0) {
+            Py_CLEAR(items);
+        }
     }
-    PyObject *items = PyList_New(0), *places = PyList_New(0);
-    int plain = 1, failed = items == NULL || places == NULL;
-    for (Py_ssize_t at = 0; !failed && at < PyList_GET_SIZE(tokens) && at < PyList_GET_SIZE(sequences); at++) {
-        PyObject *token = Py_NewRef(PyList_GET_ITEM(tokens, at)); /* numbers may be Python, and change the lists */
-        PyObject *sequence = Py_NewRef(PyList_GET_ITEM(sequences, at));
-        const int young = append_acked(items, places, by_token, token, sequence, oldest_ms);
-        Py_DECREF(token);
-        Py_DECREF(sequence);
-        plain &= young > 0;
-        failed = young < 0;
-    }
-    PyObject *answer = failed ? NULL : Py_BuildValue("(OOO)", items, places, plain ? Py_True : Py_False);
-    Py_XDECREF(items);
-    Py_XDECREF(places);
-    return answer;
+    return items;
 }
 
 /* The event at *place* of *queue*, a new reference; NULL where there is none, or with an exception. */

@@ -14,9 +14,6 @@
 #define ID_CHARS 22
 #define START "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "
 #define SIGNATURE "\r\nMesh-Signature: "
-#define AFTER "Nats-Expected-Last-Msg-Id: "
-#define BEHIND "\r\nNats-Expected-Last-Sequence: "
-#define PLACE_DIGITS 19
 #define TRACE "traceparent: "
 
 typedef struct {
@@ -43,7 +40,6 @@ static int
 takes_block(Rest rest, Delivery *delivery)
 {
     Text trace;
-    unsigned long long place;
     if (!TAKES_LITERAL(&rest, START) || rest.end - rest.at < ID_CHARS) {
         return 0;
     }
@@ -52,11 +48,6 @@ takes_block(Rest rest, Delivery *delivery)
     if (!all_from('!', delivery->msg_id) || !TAKES_LITERAL(&rest, SIGNATURE)
         || !takes_until(&rest, '\r', '!', &delivery->signature) || !TAKES_LITERAL(&rest, "\r\n")
         || delivery->signature.size < 2 || memcmp(delivery->signature.at, "1.", 2) != 0) {
-        return 0;
-    }
-    if (TAKES_LITERAL(&rest, AFTER)
-        && !(takes_base64url(&rest, ID_CHARS) && TAKES_LITERAL(&rest, BEHIND) && takes_digits(&rest, PLACE_DIGITS, &place)
-             && TAKES_LITERAL(&rest, "\r\n"))) {
         return 0;
     }
     if (TAKES_LITERAL(&rest, TRACE) && !(takes_until(&rest, '\r', ' ', &trace) && TAKES_LITERAL(&rest, "\r\n"))) {

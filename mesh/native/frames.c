@@ -4,19 +4,17 @@
 
 #define START "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: "
 #define SIGNED "\r\nMesh-Signature: "
-#define AFTER "Nats-Expected-Last-Msg-Id: "
-#define BEHIND "\r\nNats-Expected-Last-Sequence: "
 #define TRACED "traceparent: "
-#define AROUND ((Py_ssize_t)sizeof("HPUB     \r\n" START SIGNED AFTER BEHIND TRACED "\r\n\r\n\r\n\r\n\r\n"))
+#define AROUND ((Py_ssize_t)sizeof("HPUB     \r\n" START SIGNED TRACED "\r\n\r\n\r\n\r\n"))
 #define DIGITS 20 /* of a number, at most */
 
 /* What goes into one frame. It belongs to the event, which the list holds; no Python runs while it is used. */
 typedef struct {
-    Text subject, id, signature, after, trace;
-    int traced, quiet;
+    Text subject, id, signature, trace;
+    int traced;
     const char *body;
     Py_ssize_t body_size, headers_size;
-    long long token, behind;
+    long long token;
 } Frame;
 
 static int
@@ -30,37 +28,25 @@ static int
 read_frame(const Outgoing *item, Frame *frame)
 {
     if (text_of(item->subject, &frame->subject) < 0 || text_of(item->msg_id, &frame->id) < 0
-        || text_of(item->signature, &frame->signature) < 0 || text_of(item->after, &frame->after) < 0) {
+        || text_of(item->signature, &frame->signature) < 0) {
         return -1;
     }
     frame->traced = item->traceparent != Py_None;
     if (frame->traced && text_of(item->traceparent, &frame->trace) < 0) {
         return -1;
     }
-    if (item->body == NULL || !PyBytes_Check(item->body)) {
-        PyErr_SetString(PyExc_TypeError, "a body is bytes");
-        return -1;
-    }
-    if (item->token < 0 || item->behind < 0) {
-        PyErr_SetString(PyExc_ValueError, "neither token nor place is negative");
+    if (item->body == NULL || !PyBytes_Check(item->body) || item->token < 0) {
+        PyErr_SetString(PyExc_TypeError, "a body is bytes, and a token is not negative");
         return -1;
     }
     frame->body = PyBytes_AS_STRING(item->body);
     frame->body_size = PyBytes_GET_SIZE(item->body);
     frame->token = item->token;
-    frame->quiet = item->quiet;
-    frame->behind = item->behind;
     frame->headers_size = (Py_ssize_t)sizeof(START SIGNED "\r\n\r\n") - 1 + frame->id.size + frame->signature.size;
-    if (frame->after.size) {
-        char digits[DIGITS];
-        frame->headers_size += (Py_ssize_t)sizeof(AFTER BEHIND "\r\n") - 1 + frame->after.size;
-        frame->headers_size += put_number(digits, frame->behind) - digits;
-    }
     if (frame->traced) {
         frame->headers_size += (Py_ssize_t)sizeof(TRACED "\r\n") - 1 + frame->trace.size;
     }
-    return !breaks_line(&frame->id) && !breaks_line(&frame->signature) && !breaks_line(&frame->after)
-        && !breaks_line(&frame->trace);
+    return !breaks_line(&frame->id) && !breaks_line(&frame->signature) && !breaks_line(&frame->trace);
 }
 
 static char *
@@ -69,11 +55,9 @@ put_frame(char *to, const Frame *frame, const Text *inbox)
     to = PUT_LITERAL(to, "HPUB ");
     to = put_bytes(to, frame->subject.at, frame->subject.size);
     *to++ = ' ';
-    if (!frame->quiet) {
-        to = put_bytes(to, inbox->at, inbox->size);
-        to = put_number(to, frame->token);
-        *to++ = ' ';
-    }
+    to = put_bytes(to, inbox->at, inbox->size);
+    to = put_number(to, frame->token);
+    *to++ = ' ';
     to = put_number(to, frame->headers_size);
     *to++ = ' ';
     to = put_number(to, frame->headers_size + frame->body_size);
@@ -82,13 +66,6 @@ put_frame(char *to, const Frame *frame, const Text *inbox)
     to = PUT_LITERAL(to, SIGNED);
     to = put_bytes(to, frame->signature.at, frame->signature.size);
     to = PUT_LITERAL(to, "\r\n");
-    if (frame->after.size) {
-        to = PUT_LITERAL(to, AFTER);
-        to = put_bytes(to, frame->after.at, frame->after.size);
-        to = PUT_LITERAL(to, BEHIND);
-        to = put_number(to, frame->behind);
-        to = PUT_LITERAL(to, "\r\n");
-    }
     if (frame->traced) {
         to = PUT_LITERAL(to, TRACED);
         to = put_bytes(to, frame->trace.at, frame->trace.size);

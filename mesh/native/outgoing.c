@@ -39,9 +39,6 @@ static PyMemberDef members[] = {
     SECONDS(give_up_at),
     {"done", T_BOOL, offsetof(Outgoing, done), 0, NULL},
     NUMBER(place),
-    OBJECT(after),
-    NUMBER(behind),
-    {"quiet", T_BOOL, offsetof(Outgoing, quiet), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -99,7 +96,6 @@ set_defaults(Outgoing *self)
     self->msg_id = Py_NewRef(empty_text);
     self->kids = Py_NewRef(empty_tuple);
     self->signature = Py_NewRef(empty_text);
-    self->after = Py_NewRef(empty_text);
     self->sent_at = self->give_up_at = Py_HUGE_VAL;
 }
 

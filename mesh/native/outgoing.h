@@ -8,10 +8,10 @@
 typedef struct {
     PyObject_HEAD
     PyObject *subject, *stream, *body, *source, *event_id, *traceparent, *base_id, *view, *type, *route;
-    PyObject *on_done, *together, *origin, *msg_id, *kids, *signature, *after;
-    long long generation, first_signed_ms, signed_ms, token, order, sends, place, behind;
+    PyObject *on_done, *together, *origin, *msg_id, *kids, *signature;
+    long long generation, first_signed_ms, signed_ms, token, order, sends, place;
     double sent_at, give_up_at;
-    char done, quiet;
+    char done;
 } Outgoing;
 
 extern PyTypeObject *outgoing_type;

@@ -67,20 +67,4 @@ takes_digits(Rest *rest, Py_ssize_t most, unsigned long long *number)
     return rest->at - began;
 }
 
-/* Exactly *count* characters of base64url. */
-static inline int
-takes_base64url(Rest *rest, Py_ssize_t count)
-{
-    if (rest->end - rest->at < count) {
-        return 0;
-    }
-    for (const char *stop = rest->at + count; rest->at < stop; rest->at++) {
-        const char c = *rest->at;
-        if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-')) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
 #endif

@@ -1,5 +1,5 @@
-/* `entered`, `signed`, `linked`, `ordered` and `marked_sent`: the loops over events that are sent together, the twins of
- * those of `mesh.jetstream.outgoing`.
+/* `entered`, `signed`, `ordered` and `marked_sent`: the loops over events that are sent together, the twins of those of
+ * `mesh.jetstream.outgoing`.
  */
 
 #include "outgoing.h"
@@ -130,40 +130,6 @@ signed_(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* linked(items, last, place, quiet) */
-static PyObject *
-linked(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    PyObject *items, *last;
-    int quiet;
-    long long place;
-    if (!PyArg_ParseTuple(args, "O!ULp", &PyList_Type, &items, &last, &place, &quiet)) {
-        return NULL;
-    }
-    Py_INCREF(last);
-    for (Py_ssize_t at = 0; last != NULL && at < PyList_GET_SIZE(items); at++) {
-        Outgoing *item = outgoing_at(items, at);
-        if (item == NULL || (at && count_up(&place) < 0)) {
-            Py_CLEAR(last);
-            break;
-        }
-        Py_INCREF(item); /* what is let go of below may be Python, and change the list */
-        Py_XSETREF(item->after, last);
-        item->behind = place;
-        item->quiet = quiet && at % 2 == 0 && at + 1 < PyList_GET_SIZE(items);
-        last = Py_XNewRef(item->msg_id);
-        Py_DECREF(item);
-        if (last == NULL) {
-            PyErr_SetString(PyExc_AttributeError, "msg_id");
-        }
-    }
-    if (last == NULL) {
-        return NULL;
-    }
-    Py_DECREF(last);
-    Py_RETURN_NONE;
-}
-
 /* ordered(items, last, give_up_at) */
 static PyObject *
 ordered(PyObject *Py_UNUSED(module), PyObject *args)
@@ -207,7 +173,6 @@ marked_sent(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef methods[] = {
     {"entered", entered, METH_VARARGS, NULL},
     {"signed", signed_, METH_VARARGS, NULL},
-    {"linked", linked, METH_VARARGS, NULL},
     {"ordered", ordered, METH_VARARGS, NULL},
     {"marked_sent", marked_sent, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -4,36 +4,103 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mesh.control.nats_server import NatsServer
+from mesh.control.nats_server import NatsServer, plain_config
 from mesh.errors import BadSubject, Disconnected, MeshError, Overloaded, StreamUnavailable, SubjectRefused, TooLarge
 from mesh.jetstream import answers, sending, wire
 from mesh.jetstream.acks import ack_prefix
 from mesh.jetstream.connection import Connection
-from mesh.jetstream.publisher import Outgoing, PubAck
+from mesh.jetstream.publisher import Outgoing, PubAck, Publisher
 from mesh.jetstream.window import Rules
-from tests.contract.desks import (
-    OTHER,
-    START_MS,
-    SUBJECT,
-    Desk,
-    desk_at,
-    give_up_after,
-    more_acks,
-    pass_time,
-    stopped,
-    two_accounts,
-    under_load,
-    vanishing,
-)
 from tests.contract.streams import DEADLINE_S, STREAM, api, make_stream, stored, until
 
 pytestmark = pytest.mark.anyio
+
+SUBJECT = "ev.local.clear.s00.crm.contact.v1"
+OTHER = "ev.local.clear.s00.crm.order.v1"
+START_MS = 1_795_300_000_000
+
+
+class Desk:
+    """A publisher with a fake seal, a clock of its own, and a record of how each event ended."""
+
+    def __init__(self, connection: Connection, **options: Any) -> None:
+        self.now_ms = START_MS
+        self.batches = 0
+        self.kid = "k1"
+        self.made = 0
+        self.results: dict[Outgoing, PubAck | MeshError] = {}
+        self.order: list[Outgoing] = []
+        self.publisher = Publisher(
+            connection,
+            seal=self._seal,
+            message_id=lambda item: f"{item.event_id}.{item.generation}",
+            clock_ms=lambda: self.now_ms,
+            **options,
+        )
+
+    def _seal(self, items: Sequence[tuple[str, str, bytes]]) -> list[str]:
+        self.batches += 1
+        return [f"1.{self.kid}.{self.now_ms}.{self.batches}.{i}" for i in range(len(items))]
+
+    def event(self, subject: str = SUBJECT, event_id: str = "", **fields: Any) -> Outgoing:
+        """The next event; its body is its number."""
+        self.made += 1
+        return Outgoing(
+            subject=subject,
+            stream=f"EV_local_{subject.split('.')[4]}",
+            body=fields.pop("body", b"%d" % self.made),
+            source="/crm",
+            event_id=event_id or str(self.made),
+            on_done=self._done,
+            **fields,
+        )
+
+    def _done(self, item: Outgoing, result: PubAck | MeshError) -> None:
+        assert item not in self.results, "an event is done once"
+        self.results[item] = result
+        self.order.append(item)
+
+    def submit(self, count: int = 1, subject: str = SUBJECT) -> list[Outgoing]:
+        """One batch."""
+        items = [self.event(subject) for _ in range(count)]
+        self.publisher.submit(items)
+        return items
+
+    async def finished(self, *items: Outgoing) -> list[PubAck | MeshError]:
+        """How they ended, once they have."""
+        await until(lambda: all(item in self.results for item in items))
+        return [self.results[item] for item in items]
+
+
+@asynccontextmanager
+async def desk_at(url: str, **options: Any) -> AsyncIterator[Desk]:
+    """A desk with its own connection and running publisher."""
+    connection = await Connection.open(url, name="crm-adapter")
+    desk = Desk(connection, **options)
+    running = asyncio.create_task(desk.publisher.run())
+    try:
+        yield desk
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        desk.publisher.close()
+        await connection.close()
+        assert desk.publisher.in_flight == 0
+
+
+def give_up_after(desk: Desk, seconds: float) -> None:
+    """Events that are submitted from now on are given up after so long."""
+    sends = desk.publisher._sending
+    sends.rules = sends.rules._replace(give_up_s=seconds)
+    for lane in sends.lanes.values():
+        lane._rules = sends.rules
 
 
 @pytest.fixture
@@ -102,6 +169,36 @@ async def test_the_same_id_twice_is_stored_once(nats_server: NatsServer, control
 # --- a leader leaves -------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def vanishing(desk: Desk) -> Iterator[None]:
+    """What is written meanwhile is lost without a word, as by a server that forwards to a leader that has left."""
+    write = desk.publisher._connection.write
+    desk.publisher._connection.write = lambda frames: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        desk.publisher._connection.write = write  # type: ignore[method-assign]
+
+
+def pass_time(desk: Desk, seconds: float) -> None:
+    """Let the publisher believe that so much more time has passed, and do what is due."""
+    now = desk.publisher._sending.now
+    desk.publisher._sending.now = lambda: now() + seconds
+    desk.publisher._sending._wake.set()
+
+
+@contextmanager
+def stopped(desk: Desk, at: float | None = None) -> Iterator[None]:
+    """The publisher's time stands still."""
+    now = desk.publisher._sending.now
+    moment = now() if at is None else at
+    desk.publisher._sending.now = lambda: moment
+    try:
+        yield
+    finally:
+        desk.publisher._sending.now = now
+
+
 async def test_nothing_overtakes_what_was_lost_before_it(nats_server: NatsServer, control: Connection) -> None:
     """The next leader answers before anybody misses what the last one lost; what is new waits for it all the same."""
     async with desk_at(nats_server.url, give_up_s=60.0, ack_deadline_s=30.0) as desk:
@@ -151,17 +248,31 @@ async def test_an_ack_out_of_turn_stops_sending_and_is_counted(nats_server: Nats
 # --- the server goes away --------------------------------------------------------------------------------------------
 
 
+async def _under_load(desk: Desk, stop: asyncio.Event) -> list[Outgoing]:
+    items: list[Outgoing] = []
+    while not stop.is_set():
+        await desk.publisher.wait_for_room(64)
+        items += desk.submit(64)
+        await asyncio.sleep(0.001)
+    return items
+
+
+async def _more_acks(desk: Desk, count: int) -> None:
+    acked = len(desk.results)
+    await until(lambda: len(desk.results) > acked + count)
+
+
 async def test_kill_nine_under_load_loses_nothing_and_keeps_order(nats_server: NatsServer, control: Connection) -> None:
     """Through three kill -9 every event is acknowledged, stored once, and in the order of submitting."""
     async with desk_at(nats_server.url, window=1024, give_up_s=60.0) as desk:
         stop = asyncio.Event()
-        load = asyncio.create_task(under_load(desk, stop))
+        load = asyncio.create_task(_under_load(desk, stop))
         for _ in range(3):
-            await more_acks(desk, 2000)
+            await _more_acks(desk, 2000)
             nats_server.kill()
             await asyncio.sleep(0.05)
             await nats_server.restart()
-        await more_acks(desk, 500)
+        await _more_acks(desk, 500)
         stop.set()
         items = await load
         assert await desk.publisher.drain(DEADLINE_S)
@@ -338,9 +449,9 @@ async def test_a_hold_under_load_loses_nothing_and_keeps_order(nats_server: Nats
     """Held and released again and again: each event is stored once, in the order of submitting."""
     async with desk_at(nats_server.url, window=1024, give_up_s=60.0) as desk:
         stop = asyncio.Event()
-        load = asyncio.create_task(under_load(desk, stop))
+        load = asyncio.create_task(_under_load(desk, stop))
         for n in range(5):
-            await more_acks(desk, 500)
+            await _more_acks(desk, 500)
             desk.publisher.hold(f"hold {n}")
             await until(lambda: desk.publisher.room < 64)
             desk.publisher.release()
@@ -418,9 +529,21 @@ async def test_no_stream_at_all_is_not_a_refused_subject(nats_server: NatsServer
         assert {type(result) for result in results} == {StreamUnavailable}
 
 
+def _two_accounts(directory: Path) -> str:
+    """An account with the streams, and one of a workload that may publish one of the two subjects."""
+    return f"""{plain_config(directory / "store")}
+        accounts {{
+          MESH {{ jetstream: enabled, users: [ {{user: mesh, password: mesh}} ], exports: [ {{service: "ev.>"}} ] }}
+          CRM {{
+            users: [ {{user: crm, password: crm}} ]
+            imports: [ {{service: {{account: MESH, subject: "{SUBJECT}"}} }} ]
+          }}
+        }}"""
+
+
 async def test_a_refused_subject_stops_nobody_else(tmp_path: Path) -> None:
     """Events on a subject we may not use end as SubjectRefused; all others are stored in order, and nothing beside."""
-    server = await NatsServer.start(two_accounts(tmp_path), tmp_path)
+    server = await NatsServer.start(_two_accounts(tmp_path), tmp_path)
     control = await Connection.open(server.url.replace("//", "//mesh:mesh@"), name="control")
     try:
         await make_stream(control)

@@ -11,7 +11,7 @@ from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.deliveries import DeliveryRun
 from mesh.jetstream.listeners import Listeners
 from mesh.jetstream.outgoing import Outgoing
-from mesh.jetstream.wire import EVENT_AFTER, EVENT_BEHIND, FrameReader
+from mesh.jetstream.wire import FrameReader
 from mesh.signing import Received
 
 STREAM = "EV_local_crm"
@@ -23,8 +23,7 @@ BLOCK = (
     f"NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: {ID}\r\nMesh-Signature: {SIGNATURE}\r\n"
 )
 TRACE = "traceparent: 00-a-b-01\r\n"
-NEXT = f"{EVENT_AFTER}lZDMf7n5Vv-tKHIIMbC_0A"
-AFTER = f"{NEXT}{EVENT_BEHIND}41\r\n"
+AFTER = "Nats-Expected-Last-Msg-Id: lZDMf7n5Vv-tKHIIMbC_0A\r\n"
 NS = 1_795_372_771_631_000_000
 
 
@@ -82,20 +81,17 @@ def test_what_is_read_is_the_same_however_it_is_cut() -> None:
 
 def test_events_as_we_write_them_are_taken_whole() -> None:
     """Else nothing would be gained."""
-    more = ["", "", TRACE, AFTER, AFTER + TRACE]
+    more = ["", "", TRACE]
     data = b"".join(frame(n, block=BLOCK + lines) for n, lines in enumerate(more, 1))
     end, events = DeliveryRun(OWN, STREAM, SID).read(data, 0)
-    assert (end, [event.sequence for event in events]) == (len(data), [1, 2, 3, 4, 5])
+    assert (end, [event.sequence for event in events]) == (len(data), [1, 2, 3])
     assert {(event.msg_ids, event.signature) for event in events} == {((ID,), SIGNATURE)}
 
 
-@pytest.mark.parametrize("behind", [0, 41, 2**63 - 1])
-@pytest.mark.parametrize("after", ["", ID])
 @pytest.mark.parametrize("trace", [None, "00-a-b-01"])
-def test_what_we_publish_is_taken(after: str, behind: int, trace: str | None) -> None:
+def test_what_we_publish_is_taken(trace: str | None) -> None:
     """The header block as `event_frames` writes it, with each of its lines and without."""
     event = Outgoing("ev.x", STREAM, b"{}", "/s", "e", trace, msg_id=ID, signature=SIGNATURE)
-    event.after, event.behind = after, behind
     line, _, rest = wire.event_frames([event], "_INBOX.x.").partition(b"\r\n")
     lengths = b" ".join(line.split(b" ")[-2:])
     delivered = b"HMSG ev.x %d %b %b\r\n" % (SID, reply(1).encode(), lengths) + rest
@@ -113,10 +109,8 @@ def test_ack_subjects_of_newer_servers_are_read_too() -> None:
 PIECES = [
     "Nats-Msg-Id: ",
     "Mesh-Signature: ",
-    EVENT_AFTER,
-    EVENT_BEHIND,
+    "Nats-Expected-Last-Msg-Id: ",
     "traceparent: ",
-    "41",
     "\r\n",
     "\r",
     "\n",
@@ -126,7 +120,7 @@ PIECES = [
     "A",
     "\0",
 ]
-LINES = st.lists(st.sampled_from(PIECES) | st.sampled_from(["\u00e9", TRACE, NEXT, AFTER]), max_size=5).map("".join)
+LINES = st.lists(st.sampled_from(PIECES) | st.sampled_from(["\u00e9", TRACE, AFTER]), max_size=5).map("".join)
 
 
 @given(st.sampled_from([ID, ID, ID[:21], f" {ID[:21]}", f"{ID[:20]}\r\n", f"{ID[:21]}\n"]), LINES, LINES, LINES)
@@ -156,17 +150,6 @@ def test_frames_that_no_server_sends_are_left() -> None:
         assert run.read(large + b"\r\n", 0)[0] == (len(large) + 2 if size == wire.MAX_FRAME_BYTES else 0)
 
 
-NO_PLACES = ("", "-1", "+1", " 1", "1 ", "0x1", "1_0", "1.0", "\u00b2", "\u0661", "1" * 20, "0" * 20, "A")
-
-
-def test_a_place_has_one_digit_to_nineteen() -> None:
-    """Whichever they are: the server has looked at the number, a consumer does not."""
-    for digits in ("0", "9", "007", *("9" * size for size in range(1, 20))):
-        data = frame(block=f"{BLOCK}{NEXT}{EVENT_BEHIND}{digits}\r\n")
-        end, events = DeliveryRun(OWN, STREAM, SID).read(data, 0)
-        assert (end, [event.msg_ids for event in events]) == (len(data), [(ID,)])
-
-
 @pytest.mark.parametrize(
     "left",
     [
@@ -193,24 +176,9 @@ def test_a_place_has_one_digit_to_nineteen() -> None:
         frame(block=BLOCK + "traceparent: a\r\nX: y\r\n"),
         frame(block=BLOCK + "tracestate: a\r\n"),
         frame(block=BLOCK + "traceparent: a\0\r\n"),
-        frame(block=BLOCK + AFTER + AFTER),
-        frame(block=BLOCK + TRACE + AFTER),
-        frame(block=BLOCK + AFTER + TRACE + TRACE),
-        frame(block=BLOCK + AFTER + "Nats-Msg-Id: second\r\n"),
-        *(frame(block=BLOCK + AFTER.replace("0A\r", f"0{end}\r")) for end in ("", "AA", "+", "=", "\u00b2", "/", " ")),
-        *(frame(block=BLOCK + NEXT + EVENT_BEHIND + place + "\r\n") for place in NO_PLACES),
-        frame(block=BLOCK + AFTER.replace("Id: ", "Id:")),
-        frame(block=BLOCK + AFTER.replace("Sequence: ", "Sequence:")),
-        frame(block=BLOCK + AFTER.replace("Sequence", "sequence")),
-        frame(block=BLOCK + NEXT + "\r\n"),
-        frame(block=BLOCK + NEXT + "\r\n" + TRACE),
-        frame(block=BLOCK + EVENT_BEHIND[2:] + "41\r\n"),
-        frame(block=BLOCK + EVENT_BEHIND[2:] + "41\r\n" + NEXT + "\r\n"),
-        frame(block=BLOCK + NEXT + "\r\n" + TRACE + EVENT_BEHIND[2:] + "41\r\n"),
-        frame(block=BLOCK + AFTER[:-2] + "\n"),
-        frame(block=BLOCK + AFTER[:-2] + "\r\r\n"),
+        frame(block=BLOCK + AFTER),
+        frame(block=BLOCK + TRACE + TRACE),
         frame(block=BLOCK.replace("Mesh", f"{AFTER}Mesh")),
-        frame(block=BLOCK + "Nats-Expected-Last-Msg-Id: \r\n"),
         frame().replace(b" %d " % len(f"{BLOCK}\r\n"), b" 1 "),
         frame()[:-1],
         frame()[:-2] + b"xx",

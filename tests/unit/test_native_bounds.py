@@ -128,51 +128,30 @@ def test_outgoing_takes_as_many_as_it_has() -> None:
 
 
 @compares("found")
-def test_found_of_every_pair() -> None:
-    """The one that an ack names and the one before it: linked or not, quiet or not, in its place, young or too old."""
+def test_found_is_as_old_as_allowed() -> None:
+    """The first one that is a millisecond too old, or not known, ends it."""
     required = dict.fromkeys(REQUIRED, "s")
-    for text, stream, quiet, after, behind, first, second in product(
-        ("", "a", "b"), "st", (False, True), ("", "a"), (7, 8, 9), (4, 5), (4, 5)
-    ):
-        one = required | {"token": 6, "msg_id": text, "stream": stream, "quiet": quiet, "first_signed_ms": first}
-        two = required | {"token": 7, "after": after, "behind": behind, "first_signed_ms": second}
+    for ages in product((4, 5, 6), repeat=3):
+        events = [required | {"first_signed_ms": age} for age in ages]
+        for tokens in ([0, 1, 2], [2, 0], [0, 7, 1], [-1], []):
 
-        def use(twins: Any, events: tuple[Any, ...] = (one, two)) -> Any:
-            items = made(twins, list(events))
-            known, places, plain = twins("found")([7], [9], {item.token: item for item in items}, 5)
-            return [items.index(item) for item in known], places, plain
+            def use(twins: Any, tokens: list[int] = tokens, events: list[Any] = events) -> Any:
+                items = made(twins, events)
+                return [items.index(item) for item in twins("found")(tokens, dict(enumerate(items)), 5)]
 
-        known, places, plain = alike(use)
-        linked = bool(after) and text == after and stream == "s" and quiet and behind == 8
-        assert (known, places) == (([0, 1], [8, 9]) if linked else ([1], [9]))
-        assert plain is (second == 5 and (first == 5 or not linked))
-
-
-@compares("found")
-def test_found_speaks_for_one_before_and_not_for_two() -> None:
-    """Where quiet ones stand in a row, each linked to the one before it, an ack says nothing of all but the last."""
-
-    def use(twins: Any) -> Any:
-        required, items = dict.fromkeys(REQUIRED, "s"), []
-        for at in (5, 6, 7):
-            link = {"after": f"id-{at - 1}", "behind": at - 1, "quiet": at < 7}
-            items += made(twins, [required | link | {"token": at, "msg_id": f"id-{at}"}])
-        known, places, plain = twins("found")([7], [7], {item.token: item for item in items}, 0)
-        return [items.index(item) for item in known], places, plain
-
-    assert alike(use) == ([1, 2], [6, 7], True)
+            ends = [at for at, token in enumerate(tokens) if token not in range(3) or ages[token] < 5]
+            assert alike(use) == tokens[: min(ends, default=len(tokens))]
 
 
 @compares("found", "settled", "forgotten")
 def test_only_events_are_acknowledged() -> None:
     """Anything else among those in flight is refused, wherever it stands."""
     c, required = compiled(), dict.fromkeys(REQUIRED, "s")
-    item, linked = (c.Outgoing(**required, token=token, sends=1, after="a", behind=4) for token in (7, 8))
+    item = c.Outgoing(**required, token=7, sends=1)
 
     def refused(odd: Any) -> list[Any]:
         return [
-            outcome(c.found, [7], [1], {7: odd}, 0),
-            outcome(c.found, [8], [5], {7: odd, 8: linked}, 0),
+            outcome(c.found, [7], {7: odd}, 0),
             outcome(c.settled, deque([odd]), [item], [1], 0, NEVER),
             outcome(c.settled, deque([item, odd]), [item], [1], 0, 9.0),
             outcome(c.settled, deque([item, odd]), [item], [1], 0, NEVER),
@@ -180,31 +159,8 @@ def test_only_events_are_acknowledged() -> None:
             outcome(c.forgotten, [odd], {}),
         ]
 
-    for odd in (None, object(), PYTHON["Outgoing"](**required, token=7, quiet=True, msg_id="a")):
-        assert refused(odd) == [("raises", TypeError)] * 7
-
-
-@compares("found")
-def test_found_stops_at_64_bits() -> None:
-    """The first and the last number are places and tokens like others; nothing is before one, or behind the other."""
-    least, most = -(2**63), 2**63 - 1
-    for behind, sequence, token in product(
-        (least, least + 1, most - 1, most), (least, least + 1, least + 2, most - 1, most), (least, least + 1, 0, most)
-    ):
-        before = token - 1 if token > least else most
-
-        def use(
-            twins: Any, behind: int = behind, sequence: int = sequence, token: int = token, before: int = before
-        ) -> Any:
-            fields = {"token": before, "msg_id": "a", "quiet": True}, {"token": token, "after": "a", "behind": behind}
-            items = made(twins, [dict.fromkeys(REQUIRED, "s") | some for some in fields])
-            known, places, plain = twins("found")([token], [sequence], {item.token: item for item in items}, 0)
-            return [items.index(item) for item in known], places, plain
-
-        linked = sequence == behind + 1 and token > least
-        assert alike(use) == ((([0, 1], [behind, sequence]) if linked else ([1], [sequence])) + (True,))
-    for sequence in (least - 1, most + 1):
-        assert outcome(compiled().found, [7], [sequence], {}, 0) == ("raises", OverflowError)
+    for odd in (None, object(), PYTHON["Outgoing"](**required, token=7)):
+        assert refused(odd) == [("raises", TypeError)] * 6
 
 
 def _settled(twins: Any, events: list[dict[str, Any]], sequences: list[int], place: int, before: float) -> Any:
@@ -226,11 +182,9 @@ def test_settled_of_every_pair() -> None:
         assert did[1] == ([] if takes and done else [1] if takes else [0, 1])
 
 
-@compares("found", "settled")
+@compares("settled")
 def test_acks_have_a_number_each() -> None:
-    """As many tokens as sequences; of events and sequences there may be more of either."""
-    assert alike(lambda twins: twins("found")([], [1], {}, 0)) is ValueError
-    assert alike(lambda twins: twins("found")([1], [], {}, 0)) is ValueError
+    """Of events and sequences there may be more of either."""
     for count in range(4):
         did = alike(partial(_settled, events=[{"sends": 1}] * 2, sequences=[*range(count)], place=0, before=NEVER))
         assert did[0] == (min(count, 2), max(0, min(count, 2) - 1))

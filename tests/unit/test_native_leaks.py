@@ -107,19 +107,10 @@ def _cycle() -> Any:
     return compiled().tokens("p", node.on_dict, node.on_list)
 
 
-QUIET = True
-
-
 def _uses() -> dict[str, list[Callable[[], Any]]]:
     """Calls of each twin, of those that are refused too."""
     c = compiled()
     keyed, run, node = c.Keyed(b"key", 16, b"person"), c.AckRun("_INBOX.", 7), node_of(SETS[1])
-    pair = [
-        *_events(1, token=2**40, quiet=True, msg_id="a"),
-        *_events(1, token=2**40 + 1, msg_id="b", after="a", behind=2**40),
-    ]
-    nameless = _events(1)
-    del nameless[0].msg_id
     flying = [*_events(1, sends=1, token=2**40), *_events(1, sends=1, token=2**40 + 1)]
     own = AckSubject("EV", "d")
     digits = c.last_digits(2, 7, 15, "+")
@@ -181,32 +172,11 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         ],
         "ordered": [partial(c.ordered, _events(2), 2**40, 1.5), partial(c.ordered, [*_events(1), None], 1, 1.5)],
         "marked_sent": [partial(c.marked_sent, _events(2), 1.5), partial(c.marked_sent, [*_events(1), None], 1.5)],
-        "linked": [
-            lambda: c.linked(_events(3, msg_id=f"{c}"), f"{c}", 2**40, QUIET),
-            partial(c.linked, _events(3), "id", 2**40, QUIET),
-            partial(c.linked, [*_events(2), None], "id", 2**40, QUIET),
-            partial(c.linked, _events(2), "id", 2**63 - 1, QUIET),
-            partial(c.linked, nameless, "id", 2**40, QUIET),
-            partial(c.linked, None, "id", 2**40, QUIET),
-        ],
         "found": [
-            partial(_acked, "found"),
-            partial(c.found, [1, 2, 3], [2**40] * 3, dict(enumerate(_events(3))), 0),
-            partial(c.found, [1], [2**40], dict(enumerate(_events(3))), 2**40),
-            *(
-                partial(c.found, [2**40 + 1], [2**40 + 1], in_flight, oldest)
-                for in_flight in (dict.fromkeys([2**40, 2**40 + 1], pair[1]), {item.token: item for item in pair})
-                for oldest in (0, 1)
-            ),
-            partial(c.found, [2**40 + 1], [2**40 + 1], {2**40: None, 2**40 + 1: pair[1]}, 0),
-            partial(
-                c.found, [2**40 + 1], [2**40 + 1], {2**40: c.Outgoing(*"stbre", quiet=True), 2**40 + 1: pair[1]}, 0
-            ),
-            partial(c.found, [1, []], [1, 2], {1: _events(1)[0]}, 0),
-            partial(c.found, [1, 2], [1, 2], {1: _events(1)[0], 2: None}, 0),
-            partial(c.found, [1], [None], {1: _events(1)[0]}, 0),
-            partial(c.found, [[]], [1], {}, 0),
-            partial(c.found, [], [1], {}, 0),
+            partial(c.found, [1, 2, 3], dict(enumerate(_events(3))), 0),
+            partial(c.found, [1], dict(enumerate(_events(3))), 2**40),
+            partial(c.found, [1, 2], {1: _events(1)[0], 2: None}, 0),
+            partial(c.found, [[]], {}, 0),
         ],
         "settled": [
             partial(_acked, "settled"),
@@ -225,13 +195,10 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
         ],
         "frames": [
             partial(c.frames, _events(2, signature="é", traceparent="t"), "i"),
-            partial(c.frames, _events(2, after="é", behind=2**62), "i"),
-            partial(c.frames, [*_events(1), *_events(1, after="\n")], "i"),
-            partial(c.frames, [*_events(1), *_events(1, behind=-1)], "i"),
             partial(c.frames, [*_events(1), *_events(1, msg_id="\n")], "i"),
             *(
                 partial(c.frames, [*_events(1), *_events(1, **{name: []})], "i")
-                for name in ("subject", "msg_id", "after", "body")
+                for name in ("subject", "msg_id", "body")
             ),
             partial(c.frames, [*_events(1), object()], "i"),
             partial(c.frames, [], "\ud800"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any
 
 from hypothesis import given, settings
@@ -15,8 +14,6 @@ from mesh.jetstream.outgoing import NEVER, unheard
 from tests.unit.native_twins import PYTHON, SETS, alike, compares, compiled, hostile, outcome
 from tests.unit.native_walks import VALUES, WORDS
 
-QUIET = True
-LEAST, MOST = -(2**63), 2**63 - 1
 Twins = Callable[[str], Any]
 Fields = dict[str, Any]
 
@@ -26,16 +23,13 @@ LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\
 NUMBERS = st.integers(0, 2**60)
 EVENTS = st.fixed_dictionaries(
     dict.fromkeys(REQUIRED, WORDS) | {"body": st.binary(max_size=200)},
-    optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature", "after"), LINES)
-    | dict.fromkeys(
-        ("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place", "behind"), NUMBERS
-    )
+    optional=dict.fromkeys(("base_id", "view", "type", "route", "msg_id", "signature"), LINES)
+    | dict.fromkeys(("generation", "first_signed_ms", "signed_ms", "token", "order", "sends", "place"), NUMBERS)
     | {
         "traceparent": st.sampled_from([None, "", "00-a-b-01"]) | LINES,
         "kids": st.lists(st.sampled_from("abc"), max_size=2, unique=True).map(tuple),
     }
-    | {"sent_at": st.floats(0, 1e9), "give_up_at": st.floats(0, 1e9), "done": st.booleans(), "origin": VALUES}
-    | {"quiet": st.booleans()},
+    | {"sent_at": st.floats(0, 1e9), "give_up_at": st.floats(0, 1e9), "done": st.booleans(), "origin": VALUES},
 )
 BATCHES = st.lists(EVENTS, max_size=6)
 
@@ -106,14 +100,13 @@ def test_outgoing_refuses(fields: Fields, gone: str, name: str) -> None:
 STEPS = st.one_of(
     st.tuples(st.just("entered"), NUMBERS),
     st.tuples(st.just("signed"), st.lists(LINES, min_size=6, max_size=6), st.sampled_from("abc"), NUMBERS),
-    st.tuples(st.just("linked"), LINES, st.integers(LEAST, 2**62), st.booleans()),
     st.tuples(st.just("ordered"), NUMBERS, st.floats(0, 1e9)),
     st.tuples(st.just("marked_sent"), st.floats(0, 1e9)),
     st.tuples(st.just("set"), st.sampled_from(["base_id", "generation", "msg_id", "kids", "first_signed_ms"])),
 )
 
 
-@compares("entered", "signed", "linked", "ordered", "marked_sent")
+@compares("entered", "signed", "ordered", "marked_sent")
 @settings(max_examples=2 * settings().max_examples)
 @given(BATCHES, st.lists(STEPS, max_size=6))
 def test_loops(events: list[Fields], steps: list[Any]) -> None:
@@ -147,110 +140,17 @@ def test_signed_has_a_signature_for_each(events: list[Fields], more: int) -> Non
     assert refused is (ValueError if more and len(events) + more >= 0 and (events or more > 0) else None)
 
 
-@compares("linked")
-@given(st.integers(0, 9), st.integers(LEAST, 2**62), st.booleans())
-def test_linked_goes_from_one_to_the_next(count: int, place: int, quiet: bool) -> None:
-    """Each names the id and the place of the one before it; the first of every two is quiet, never the last of all."""
-
-    def use(twins: Twins) -> Any:
-        items = made(
-            twins, [dict.fromkeys(REQUIRED, "s") | {"msg_id": f"id-{at}", "quiet": True} for at in range(count)]
-        )
-        twins("linked")(items, "id-before", place, quiet)
-        return [(item.after, item.behind, item.quiet, item.msg_id) for item in items]
-
-    before = ["id-before", *(f"id-{at}" for at in range(count))]
-    firsts = {at for at in range(0, count - 1, 2) if quiet}
-    assert alike(use) == [(before[at], place + at, at in firsts, f"id-{at}") for at in range(count)]
-
-
-@compares("linked")
-def test_linked_needs_ids() -> None:
-    """Events, each with an id, and a text to begin with; the one that has none is linked itself."""
-    assert outcome(compiled().linked, [None], "", 7, QUIET) == ("raises", TypeError)
-    assert outcome(compiled().linked, [], None, 7, QUIET) == ("raises", TypeError)
-
-    def use(twins: Twins) -> Any:
-        items = made(twins, [dict.fromkeys(REQUIRED, "s") | {"msg_id": "id"}] * 3)
-        del items[1].msg_id
-        did = outcome(twins("linked"), items, "id-before", 7, QUIET)
-        return did, [(item.after, item.behind, item.quiet) for item in items]
-
-    links = [("id-before", 7, True), ("id", 8, False), ("", 0, False)]
-    assert alike(use) == (("raises", AttributeError), links)
-
-
-CHAINED = st.fixed_dictionaries(
-    dict.fromkeys(REQUIRED, st.just("s"))
-    | {"stream": st.sampled_from("tttu"), "msg_id": st.sampled_from("ab"), "after": st.sampled_from(["", *"abb"])}
-    | {"quiet": st.sampled_from([True, True, False]), "first_signed_ms": st.sampled_from([1, 1, 1, 2**40])}
-    | {"behind": st.integers(-1, 1)}
-)
-
-
 @compares("found")
-@settings(max_examples=5 * settings().max_examples)
-@given(
-    st.lists(CHAINED, max_size=7),
-    st.lists(st.tuples(st.integers(-1, 8), st.integers(-1, 2)), max_size=8),
-    st.sampled_from([0, 0, 2, -1]),
-    st.sampled_from([0, 0, 0, 1]),
-)
-def test_found(events: list[Fields], acked: list[Any], oldest_ms: int, off: int) -> None:
-    """Those of the acks, with the quiet ones that they are linked to, known or not, young or not, even in a circle."""
-    tokens, sequences = [token for token, _ in acked], [sequence for _, sequence in acked]
+@given(BATCHES, st.lists(st.integers(-1, 7), max_size=8), NUMBERS | st.sampled_from([0, -1]))
+def test_found(events: list[Fields], tokens: list[int], oldest_ms: int) -> None:
+    """All of them, or as many as are known and young enough."""
 
     def use(twins: Twins) -> Any:
-        items = made(twins, [fields | {"token": token + off} for token, fields in enumerate(events)])
-        known, places, plain = twins("found")(tokens, sequences, dict(enumerate(items)), oldest_ms)
-        return [items.index(item) for item in known], places, plain
+        items = made(twins, events)
+        some = twins("found")(tokens, dict(enumerate(items)), oldest_ms)
+        return [items.index(item) for item in some]
 
     alike(use)
-
-
-@compares("linked", "found")
-@given(st.integers(0, 9), st.integers(1, 2**40), st.integers(-2, 2), st.sets(st.integers(0, 9)))
-def test_acks_of_linked_events_speak_for_all(count: int, place: int, off: int, wrong: set[int]) -> None:
-    """Each for its event and for the quiet one before; not of one at another place, or under another id."""
-
-    def use(twins: Twins) -> Any:
-        required = dict.fromkeys(REQUIRED, "s")
-        items = made(twins, [required | {"token": 7 + at, "msg_id": f"id-{at}"} for at in range(count)])
-        twins("linked")(items, "id-before", place, QUIET)
-        for at in wrong & set(range(count)):
-            items[at].msg_id += "?"
-        acked = [at for at, item in enumerate(items) if not item.quiet]
-        sequences = [place + 1 + at + off for at in acked]
-        found = twins("found")([7 + at for at in acked], sequences, {item.token: item for item in items}, 0)
-        known, places, plain = found
-        return [items.index(item) for item in known], places, plain
-
-    quiet = set(range(0, count - 1, 2))
-    answered = [at for at in range(count) if at not in quiet or (off == 0 and at not in wrong)]
-    assert alike(use) == (answered, [place + 1 + at + off for at in answered], True)
-
-
-class Name(str):
-    """A text of a type of its own."""
-
-    __slots__ = ()
-
-
-@compares("linked", "found", "frames")
-@given(st.sets(st.sampled_from(["subject", "stream", "msg_id", "signature", "traceparent", "after", "last"])))
-def test_texts_of_another_type(odd: set[str]) -> None:
-    """They are the text that they are: in a link, in a frame, and for the ack of it."""
-
-    def use(twins: Twins) -> Any:
-        texts = {"subject": "s", "stream": "t", "msg_id": "id-0", "signature": "1.x", "traceparent": "00", "after": ""}
-        own = {name: Name(text) if name in odd else text for name, text in texts.items()}
-        required = {"body": b"b", "source": "r", "event_id": "e"}
-        first, second = made(twins, [required | own | {"token": 7}, required | texts | {"token": 8, "msg_id": "id-1"}])
-        twins("linked")([first, second], Name("a") if "last" in odd else "a", 3, QUIET)
-        known, places, plain = twins("found")([8], [5], {7: first, 8: second}, 0)
-        return known == [first, second], places, plain, twins("frames")([first, second], Name("i"))
-
-    assert alike(use)[:3] == (True, [4, 5], True)
 
 
 @compares("forgotten")
@@ -297,7 +197,7 @@ def test_settled(flight: list[Any], skipped: int, others: list[int], rises: list
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-HEADERS = ("msg_id", "signature", "after", "traceparent")
+HEADERS = ("msg_id", "signature", "traceparent")
 
 
 @compares("frames")
@@ -305,36 +205,6 @@ HEADERS = ("msg_id", "signature", "after", "traceparent")
 def test_frames(events: list[Fields], inbox: str, times: int) -> None:
     """The same bytes for 0 to 300 events."""
     assert isinstance(alike(lambda twins: twins("frames")(made(twins, events * times), inbox)), bytes)
-
-
-@compares("frames")
-def test_frames_of_linked_events() -> None:
-    """Two lines say the link, whole, and only of one that is linked; one that is quiet has no reply."""
-    event = {"subject": "s", "stream": "t", "body": b"body", "source": "r", "event_id": "e", "token": 7, "msg_id": "id"}
-    event |= {"signature": "1.x", "behind": 8}
-    for after, traceparent, quiet in product(("", "id-0"), (None, "00"), (False, True)):
-        fields = event | {"after": after, "traceparent": traceparent, "quiet": quiet}
-        made_of = alike(partial(_framed, [fields]))
-        block = "NATS/1.0\r\nContent-Type: application/cloudevents+json\r\nNats-Msg-Id: id\r\nMesh-Signature: 1.x\r\n"
-        block += "Nats-Expected-Last-Msg-Id: id-0\r\nNats-Expected-Last-Sequence: 8\r\n" if after else ""
-        block += "traceparent: 00\r\n\r\n" if traceparent else "\r\n"
-        line = f"HPUB s {'' if quiet else '_INBOX.7 '}{len(block)} {len(block) + 4}\r\n"
-        assert made_of == f"{line}{block}body\r\n".encode()
-
-
-@compares("frames")
-def test_frames_with_numbers_of_every_length() -> None:
-    """Of one digit to nineteen; what is negative is refused, linked or not."""
-    event = dict.fromkeys(REQUIRED, "s") | {"body": b"", "after": "id"}
-    for digits in range(1, 20):
-        for number in (10 ** (digits - 1), min(10**digits - 1, MOST)):
-            for name in ("token", "behind"):
-                whole = alike(partial(_framed, [event | {name: number}, event]))
-                assert b"%d" % number in whole
-    for name, number, after in product(("token", "behind"), (-1, -9, -10, LEAST), ("", "id")):
-        odd = event | {name: number, "after": after}
-        assert alike(partial(_framed, [event, odd])) is ValueError
-        assert alike(partial(_framed, [odd])) is ValueError
 
 
 @compares("frames")
@@ -353,13 +223,12 @@ def _framed(events: list[Fields], twins: Twins) -> Any:
 @given(st.lists(EVENTS, min_size=1, max_size=4), st.data(), st.sampled_from([b"x", 1, [], "\ud800", None]))
 def test_frames_refuse_what_is_no_text(events: list[Fields], draw: st.DataObject, odd: Any) -> None:
     """A header value of another type, or with a lone surrogate; a subject that cannot be written; a body of text."""
-    name = draw.draw(st.sampled_from(HEADERS[:3] if odd in (None, []) else HEADERS))
+    name = draw.draw(st.sampled_from(HEADERS[:2] if odd in (None, []) else HEADERS))
     at = draw.draw(st.integers(0, len(events) - 1))
     for wrong in ({name: odd}, {"subject": "\ud800"}, {"body": "text"}, {"body": None}):
         some = [*events[:at], events[at] | wrong, *events[at + 1 :]]
         assert alike(partial(_framed, some)) in (TypeError, UnicodeEncodeError)
-    answered = [fields | {"quiet": False} for fields in events]
-    assert alike(lambda twins: twins("frames")(made(twins, answered), "\ud800")) is UnicodeEncodeError
+    assert alike(lambda twins: twins("frames")(made(twins, events), "\ud800")) is UnicodeEncodeError
 
 
 # --- what hurts ------------------------------------------------------------------------------------------------------
@@ -379,10 +248,7 @@ def test_events_of_anything(parts: list[Any], odd: Any, gone: str) -> None:
             lambda: compiled().signed([item], [odd], "k", 1),
             lambda: compiled().ordered([item], 1, 1.0),
             lambda: compiled().marked_sent([item], 1.0),
-            lambda: compiled().found([1, odd], [1, 2], {1: item, 2: odd}, 0),
-            lambda: compiled().found([1], [odd], {1: item, item.token - 1: item}, 0),
-            lambda: compiled().found([1], [item.behind + 1], {1: item, item.token - 1: item}, 0),
-            lambda: compiled().linked([item, item], "id", 7, QUIET),
+            lambda: compiled().found([1, odd], {1: item, 2: odd}, 0),
             lambda: compiled().settled(deque([item, odd]), [item, item], [1, odd], 0, NEVER),
             lambda: compiled().settled(odd, [item], [1], 0, 5.0),
             lambda: compiled().forgotten([item], {1: item}),
@@ -405,7 +271,6 @@ def test_loops_take_events_alone() -> None:
         lambda items: twins("signed")(items, ["s"] * 2, "k", 1),
         lambda items: twins("ordered")(items, 1, 1.0),
         lambda items: twins("marked_sent")(items, 1.0),
-        lambda items: twins("linked")(items, "a", 1, QUIET),
         lambda items: twins("frames")(items, "i"),
     ]
     for call in calls:
@@ -413,7 +278,6 @@ def test_loops_take_events_alone() -> None:
         for items in lists:
             assert outcome(call, items) == ("raises", TypeError)
     assert (item.token, item.order, item.sends) == (2, 2, 3)  # three lists begin with it
-    assert (item.after, item.behind, item.quiet) == ("a", 1, True)
 
 
 @hostile
@@ -428,14 +292,10 @@ def test_loops_refuse_to_count_past_64_bits() -> None:
         lambda: compiled().entered(items, by_token, last - 1),
         lambda: compiled().ordered(items, last - 1, 1.0),
         lambda: compiled().marked_sent(items[1:], 1.0),
-        lambda: compiled().linked(items, "a", last, QUIET),
     ]
     for call in calls:
         assert outcome(call) == ("raises", OverflowError)
     assert by_token == {last: items[0]}
-    assert [(item.after, item.behind) for item in items] == [("a", last), ("", 0)]
-    assert outcome(compiled().linked, items, "b", last - 1, QUIET) == ("answers", None)
-    assert [(item.after, item.behind) for item in items] == [("b", last - 1), ("i", last)]
     assert [(item.token, item.order, item.sends) for item in items] == [(last, last, 0), (0, 0, last)]
     assert outcome(compiled().entered, [], {}, last) == ("answers", 0)
 
@@ -464,45 +324,6 @@ def test_settled_holds_what_it_looks_at() -> None:
     assert len(queue) == 1
 
 
-class Key:
-    """Empties lists and dicts when it is hashed, or compared with what has the hash *like*."""
-
-    def __init__(self, *spoils: Any, like: int | None = None) -> None:
-        self.spoils, self.like = spoils, like
-
-    def __hash__(self) -> int:
-        if self.like is not None:
-            return self.like
-        self._spoil()
-        return 7
-
-    def __eq__(self, other: object) -> bool:
-        self._spoil()
-        return False
-
-    def _spoil(self) -> None:
-        for some in self.spoils:
-            some.clear()
-
-
-@hostile
-def test_found_holds_what_it_looks_at() -> None:
-    """Tokens and sequences, while the lists are emptied; the event, while it goes out of flight."""
-    c, required = compiled(), dict.fromkeys(REQUIRED, "s")
-    tokens, sequences = [7, 8], list[Any]()
-    sequences += [Empties(tokens, sequences), 8]
-    item = c.Outgoing(**required, token=7)
-    assert outcome(c.found, tokens, sequences, {7: item}, 0) == ("answers", ([item], [7], True))
-    odd, places = list[Any](), [1, 2]
-    odd += [Key(odd, places), 7]
-    assert outcome(c.found, odd, places, {7: item}, 0) == ("answers", ([], [], False))
-    flying: dict[Any, Any] = {}
-    flying[Key(flying, like=6)] = None
-    flying[7] = c.Outgoing(**required, token=7, after="id", behind=4)
-    known, places, plain = c.found([7], [5], flying, 0)
-    assert ([one.after for one in known], places, plain, flying) == (["id"], [5], True, {})
-
-
 class Spoils:
     """Empties a list when it is compared, or let go of."""
 
@@ -526,10 +347,9 @@ def test_a_list_that_is_emptied_on_the_way() -> None:
     calls: list[Callable[[Any], Any]] = [
         lambda items: compiled().entered(items, {}, 1),
         lambda items: compiled().signed(items, ["s"] * 3, "k", 1),
-        lambda items: compiled().linked(items, "id", 7, QUIET),
     ]
     for call in calls:
-        for name in ("kids", "msg_id", "signature", "after"):
+        for name in ("kids", "msg_id", "signature"):
             items: list[Any] = []
             items += made(SETS[1], [{"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}] * 3)
             for item in items:
@@ -537,18 +357,3 @@ def test_a_list_that_is_emptied_on_the_way() -> None:
                 setattr(item, name, (Spoils(items),) if name == "kids" else Spoils(items))
             del item
             outcome(call, items)
-
-
-@compares("linked")
-def test_linked_lets_go_of_what_empties_the_list() -> None:
-    """The event that had it is linked all the same, and is then the last one."""
-
-    def use(twins: Twins) -> Any:
-        items: list[Any] = []
-        first, second = made(twins, [dict.fromkeys(REQUIRED, "s") | {"msg_id": "id"}] * 2)
-        items += [first, second]
-        first.after = Spoils(items)
-        did = outcome(twins("linked"), items, "id-before", 7, QUIET)
-        return did, items, [(item.after, item.behind, item.quiet) for item in (first, second)]
-
-    assert alike(use) == (("answers", None), [], [("id-before", 7, False), ("", 0, False)])

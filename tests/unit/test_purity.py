@@ -29,7 +29,6 @@ PURE = {
     "mesh.jetstream", "mesh.jetstream.accounts", "mesh.jetstream.changes", "mesh.jetstream.topology",
     "mesh.jetstream.durables", "mesh.jetstream.succession", "mesh.control.replay_runs",
     "mesh.jetstream.acks", "mesh.jetstream.credit", "mesh.jetstream.deliveries", "mesh.jetstream.former",
-    "mesh.jetstream.links",
     "mesh.jetstream.outgoing", "mesh.jetstream.probing", "mesh.jetstream.refusals", "mesh.jetstream.refused_subjects",
     "mesh.jetstream.sealing", "mesh.jetstream.silence",
     "mesh.jetstream.transition", "mesh.jetstream.window", "mesh.jetstream.wire",
