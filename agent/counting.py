@@ -17,7 +17,7 @@ MAX_ROWS: Final = 90  # of one mark, likewise
 MAX_MARK_BYTES: Final = 32_768  # of the rows of one mark: half of what an audit record may have
 
 
-class _Counter:
+class Counter:
     """One source in one view: the last number given, and the last one that a mark named."""
 
     __slots__ = ("last", "marked")
@@ -36,18 +36,19 @@ class Counting:
 
     def __init__(self, epoch: str) -> None:
         self.epoch = epoch
-        self._counters: dict[tuple[str, str], _Counter] = {}
+        self._counters: dict[tuple[str, str], Counter] = {}
         self._voids: dict[tuple[str, str, str], list[Void]] = {}
 
-    def next(self, source: str, view: str) -> int:
-        """The next number of a source in a view; 0 where the epoch counts too many of them already."""
+    def full(self, source: str, view: str) -> bool:
+        """Whether the epoch counts so many that a source in a view which is new to it belongs in another."""
+        return len(self._counters) >= MAX_COUNTERS and (source, view) not in self._counters
+
+    def counter(self, source: str, view: str) -> Counter:
+        """The counter of a source in a view."""
         counter = self._counters.get((source, view))
         if counter is None:
-            if len(self._counters) >= MAX_COUNTERS:
-                return 0
-            counter = self._counters[source, view] = _Counter()
-        counter.last = n = counter.last + 1
-        return n
+            counter = self._counters[source, view] = Counter()
+        return counter
 
     def void(self, number: Number, source: str, view: str, *, stream: str = "", at: int = 0, event: str = "") -> None:
         """Remember that no copy may stand under *number*, of this epoch or of another process's."""

@@ -160,8 +160,8 @@ class Outbound:
             if not landed.done():  # the caller may have gone; its events are stored all the same
                 landed.set_result(None)
 
-        self._sequences.stamp(decided)  # no await from here to the lanes: numbers rise along each stream
         flight = Flight(decided, on_copies=self._copies_done, on_landed=land, on_void=self._sequences.void)
+        self._sequences.stamp(flight.outgoing)  # no await from here to the lanes: numbers rise along each stream
         if not flight.waiting:
             land(flight)
         del decided  # the copies are the flight's now: few things live as long as an acknowledgement takes

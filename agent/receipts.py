@@ -14,7 +14,7 @@ import msgspec
 
 from mesh.errors import MeshError
 from mesh.jetstream.acks import PubAck
-from mesh.jetstream.outgoing import Outgoing
+from mesh.jetstream.outgoing import Outgoing, Together, boarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,11 +105,8 @@ class Flight:
         self._on_landed = on_landed
         self._events = [(event.event_id, len(event.copies)) for event in events]
         copies = [copy for event in events for copy in event.copies]
-        done, shares = self._done, {view: _Share(view, self._stored) for view in {copy.view for copy in copies}}
-        for place, copy in enumerate(copies):
-            copy.on_done = done
-            copy.together = shares[copy.view]
-            copy.place = place
+        shares: dict[str, Together] = {view: _Share(view, self._stored) for view in {copy.view for copy in copies}}
+        boarded(copies, self._done, shares)
         self.outgoing = copies
         self._done_copies: list[CopyReceipt | BaseException | None] = [None] * len(copies)
         self._repeated: set[int] = set()  # places of copies that the stream had already

@@ -24,12 +24,11 @@ from mesh.marks import Mark
 from mesh.sequences import CHANCE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from mesh.identity import Signer
     from mesh.jetstream.acks import PubAck
     from mesh.jetstream.outgoing import Outgoing
-    from mesh.journey import Outbound
 
 MARK_S = 60.0  # between marks, and how long a void number waits for one at most
 MARK_SHARE = 1 / 60  # of the epoch's age: an hour's epoch is marked every minute, a day's every 15 minutes
@@ -78,16 +77,16 @@ class Sequences:
 
     # --- told by others ----------------------------------------------------------------------------------------------
 
-    def stamp(self, decided: Iterable[Outbound]) -> None:
-        """Number the copies of *decided*, which have none, in the order they will be sent in; all have to be sent."""
-        following, number = self._now.counting.next, self._now.number
-        for event in decided:
-            for copy in event.copies:
-                n = following(copy.source, copy.view)
-                if not n:
-                    n = self._turn(copy.source, copy.view)
-                    following, number = self._now.counting.next, self._now.number
-                copy.body = number(copy.body, n)
+    def stamp(self, copies: list[Outgoing]) -> None:
+        """Number *copies*, which have none, in the order they will be sent in; all have to be sent."""
+        at = 0
+        while at < len(copies):
+            source, view = copies[at].source, copies[at].view
+            if self._now.counting.full(source, view):
+                self._turn()
+            counter = self._now.counting.counter(source, view)
+            first, at = at, sequences.numbered(copies, at, self._now.member, counter.last + 1)
+            counter.last += at - first
 
     def duplicate(self, outgoing: Outgoing, ack: PubAck) -> None:
         """The stream said that it has the event of this copy already, as the message that *ack* names."""
@@ -180,24 +179,23 @@ class Sequences:
         name = sequences.new_epoch(self._clock_ms(), self._chance(CHANCE_BYTES))
         return _Epoch(Counting(name), self._clock_s())
 
-    def _turn(self, source: str, view: str) -> int:
-        """Begin another epoch, for this one counts too many sources; the first number in it."""
+    def _turn(self) -> None:
+        """Begin another epoch, for this one counts too many sources."""
         self._ended.append(self._now)
         if len(self._ended) > MAX_ENDED:  # nobody could sign for a long time: what they counted stays without a mark
             del self._ended[0]
         self._now = self._begin()
         log.info("sequence_epoch_full", epoch=self.epoch)
-        return self._now.counting.next(source, view)
 
 
 class _Epoch:
     """An epoch of this process, and where its marks stand."""
 
-    __slots__ = ("began_s", "counting", "index", "marked_s", "number", "over")
+    __slots__ = ("began_s", "counting", "index", "marked_s", "member", "over")
 
     def __init__(self, counting: Counting, now_s: float) -> None:
         self.counting = counting
-        self.number = sequences.numbering(counting.epoch)
+        self.member = sequences.member_of(counting.epoch)
         self.began_s = now_s
         self.marked_s = now_s
         self.index = 0

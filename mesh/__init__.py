@@ -4,8 +4,9 @@
                 grammar of types, patterns and NATS subjects.
 2. `policy`     The publisher's plan decides: may this agent say this? Which views of it does anybody read? Each view
                 keeps or drops the event (`rows`) and masks its fields.
-3. `journey`    `outbound()` puts 1 and 2 together and returns one `Outgoing` per view; setting out, it gets its number
-                (`sequences`). `completeness` finds from numbers and signed `marks` what was taken, moved, brought in.
+3. `journey`    `outbound()` puts 1 and 2 together and returns one `Outgoing` per view (`cutting` cuts most of them out
+                of the event's text); setting out, it gets its number (`sequences`). `completeness` finds from numbers
+                and signed `marks` what was taken, moved, brought in.
 4. `signing`    Copies that queued up together are sealed with one signature over a Merkle root; `identity` says whose.
 5. `jetstream`  The one door to NATS: the publisher sends sealed copies and waits for the stream's word that they are
                 stored; the puller brings them back out of a durable consumer as `Received`.

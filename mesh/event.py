@@ -156,36 +156,46 @@ def fields_from_structured(body: bytes, now_ms: int, limits: Limits) -> dict[str
     return _accept(decode(body, max_depth=limits.max_depth), size, now_ms, limits)
 
 
-def text_from_structured(
-    body: bytes, now_ms: int, limits: Limits, guess: Wanted, reads: Callable[[str], Wanted]
-) -> tuple[bytes, bytes, dict[str, Any], Wanted] | None:
+@native.twin
+def text_from_structured(  # noqa: PLR0917 - called once for each event: names would take longer
+    body: bytes,
+    now_ms: int,
+    max_body: int,
+    max_depth: int,
+    max_event: int,
+    known: tuple[str, Wanted],
+    reads: Callable[[str], Wanted],
+) -> tuple[bytes, bytes, dict[str, Any], tuple[str, Wanted]] | None:
     """One structured event without taking it apart, where that is surely the same: for who shows most of it as it is.
 
     Args:
-        body: As for `draft_from_structured`, and so are the next two.
+        body: As for `draft_from_structured`, and so is the next one.
         now_ms: See there.
-        limits: See there.
-        guess: What *reads* will say; another object costs a second look.
+        max_body: Of `Limits` the `max_batch_bytes`.
+        max_depth: Of them.
+        max_event: Of them the `max_event_bytes`.
+        known: A type, and what *reads* says of it; another type costs a call.
         reads: What of `data` is read, by the event's type.
 
     Returns:
         A text, and members to put behind it: that is what `encode` makes of the fields that `fields_from_structured`
-        gives; those fields, of `data` only what is read; and what that is. None where it is not sure, and where the
-        event is to be refused. No view masks these members.
+        gives; those fields, of `data` only what is read; and what is *known* of their type. None where it is not sure,
+        and where the event is to be refused. No view masks these members.
     """
-    if len(body) > limits.max_batch_bytes:
+    if len(body) > max_body:
         return None
-    text = verbatim(body, limits.max_depth)
+    text = verbatim(body, max_depth)
     if text is None:
         return None
-    fields = glimpse(text, guess)
+    fields = glimpse(text, known[1])
     if not plain(fields, SOURCES, TYPES) or "expirytime" in fields:
         return None
-    wanted = reads(fields["type"])
-    if wanted is not guess:
-        fields = glimpse(text, wanted)
+    type_ = fields["type"]
+    if type_ != known[0]:
+        known = type_, reads(type_)
+        fields = glimpse(text, known[1])
     more = _fill_in(fields, now_ms).encode()
-    return None if len(text) + len(more) > limits.max_event_bytes else (text, more, fields, wanted)
+    return None if len(text) + len(more) > max_event else (text, more, fields, known)
 
 
 def events_of_batch(body: bytes, limits: Limits = _DEFAULT) -> list[bytes]:
@@ -389,3 +399,7 @@ def _accept(fields: dict[str, Any], size: int, now_ms: int, limits: Limits) -> d
         if encoded > limits.max_event_bytes:
             _too_large("event", encoded, limits.max_event_bytes)
     return fields
+
+
+if native.compiled is not None:
+    native.compiled.reading_with(SOURCES, TYPES, rfc3339)

@@ -7,12 +7,12 @@ each new event that a route makes of it, and leaves numbering (`sequences.py`) a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
 from mesh import native
+from mesh.cutting import Address, Hashes, Stop, cut
 from mesh.errors import Denied
 from mesh.event import encode, text_from_structured
 from mesh.jetstream.outgoing import Outgoing
@@ -35,25 +35,8 @@ _DIGEST_BYTES = 16
 MAX_ADDRESSES = 1024  # of a type in a view that are remembered, about 2 KB each
 
 
-@dataclass(frozen=True, slots=True)
-class _Address:
-    """Where the copies of a type in a view go, by slot, and in which stream they rest.
-
-    `marks` ends every such copy: no event that was accepted has these members, so they need no look.
-    """
-
-    view: str
-    subjects: tuple[str, ...]
-    stream: str
-    marks: bytes
-
-
-_Way: TypeAlias = "tuple[tuple[ViewPlan, ...], list[tuple[ViewPlan, _Address]]]"
-"""Views of a type, and where the copies in each of them go."""
-
-
-class _NotCut(Exception):
-    """A view shows the event in a way that only taking it apart can tell."""
+_Way: TypeAlias = "tuple[tuple[ViewPlan, ...], tuple[Stop, ...]]"
+"""Views of a type, and a stop for each of them."""
 
 
 class Outbound(msgspec.Struct, gc=False):
@@ -89,9 +72,7 @@ class Departures:
         dedupe_key: 32 bytes, the source's; slots and partition tokens are keyed with it.
     """
 
-    __slots__ = (
-        "_addresses", "_marks", "_partition", "_reads", "_site", "_slot_hash", "_token", "_ways", "keys", "plans",
-    )  # fmt: skip
+    __slots__ = ("_addresses", "_hashes", "_known", "_marks", "_reads", "_site", "_ways", "keys", "plans")
 
     def __init__(
         self, plans: PublisherPlans, keys: MaskKeys, *, site: str, tenant: str, revision: int, dedupe_key: bytes
@@ -99,13 +80,16 @@ class Departures:
         self.plans = plans
         self.keys = keys
         self._site = site
-        self._token = MessageIds(dedupe_key).token
-        self._partition = Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION).token
-        self._slot_hash = Keyed(dedupe_key, _DIGEST_BYTES, _SLOT).digest
+        self._hashes = Hashes(
+            slot=Keyed(dedupe_key, _DIGEST_BYTES, _SLOT),
+            partition=Keyed(dedupe_key, _DIGEST_BYTES, _PARTITION),
+            message_id=MessageIds(dedupe_key).keyed,
+        )
         self._marks = {"tenant": tenant, "policyrevision": revision}
-        self._addresses: dict[tuple[str, str], _Address] = {}  # by type and view
+        self._addresses: dict[tuple[str, str], Address] = {}  # by type and view
         self._ways: dict[str, _Way] = {}  # by type, for the views of late; all their addresses are remembered
-        self._reads: Wanted = {}  # of the last event's data: the next one is most often of the same type
+        self._reads = plans.reads
+        self._known: tuple[str, Wanted] = ("", {})  # of the last event: the next one is most often of the same type
 
     def outbound(self, draft: Draft, now_ms: int | None = None) -> Outbound:
         """Decide and route *draft*, then filter rows and mask it for each view that somebody may read.
@@ -149,56 +133,42 @@ class Departures:
         plans = self.plans
         if native.compiled is None or plans.routing:  # what a route makes of an event has another text
             return None
-        read = text_from_structured(body, now_ms, limits, self._reads, plans.reads)
+        read = text_from_structured(
+            body, now_ms, limits.max_batch_bytes, limits.max_depth, limits.max_event_bytes, self._known, self._reads
+        )
         if read is None:
             return None
-        text, more, fields, self._reads = read
+        text, more, fields, self._known = read
         decision = plans.decide(fields, now_ms=now_ms)
         if not decision.allowed:
             return None
-        try:
-            return Outbound(fields["id"], decision, self._copies(fields, decision.views, "", text, more))
-        except _NotCut:
-            return None
+        views = decision.views
+        way = self._ways.get(fields["type"])
+        if way is None or way[0] != views:
+            way = self._way(fields["type"], views)
+        copies = cut(text, more, fields, way[1], self._hashes, self.keys)
+        return None if copies is None else Outbound(fields["id"], decision, copies)
 
-    def _copies(
-        self,
-        fields: dict[str, Any],
-        views: tuple[ViewPlan, ...],
-        route: str,
-        text: bytes | None = None,
-        more: bytes = b"",
-    ) -> list[Outgoing]:
-        """One copy of the event *fields* for each of *views* that shows it.
-
-        Where its *text* is known it is cut out of that, and *more* goes behind it.
-
-        Raises:
-            _NotCut: There is a *text*, and one of them cannot be cut out of it.
-        """
+    def _copies(self, fields: dict[str, Any], views: tuple[ViewPlan, ...], route: str) -> list[Outgoing]:
+        """One copy of the event *fields* for each of *views* that shows it."""
         event_id, source, type_ = fields["id"], fields["source"], fields["type"]
         partition, trace = fields.get("partitionkey"), fields.get("traceparent")
-        place = slot_of(self._slot_hash(event_id if partition is None else partition))
+        hashes = self._hashes
+        place = slot_of(hashes.slot.digest(event_id if partition is None else partition))
         way = self._ways.get(type_)
         if way is None or way[0] != views:
             way = self._way(type_, views)
-        token = None if partition is None else self._partition(partition)
+        token = None if partition is None else hashes.partition.token(partition)
         copies = []
-        for view, address in way[1]:
-            if view.filters and not view.rows(fields):
+        for masking, rows, address in way[1]:
+            if rows is not None and not rows(fields):
                 continue
-            if text is None:
-                shown = view.mask(fields, self.keys)
-                if token is not None:
-                    shown["partitionkey"] = token
-                body = extended(encode(shown), address.marks)
-            else:
-                cut = view.splice(text, more + address.marks, token, fields, self.keys)
-                if cut is None:
-                    raise _NotCut
-                body = cut
+            shown = masking.apply(fields, self.keys)
+            if token is not None:
+                shown["partitionkey"] = token
+            body = extended(encode(shown), address.marks)
             subject = address.subjects[place]
-            base_id = self._token(source, event_id, subject, FIRST_GENERATION)
+            base_id = hashes.message_id.token(source, event_id, subject, FIRST_GENERATION)
             copies.append(
                 Outgoing(
                     subject, address.stream, body, source, event_id,
@@ -215,8 +185,8 @@ class Departures:
             address = known.get((type_, view.name))
             if address is None:
                 address = known[type_, view.name] = self._address(type_, view.name)
-            stops.append((view, address))
-        way = views, stops
+            stops.append(Stop(view.masking, view.rows if view.filters else None, address))
+        way = views, tuple(stops)
         if len(known) > MAX_ADDRESSES:
             known.clear()
             self._ways.clear()
@@ -224,10 +194,10 @@ class Departures:
             self._ways[type_] = way
         return way
 
-    def _address(self, type_: str, view: str) -> _Address:
+    def _address(self, type_: str, view: str) -> Address:
         subjects = tuple(physical(self._site, view, place, type_) for place in range(SLOTS))
         marks = b"," + encode({**self._marks, "view": view})[1:]
-        return _Address(view, subjects, stream_name(self._site, type_.partition(".")[0]), marks)
+        return Address(view, subjects, stream_name(self._site, type_.partition(".")[0]), marks)
 
 
 def outbound(

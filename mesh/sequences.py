@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mesh import native
@@ -21,7 +22,7 @@ from mesh.base64url import b64u
 from mesh.jsontext import decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from mesh.jetstream.outgoing import Outgoing
 
 CHANCE_BYTES: Final = 4
 DIGITS: Final = 12  # of a number: 30,000 a second for a year
@@ -71,20 +72,33 @@ def read(sequence: object) -> Number | None:
     return None if match is None or not int(match[2]) else Number(match[1], int(match[2]))
 
 
-def numbering(epoch: str) -> Callable[[bytes, int], bytes]:
-    """`number(body, n)`: the encoded event *body*, which has none, with its `sequence` as the last member."""
-    start = _KEY + epoch.encode() + b"-"
-
-    def number(body: bytes, n: int) -> bytes:
-        return numbered(body, start, n)
-
-    return number
+def member_of(epoch: str) -> bytes:
+    """The member `sequence` of a number of *epoch*, up to the digits."""
+    return _KEY + epoch.encode() + b"-"
 
 
 @native.twin
-def numbered(body: bytes, start: bytes, n: int) -> bytes:
-    """*body* with its last member: *start*, and *n* in `DIGITS` digits."""
-    return b'%b%b%012d"}' % (body[:-1], start, n)
+def numbered(copies: list[Outgoing], at: int, member: bytes, n: int) -> int:
+    """Number *copies* from place *at* on, as long as they are of one source and view: *n*, the next one, and so on.
+
+    Args:
+        copies: Each body an encoded event without a `sequence`; it gets one, as its last member.
+        at: Where to begin.
+        member: What `member_of` gives; the number follows it in `DIGITS` digits.
+        n: Of the first.
+
+    Returns:
+        The place behind the last one that got a number.
+    """
+    first = None
+    for copy in islice(copies, at, None):
+        first = first or copy
+        if copy.source != first.source or copy.view != first.view:
+            break
+        copy.body = b'%b%b%012d"}' % (copy.body[:-1], member, n)
+        n += 1
+        at += 1
+    return at
 
 
 def number_of(body: bytes) -> Number | None:

@@ -36,16 +36,18 @@ class MessageIds:
     """`message_id` under one key, which is hashed once instead of for every event.
 
     Attributes:
+        keyed: What they are hashed with.
         token: `of`, with the generation as text.
     """
 
-    __slots__ = ("token",)
+    __slots__ = ("keyed", "token")
 
     def __init__(self, dedupe_key: bytes) -> None:
         least, most = DEDUPE_KEY_BYTES
         if not least <= len(dedupe_key) <= most:
             raise ValueError(f"a dedupe key has {least} to {most} bytes, not {len(dedupe_key)}")
-        self.token = Keyed(dedupe_key, 16).token
+        self.keyed = Keyed(dedupe_key, 16)
+        self.token = self.keyed.token
 
     def of(self, source: str, event_id: str, subject: str, generation: int) -> str:
         """See `message_id`."""

@@ -94,6 +94,17 @@ def entered(items: list[Outgoing], by_token: dict[int, Outgoing], last: int) -> 
 
 
 @native.twin
+def boarded(
+    items: list[Outgoing], on_done: Callable[[Outgoing, PubAck | MeshError], None], together: dict[str, Together]
+) -> None:
+    """They are all of one request: who hears of each, for each view who hears of many, and their places in it."""
+    for place, item in enumerate(items):
+        item.on_done = on_done
+        item.together = together[item.view]
+        item.place = place
+
+
+@native.twin
 def signed(items: list[Outgoing], signatures: list[str], kid: str, now_ms: int) -> None:
     """Note what one batch was sealed with, and when. Raises ValueError where there is not a signature for each."""
     if len(items) != len(signatures):

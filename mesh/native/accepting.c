@@ -3,11 +3,7 @@
  */
 
 #include "grammar.h"
-
-enum {
-    SPECVERSION = 1, ID, SOURCE, TYPE, TIME, CONTENT, SUBJECT, CORRELATION, CAUSATION, PARTITION, SCHEMA, PARENT, STATE,
-    DATA, NEVER,
-};
+#include "reading.h"
 
 static PyObject *kinds; /* which of these a name is, as an int; other names are extensions of the sender's, or none */
 
@@ -19,7 +15,7 @@ equals(const Text *text, const char *other)
 
 /* Whether *value* is surely fine as an attribute of *kind*: 1 or 0, or -1 with an exception. */
 static int
-is_fine(long kind, PyObject *value, PyObject *sources, PyObject *types)
+is_fine(int kind, PyObject *value, PyObject *sources, PyObject *types)
 {
     Text text;
     if (kind == DATA) {
@@ -83,6 +79,27 @@ is_extension(PyObject *name, PyObject *value)
     return PyBool_Check(value);
 }
 
+int
+attribute_kind(PyObject *name)
+{
+    PyObject *known = PyDict_GetItemWithError(kinds, name);
+    return known != NULL ? (int)PyLong_AsLong(known) : PyErr_Occurred() ? -1 : EXTENSION;
+}
+
+int
+attribute_is_fine(int kind, PyObject *name, PyObject *value, PyObject *sources, PyObject *types)
+{
+    return kind == EXTENSION ? is_extension(name, value) : is_fine(kind, value, sources, types);
+}
+
+int
+attributes_are_fine(unsigned seen)
+{
+    const unsigned required = 1u << SPECVERSION | 1u << ID | 1u << SOURCE | 1u << TYPE;
+    const int taken_out = seen & 1u << STATE && !(seen & 1u << PARENT);
+    return (seen & required) == required && !taken_out;
+}
+
 /* plain(fields: dict, sources: dict, types: dict) -> bool */
 static PyObject *
 plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -91,7 +108,6 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         PyErr_SetString(PyExc_TypeError, "plain(fields: dict, sources: dict, types: dict)");
         return NULL;
     }
-    const unsigned required = 1u << SPECVERSION | 1u << ID | 1u << SOURCE | 1u << TYPE;
     unsigned seen = 0;
     PyObject *name, *value;
     Py_ssize_t at = 0;
@@ -99,12 +115,8 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         if (!PyUnicode_CheckExact(name)) { /* comparing another runs Python */
             Py_RETURN_FALSE;
         }
-        PyObject *known = PyDict_GetItemWithError(kinds, name);
-        if (known == NULL && PyErr_Occurred()) {
-            return NULL;
-        }
-        const long kind = known == NULL ? 0 : PyLong_AsLong(known);
-        const int fine = known == NULL ? is_extension(name, value) : is_fine(kind, value, args[1], args[2]);
+        const int kind = attribute_kind(name);
+        const int fine = kind < 0 ? -1 : attribute_is_fine(kind, name, value, args[1], args[2]);
         if (fine < 0) {
             return NULL;
         }
@@ -113,10 +125,7 @@ plain(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         }
         seen |= 1u << kind;
     }
-    if (seen & 1u << STATE && !(seen & 1u << PARENT)) { /* it would be taken out */
-        Py_RETURN_FALSE;
-    }
-    return PyBool_FromLong((seen & required) == required);
+    return PyBool_FromLong(attributes_are_fine(seen));
 }
 
 static PyMethodDef methods[] = {
@@ -129,7 +138,7 @@ accepting_add(PyObject *module)
 {
     static const struct {
         const char *name;
-        long kind;
+        int kind;
     } names[] = {
         {"specversion", SPECVERSION}, {"id", ID}, {"source", SOURCE}, {"type", TYPE}, {"time", TIME},
         {"datacontenttype", CONTENT}, {"subject", SUBJECT}, {"correlationid", CORRELATION}, {"causationid", CAUSATION},

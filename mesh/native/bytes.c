@@ -1,8 +1,6 @@
-/* `extended` and `brackets_exceed`, the twins of those of `mesh.jsontext`; `numbered`, of that of `mesh.sequences`. */
+/* `extended` and `brackets_exceed`, the twins of those of `mesh.jsontext`. */
 
 #include "common.h"
-
-#define DIGITS 12 /* of a number, at least */
 
 /* extended(text: bytes, members: bytes) -> bytes */
 static PyObject *
@@ -17,36 +15,6 @@ extended(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     if (made != NULL) {
         char *to = put_bytes(PyBytes_AS_STRING(made), PyBytes_AS_STRING(args[0]), kept);
         put_bytes(to, PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
-    }
-    return made;
-}
-
-/* numbered(body: bytes, start: bytes, n: int) -> bytes */
-static PyObject *
-numbered(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 3 || !PyBytes_Check(args[0]) || !PyBytes_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "numbered(body: bytes, start: bytes, n: int)");
-        return NULL;
-    }
-    const Py_ssize_t n = PyLong_AsSsize_t(args[2]), size = PyBytes_GET_SIZE(args[0]), kept = size ? size - 1 : 0;
-    if (n == -1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    if (n < 0) {
-        PyErr_SetString(PyExc_ValueError, "numbers count from 1");
-        return NULL;
-    }
-    char digits[24], *end = put_number(digits, n);
-    const Py_ssize_t written = end - digits, zeros = written < DIGITS ? DIGITS - written : 0;
-    const Py_ssize_t whole = kept + PyBytes_GET_SIZE(args[1]) + zeros + written + 2;
-    PyObject *made = PyBytes_FromStringAndSize(NULL, whole);
-    if (made != NULL) {
-        char *to = put_bytes(PyBytes_AS_STRING(made), PyBytes_AS_STRING(args[0]), kept);
-        to = put_bytes(to, PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1]));
-        memset(to, '0', (size_t)zeros);
-        to = put_bytes(to + zeros, digits, written);
-        PUT_LITERAL(to, "\"}");
     }
     return made;
 }
@@ -77,7 +45,6 @@ brackets_exceed(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t c
 }
 
 static PyMethodDef methods[] = {
-    {"numbered", (PyCFunction)(void (*)(void))numbered, METH_FASTCALL, NULL},
     {"extended", (PyCFunction)(void (*)(void))extended, METH_FASTCALL, NULL},
     {"brackets_exceed", (PyCFunction)(void (*)(void))brackets_exceed, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

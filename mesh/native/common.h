@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* The UTF-8 of a str; lives as long as the str does. */
+/* Bytes of which somebody else is the owner: the UTF-8 of a str lives as long as the str does. */
 typedef struct {
     const char *at;
     Py_ssize_t size;
@@ -26,6 +26,13 @@ text_of(PyObject *object, Text *text)
     }
     text->at = PyUnicode_AsUTF8AndSize(object, &text->size);
     return text->at == NULL ? -1 : 0;
+}
+
+/* What is in *bytes*, which lives as long. */
+static inline Text
+bytes_text(PyObject *bytes)
+{
+    return (Text){PyBytes_AS_STRING(bytes), PyBytes_GET_SIZE(bytes)};
 }
 
 static inline char *
@@ -97,7 +104,9 @@ int accepting_add(PyObject *module);
 int acked_add(PyObject *module);
 int acks_add(PyObject *module);
 int arrays_add(PyObject *module);
+int boarding_add(PyObject *module);
 int bytes_add(PyObject *module);
+int cutting_add(PyObject *module);
 int deliveries_add(PyObject *module);
 int frames_add(PyObject *module);
 int glimpse_add(PyObject *module);
@@ -108,6 +117,7 @@ int nodes_add(PyObject *module);
 int objects_add(PyObject *module);
 int outgoing_add(PyObject *module);
 int pieces_add(PyObject *module);
+int reading_add(PyObject *module);
 int roots_add(PyObject *module);
 int sealing_add(PyObject *module);
 int sending_add(PyObject *module);

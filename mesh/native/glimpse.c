@@ -1,5 +1,6 @@
 /* `glimpse` of `mesh.verbatim`: of a text that `verbatim` gave, only what is asked for becomes objects. */
 
+#include "reading.h"
 #include "text.h"
 
 #define MAX_NESTING 64 /* of what is read: `verbatim` gives no deeper text */
@@ -11,29 +12,9 @@ static const char *const common[] = {
     "subject",     "correlationid", "partitionkey", "traceparent",     "causationid", "dataschema", "tracestate",
 };
 
-enum { SLOTS = 256, REPEATED = 4, MAX_REPEATED = 64 /* bytes of a value that is kept */ };
+enum { REPEATED = 4, MAX_REPEATED = 64 /* bytes of a value that is kept */ };
 
-/* A slot each, which its first letters and its length choose. */
-static struct {
-    PyObject *name, *value; /* the last one, of those that repeat */
-    int repeats;
-} known[SLOTS];
-
-static inline unsigned
-slot_of(const char *at, Py_ssize_t size)
-{
-    return ((unsigned char)at[0] * 5u + (unsigned char)at[1] * 3u + (unsigned)size) % SLOTS;
-}
-
-/* The slot of a name that most events have, or -1. */
-static inline int
-known_name(const Text *name)
-{
-    const unsigned slot = slot_of(name->at, name->size);
-    PyObject *found = known[slot].name;
-    return name->size >= 2 && found != NULL && PyUnicode_GET_LENGTH(found) == name->size
-           && memcmp(PyUnicode_1BYTE_DATA(found), name->at, (size_t)name->size) == 0 ? (int)slot : -1;
-}
+Known glimpse_known[NAME_SLOTS];
 
 static PyObject *whole(const char **at, const char *end, int depth);
 
@@ -120,9 +101,11 @@ find(PyObject *wanted, const Text *name, PyObject **key, PyObject **below)
     return 0;
 }
 
-/* Of the value that begins at *at*, which is then behind it, what is wanted. NULL with an exception. */
+/* Of the value that begins at *at*, which is then behind it, what is wanted. NULL with an exception. With *last* it may also
+ * be in the value: nothing behind what is wanted is looked at.
+ */
 static PyObject *
-part(const char **at, const char *end, PyObject *wanted, int depth)
+part(const char **at, const char *end, PyObject *wanted, int depth, int last)
 {
     if (wanted == Py_None || **at != '{') {
         return whole(at, end, depth);
@@ -135,8 +118,9 @@ part(const char **at, const char *end, PyObject *wanted, int depth)
         return unproven();
     }
     PyObject *made = PyDict_New(), *key, *below;
-    if (made != NULL && PyDict_GET_SIZE(wanted) == 0) {
-        *at = after_container(*at, end);
+    Py_ssize_t left = PyDict_GET_SIZE(wanted); /* no name is there twice */
+    if (made != NULL && left == 0) {
+        *at = last ? *at : after_container(*at, end);
         if (*at == NULL) {
             Py_CLEAR(made);
             unproven();
@@ -148,10 +132,13 @@ part(const char **at, const char *end, PyObject *wanted, int depth)
     while (made != NULL && (more = take_member(at, end, &name)) > 0) {
         const int found = find(wanted, &name, &key, &below);
         if (found > 0) {
-            const int done = put_member(made, key, part(at, end, below, depth + 1));
+            left--;
+            const int done = put_member(made, key, part(at, end, below, depth + 1, last && left == 0));
             Py_DECREF(below);
             if (done < 0) {
                 Py_CLEAR(made);
+            } else if (last && left == 0) {
+                return made;
             }
         } else if (found < 0) {
             Py_CLEAR(made);
@@ -188,6 +175,20 @@ repeated(PyObject **last, const char **at, const char *end)
     return value;
 }
 
+PyObject *
+glimpse_value(int slot, const Text *name, const char *end)
+{
+    const char *at = name->at + name->size + 2;
+    return slot >= 0 && glimpse_known[slot].repeats ? repeated(&glimpse_known[slot].value, &at, end) : whole(&at, end, 1);
+}
+
+PyObject *
+glimpse_data(const Text *name, const char *end, PyObject *wanted)
+{
+    const char *at = name->at + name->size + 2;
+    return part(&at, end, wanted, 1, 1);
+}
+
 /* glimpse(text: bytes, wanted: dict | None) -> dict */
 static PyObject *
 glimpse(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -202,11 +203,11 @@ glimpse(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     int more = *at == '{' ? 0 : -1;
     while (made != NULL && more >= 0 && (more = take_member(&at, end, &name)) > 0) {
         const int is_data = name.size == sizeof(DATA) - 1 && memcmp(name.at, DATA, sizeof(DATA) - 1) == 0;
-        const int slot = known_name(&name);
-        PyObject *key = slot < 0 ? PyUnicode_DecodeUTF8(name.at, name.size, NULL) : Py_NewRef(known[slot].name);
+        const int slot = glimpse_slot(&name, end);
+        PyObject *key = slot < 0 ? PyUnicode_DecodeUTF8(name.at, name.size, NULL) : Py_NewRef(glimpse_known[slot].name);
         PyObject *value = key == NULL                        ? NULL
-                          : is_data                          ? part(&at, end, args[1], 1)
-                          : slot >= 0 && known[slot].repeats ? repeated(&known[slot].value, &at, end)
+                          : is_data                          ? part(&at, end, args[1], 1, 0)
+                          : slot >= 0 && glimpse_known[slot].repeats ? repeated(&glimpse_known[slot].value, &at, end)
                                                              : whole(&at, end, 1);
         if (put_member(made, key, value) < 0) {
             Py_CLEAR(made);
@@ -228,11 +229,19 @@ int
 glimpse_add(PyObject *module)
 {
     for (size_t i = 0; i < sizeof(common) / sizeof(*common); i++) {
-        const unsigned slot = slot_of(common[i], (Py_ssize_t)strlen(common[i]));
-        if (known[slot].name == NULL && (known[slot].name = PyUnicode_InternFromString(common[i])) == NULL) {
+        const Py_ssize_t size = (Py_ssize_t)strlen(common[i]);
+        Known *known = glimpse_known + name_slot(common[i], size);
+        if (known->name != NULL) {
+            PyErr_Format(PyExc_SystemError, "%s has the slot of another name", common[i]);
             return -1;
         }
-        known[slot].repeats = i < REPEATED;
+        if ((known->name = PyUnicode_InternFromString(common[i])) == NULL) {
+            return -1;
+        }
+        known->repeats = i < REPEATED;
+        known->size = size;
+        memcpy(known->text, common[i], (size_t)size);
+        memset(known->mask, 0xFF, (size_t)size);
     }
     return PyModule_AddFunctions(module, methods);
 }

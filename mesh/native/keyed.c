@@ -4,8 +4,10 @@
  * is three calls and three objects.
  */
 
-#include "common.h"
+#include "keyed.h"
 #include <structmember.h>
+
+PyTypeObject *keyed_type;
 
 #define BLOCK 128
 #define MAX_DIGEST 64
@@ -213,9 +215,17 @@ keyed_digest(Keyed *self, PyObject *text)
     return PyBytes_FromStringAndSize((const char *)digest, self->digest_size);
 }
 
-static PyObject *
-keyed_token(Keyed *self, PyObject *const *lines, Py_ssize_t count)
+int
+keyed_first_byte(PyObject *self, PyObject *text)
 {
+    unsigned char digest[MAX_DIGEST];
+    return hash_lines((Keyed *)self, &text, 1, digest) < 0 ? -1 : digest[0];
+}
+
+PyObject *
+keyed_token(PyObject *object, PyObject *const *lines, Py_ssize_t count)
+{
+    const Keyed *self = (Keyed *)object;
     unsigned char digest[MAX_DIGEST];
     if (hash_lines(self, lines, count, digest) < 0) {
         return NULL;
@@ -250,8 +260,6 @@ static PyType_Spec keyed_spec = {
 int
 keyed_add(PyObject *module)
 {
-    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &keyed_spec, NULL);
-    int done = type == NULL ? -1 : PyModule_AddType(module, type);
-    Py_XDECREF(type);
-    return done;
+    keyed_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &keyed_spec, NULL);
+    return keyed_type == NULL ? -1 : PyModule_AddType(module, keyed_type);
 }

@@ -11,10 +11,11 @@ module_exec(PyObject *module)
         return -1;
     }
     static int (*const parts[])(PyObject *) = {
-        accepting_add, acked_add,    acks_add,      arrays_add,  bytes_add,   deliveries_add,
-        frames_add,    glimpse_add,  keyed_add,     maskers_add, masking_add, nodes_add,
-        objects_add,   outgoing_add, pieces_add,    roots_add,   sealing_add, sending_add,
-        splicing_add,  verbatim_add, verifying_add, walkers_add,
+        accepting_add, acked_add,      acks_add,    arrays_add,   boarding_add, bytes_add,
+        cutting_add,   deliveries_add, frames_add,  glimpse_add,  keyed_add,    maskers_add,
+        masking_add,   nodes_add,      objects_add, outgoing_add, pieces_add,   reading_add,
+        roots_add,     sealing_add,    sending_add, splicing_add, verbatim_add, verifying_add,
+        walkers_add,
     };
     for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
         if (parts[i](module) < 0) {

@@ -82,13 +82,10 @@ set_field(Outgoing *self, Py_ssize_t field, PyObject *value)
     return PyMember_SetOne((char *)self, &members[field], value);
 }
 
-static void
+/* All that does not come with each event. */
+static inline void
 set_defaults(Outgoing *self)
 {
-    self->traceparent = Py_NewRef(Py_None);
-    self->base_id = Py_NewRef(empty_text);
-    self->view = Py_NewRef(empty_text);
-    self->type = Py_NewRef(empty_text);
     self->route = Py_NewRef(empty_text);
     self->on_done = Py_NewRef(unheard == NULL ? Py_None : unheard);
     self->together = Py_NewRef(Py_None);
@@ -110,6 +107,10 @@ outgoing_vectorcall(PyObject *type, PyObject *const *args, size_t flags, PyObjec
     if (self == NULL) {
         return NULL;
     }
+    self->traceparent = Py_NewRef(Py_None);
+    self->base_id = Py_NewRef(empty_text);
+    self->view = Py_NewRef(empty_text);
+    self->type = Py_NewRef(empty_text);
     set_defaults(self);
     for (Py_ssize_t field = 0; field < given; field++) {
         if (set_field(self, field, args[field]) < 0) {
@@ -136,6 +137,27 @@ outgoing_vectorcall(PyObject *type, PyObject *const *args, size_t flags, PyObjec
 failed:
     Py_DECREF(self);
     return NULL;
+}
+
+PyObject *
+outgoing_of(PyObject *subject, PyObject *stream, PyObject *body, PyObject *source, PyObject *event_id,
+            PyObject *traceparent, PyObject *base_id, PyObject *view, PyObject *type)
+{
+    Outgoing *self = (Outgoing *)outgoing_type->tp_alloc(outgoing_type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->subject = Py_NewRef(subject);
+    self->stream = Py_NewRef(stream);
+    self->body = Py_NewRef(body);
+    self->source = Py_NewRef(source);
+    self->event_id = Py_NewRef(event_id);
+    self->traceparent = Py_NewRef(traceparent);
+    self->base_id = Py_NewRef(base_id);
+    self->view = Py_NewRef(view);
+    self->type = Py_NewRef(type);
+    set_defaults(self);
+    return (PyObject *)self;
 }
 
 static void

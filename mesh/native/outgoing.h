@@ -4,6 +4,7 @@
 #define MESH_NATIVE_OUTGOING_H
 
 #include "common.h"
+#include <limits.h>
 
 typedef struct {
     PyObject_HEAD
@@ -17,6 +18,10 @@ typedef struct {
 extern PyTypeObject *outgoing_type;
 extern PyObject *empty_text; /* what there is not yet */
 
+/* A new one, of which all else is what it is by default; NULL with an exception. What is given is held by it. */
+PyObject *outgoing_of(PyObject *subject, PyObject *stream, PyObject *body, PyObject *source, PyObject *event_id,
+                      PyObject *traceparent, PyObject *base_id, PyObject *view, PyObject *type);
+
 /* Item *at* of *items*, a list of them, which may have changed; NULL with an exception where there is none. Borrowed. */
 static inline Outgoing *
 outgoing_at(PyObject *items, Py_ssize_t at)
@@ -27,6 +32,18 @@ outgoing_at(PyObject *items, Py_ssize_t at)
         return NULL;
     }
     return (Outgoing *)item;
+}
+
+/* Adds one to *number*: 0, or -1 with an exception where it is the last of 64 bits. Python alone would go on. */
+static inline int
+count_up(long long *number)
+{
+    if (*number == LLONG_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "no number behind this one in 64 bits");
+        return -1;
+    }
+    ++*number;
+    return 0;
 }
 
 #endif

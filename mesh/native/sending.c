@@ -3,19 +3,6 @@
  */
 
 #include "outgoing.h"
-#include <limits.h>
-
-/* Adds one to *number*: 0, or -1 with an exception where it is the last of 64 bits. Python alone would go on. */
-static int
-count_up(long long *number)
-{
-    if (*number == LLONG_MAX) {
-        PyErr_SetString(PyExc_OverflowError, "no number behind this one in 64 bits");
-        return -1;
-    }
-    ++*number;
-    return 0;
-}
 
 static int
 put_token(PyObject *by_token, Outgoing *item)

@@ -255,9 +255,9 @@ name_of(Text name)
     return Py_NewRef(recent[slot].name);
 }
 
-/* The field *name*, whose value is at *at*, which is then behind it; *args* is what `masked` has. */
+/* The field *name*, whose value is at *at*, which is then behind it. */
 static Fate
-field(Splice *splice, Text name, const char **at, PyObject *const *args)
+field(Splice *splice, Text name, const char **at, const Look *look)
 {
     const char *began = *at;
     const int attribute = name.size != 4 || memcmp(name.at, "data", 4) != 0;
@@ -266,10 +266,10 @@ field(Splice *splice, Text name, const char **at, PyObject *const *args)
     if (key == NULL) {
         return FAILED;
     }
-    if (PyDict_GET_SIZE(args[1])) {
-        value = Py_XNewRef(PyDict_GetItemWithError(args[1], key));
+    if (look->instead != NULL) {
+        value = Py_XNewRef(PyDict_GetItemWithError(look->instead, key));
     }
-    PyObject *found = value != NULL || PyErr_Occurred() ? NULL : Py_XNewRef(PyDict_GetItemWithError(args[2], key));
+    PyObject *found = value != NULL || PyErr_Occurred() ? NULL : Py_XNewRef(PyDict_GetItemWithError(look->top, key));
     Py_DECREF(key);
     if (PyErr_Occurred()) {
         return FAILED;
@@ -280,9 +280,9 @@ field(Splice *splice, Text name, const char **at, PyObject *const *args)
     } else if (found != NULL && !Py_IS_TYPE(found, node_type)) {
         PyErr_SetString(PyExc_TypeError, "top is a dict of nodes and None");
     } else {
-        fate = at_node(splice, (Node *)(found == NULL ? args[3] : found), at, attribute);
+        fate = at_node(splice, found == NULL ? look->elsewhere : (Node *)found, at, attribute);
         if (fate == NOT_MET) {
-            fate = act_on_container(splice, args[4], began, *at, attribute);
+            fate = act_on_container(splice, look->otherwise, began, *at, attribute);
         }
     }
     Py_XDECREF(value);
@@ -310,6 +310,41 @@ has_binary(const char *at, const char *end)
     return 0;
 }
 
+PyObject *
+masked_text(PyObject *bytes, const Look *look, Text behind, Text marks)
+{
+    const char *text = PyBytes_AS_STRING(bytes), *at = text;
+    const Py_ssize_t size = PyBytes_GET_SIZE(bytes), added = behind.size + marks.size;
+    Splice splice = {.from = text, .end = text + size};
+    PyObject *made = NULL;
+    Py_ssize_t kept = 0;
+    Text name;
+    int more = out_begin(&splice.out, size + added + 64); /* a mask may make more of a value than there was */
+    for (const char *lead = at; more >= 0 && (more = take_member(&at, splice.end, &name)) > 0; lead = at) {
+        if (!kept) {
+            lead_in(&splice, lead);
+        }
+        const Fate fate = is_binary(name) ? FAILED : field(&splice, name, &at, look); /* to hide that renames it */
+        if (fate == FAILED || (fate == GONE && leave_out(&splice, lead, at) < 0)) {
+            more = -1;
+        }
+        kept += fate == SHOWN;
+    }
+    if (more == 0 && at == splice.end) {
+        if (splice.from == text && !added) {
+            made = Py_NewRef(bytes); /* all of it shows */
+        } else if (show_until(&splice, at - (added > 0)) == 0 && out_put(&splice.out, behind.at, behind.size) == 0
+                   && out_put(&splice.out, marks.at, marks.size) == 0) {
+            made = out_end(&splice.out);
+        }
+    }
+    Py_XDECREF(splice.out.bytes);
+    if (made == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && has_binary(text, splice.end)) {
+        PyErr_Clear(); /* what a mask has raised before that was found */
+    }
+    return made == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : made;
+}
+
 /* masked(text, instead, top, elsewhere, otherwise, behind=b"") -> bytes | None */
 static PyObject *
 masked(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
@@ -321,36 +356,9 @@ masked(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
                                          "behind: bytes = b\"\")");
         return NULL;
     }
-    const char *text = PyBytes_AS_STRING(args[0]), *at = text;
-    const Py_ssize_t size = PyBytes_GET_SIZE(args[0]);
-    const Text behind = count < 6 ? (Text){"", 0} : (Text){PyBytes_AS_STRING(args[5]), PyBytes_GET_SIZE(args[5])};
-    Splice splice = {.from = text, .end = text + size};
-    PyObject *made = NULL;
-    Py_ssize_t kept = 0;
-    Text name;
-    int more = out_begin(&splice.out, size + behind.size + 64); /* a mask may make more of a value than there was */
-    for (const char *lead = at; more >= 0 && (more = take_member(&at, splice.end, &name)) > 0; lead = at) {
-        if (!kept) {
-            lead_in(&splice, lead);
-        }
-        const Fate fate = is_binary(name) ? FAILED : field(&splice, name, &at, args); /* to hide that renames it */
-        if (fate == FAILED || (fate == GONE && leave_out(&splice, lead, at) < 0)) {
-            more = -1;
-        }
-        kept += fate == SHOWN;
-    }
-    if (more == 0 && at == splice.end) {
-        if (splice.from == text && !behind.size) {
-            made = Py_NewRef(args[0]); /* all of it shows */
-        } else if (show_until(&splice, at - (behind.size > 0)) == 0 && out_put(&splice.out, behind.at, behind.size) == 0) {
-            made = out_end(&splice.out);
-        }
-    }
-    Py_XDECREF(splice.out.bytes);
-    if (made == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) && has_binary(text, splice.end)) {
-        PyErr_Clear(); /* what a mask has raised before that was found */
-    }
-    return made == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : made;
+    const Look look = {args[1], args[2], (Node *)args[3], args[4]};
+    const Text nothing = {"", 0};
+    return masked_text(args[0], &look, count < 6 ? nothing : bytes_text(args[5]), nothing);
 }
 
 static PyMethodDef methods[] = {

@@ -58,6 +58,18 @@ Fate put_instead(Splice *splice, PyObject *value, const char *at, const char *be
 /* The scalar at *at*, which is then behind it, as *act* has it. What becomes of an *attribute* may be that it is GONE. */
 Fate act_on_scalar(Splice *splice, PyObject *act, const char **at, int attribute);
 
+/* What `masked` takes besides the text. */
+typedef struct {
+    PyObject *instead; /* a dict, or NULL: none */
+    PyObject *top;     /* a dict */
+    Node *elsewhere;
+    PyObject *otherwise;
+} Look;
+
+/* `masked` of *text*, which is bytes, with *behind* and then *marks* as what goes behind all. All of *look* is held by
+ * the caller. */
+PyObject *masked_text(PyObject *text, const Look *look, Text behind, Text marks);
+
 /* The container from *at* to *behind* as *act*, a walker or a mask, has it. */
 Fate act_on_container(Splice *splice, PyObject *act, const char *at, const char *behind, int attribute);
 

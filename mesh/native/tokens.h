@@ -6,6 +6,9 @@
 #define MESH_NATIVE_TOKENS_H
 
 #include "rest.h"
+#ifdef __SSE2__ /* every x86-64 has it */
+#include <emmintrin.h>
+#endif
 
 #define MAX_INTEGER 18  /* digits: 64 bits hold them */
 #define MAX_FRACTION 15 /* digits that count */
@@ -31,6 +34,32 @@ not_plain(uint64_t eight)
     const uint64_t quote = eight ^ EACH_BYTE * '"', backslash = eight ^ EACH_BYTE * '\\';
     const uint64_t low = (quote - EACH_BYTE) | (backslash - EACH_BYTE) | (eight - EACH_BYTE * ' ');
     return (low | eight) & EACH_BYTE << 7;
+}
+
+/* The first character from *at* on that is no plain one, as above; *end* at the latest, where there is none. */
+static inline const char *
+after_plain(const char *at, const char *end)
+{
+#ifdef __SSE2__
+    const __m128i quote = _mm_set1_epi8('"'), backslash = _mm_set1_epi8('\\'), space = _mm_set1_epi8(' ');
+    for (; end - at >= 16; at += 16) {
+        const __m128i some = _mm_loadu_si128((const __m128i *)at); /* signed: what is no ASCII is below a space too */
+        const __m128i marks = _mm_or_si128(_mm_cmpeq_epi8(some, quote), _mm_cmpeq_epi8(some, backslash));
+        const int found = _mm_movemask_epi8(_mm_or_si128(marks, _mm_cmplt_epi8(some, space)));
+        if (found) {
+            return at + __builtin_ctz((unsigned)found);
+        }
+    }
+#endif
+    for (uint64_t found; end - at >= 8; at += 8) {
+        if ((found = not_plain(load(at))) != 0) {
+            return at + (__builtin_ctzll(found) >> 3);
+        }
+    }
+    while ((unsigned char)*at >= ' ' && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') {
+        at++;
+    }
+    return at;
 }
 
 static inline int
@@ -71,17 +100,7 @@ static inline const char *
 after_string(const char *at, const char *end, int *escaped)
 {
     while (at != NULL) {
-        uint64_t found = 0;
-        while (end - at >= 8 && (found = not_plain(load(at))) == 0) {
-            at += 8;
-        }
-        if (found) {
-            at += __builtin_ctzll(found) >> 3;
-        } else {
-            while ((unsigned char)*at >= ' ' && (unsigned char)*at < 0x80 && *at != '"' && *at != '\\') {
-                at++;
-            }
-        }
+        at = after_plain(at, end);
         if (*at == '"') {
             return at + 1;
         }

@@ -11,10 +11,10 @@
  * A publisher chooses every byte: names are compared no more often than MAX_COMPARED says.
  */
 
+#include "reading.h"
 #include "tokens.h"
 
 #define MAX_NESTING 64  /* as in Python */
-#define MAX_MEMBERS 256 /* of one object: each name is compared with those before it */
 #define MAX_OPEN 768    /* of all objects that are open at one point */
 #define MAX_COMPARED 8  /* times the bytes of the text: names with each other */
 #define LONG_NAME 16   /* bytes that two words tell apart: a longer name may have to be compared byte by byte */
@@ -33,6 +33,7 @@ typedef struct {
     int spaced;       /* there was white space, and nowhere to copy to */
     int most;         /* containers within each other */
     int open;         /* names, of the objects that are not yet closed */
+    int count;        /* names, of the object that was closed last; they are still there */
     Py_ssize_t left;  /* comparisons of names */
     Name names[MAX_OPEN];
 } Scan;
@@ -130,6 +131,7 @@ after_object(Scan *scan, const char *at, int depth)
         }
         at = token(scan, at);
         if (*at == '}') {
+            scan->count = scan->open - first;
             scan->open = first;
             return at + 1;
         }
@@ -196,7 +198,7 @@ is_sure(Scan *scan, Text text, char *to)
     scan->from = text.at;
     scan->to = to;
     scan->left = text.size > PY_SSIZE_T_MAX / MAX_COMPARED ? PY_SSIZE_T_MAX : text.size * MAX_COMPARED;
-    scan->spaced = scan->open = 0;
+    scan->spaced = scan->open = scan->count = 0;
     const char *at = token(scan, text.at);
     if (*at != '{' || (at = after_value(scan, at, 0)) == NULL || token(scan, at) != scan->end || scan->spaced) {
         return 0;
@@ -205,6 +207,35 @@ is_sure(Scan *scan, Text text, char *to)
         scan->to = put_bytes(scan->to, scan->from, at > scan->from ? at - scan->from : 0);
     }
     return 1;
+}
+
+PyObject *
+verbatim_text(PyObject *body, long depth, Text names[MAX_MEMBERS], int *count)
+{
+    const Text text = {PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body)};
+    Scan scan; /* its names are written before they are read */
+    scan.most = depth > MAX_NESTING ? MAX_NESTING : (int)(depth < 0 ? 0 : depth);
+    if (is_sure(&scan, text, NULL)) {
+        if (names != NULL) {
+            for (*count = 0; *count < scan.count; ++*count) {
+                names[*count] = scan.names[*count].text;
+            }
+        }
+        return Py_NewRef(body);
+    }
+    if (!scan.spaced) {
+        Py_RETURN_NONE;
+    }
+    PyObject *made = PyBytes_FromStringAndSize(NULL, text.size);
+    if (made == NULL) {
+        return NULL;
+    }
+    if (!is_sure(&scan, text, PyBytes_AS_STRING(made))) {
+        Py_DECREF(made);
+        Py_RETURN_NONE;
+    }
+    _PyBytes_Resize(&made, scan.to - PyBytes_AS_STRING(made));
+    return made;
 }
 
 /* verbatim(body: bytes, depth: int) -> bytes | None */
@@ -216,28 +247,7 @@ verbatim(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
         return NULL;
     }
     const long depth = PyLong_AsLong(args[1]);
-    if (depth == -1 && PyErr_Occurred()) {
-        return NULL;
-    }
-    const Text body = {PyBytes_AS_STRING(args[0]), PyBytes_GET_SIZE(args[0])};
-    Scan scan; /* its names are written before they are read */
-    scan.most = depth > MAX_NESTING ? MAX_NESTING : (int)(depth < 0 ? 0 : depth);
-    if (is_sure(&scan, body, NULL)) {
-        return Py_NewRef(args[0]);
-    }
-    if (!scan.spaced) {
-        Py_RETURN_NONE;
-    }
-    PyObject *made = PyBytes_FromStringAndSize(NULL, body.size);
-    if (made == NULL) {
-        return NULL;
-    }
-    if (!is_sure(&scan, body, PyBytes_AS_STRING(made))) {
-        Py_DECREF(made);
-        Py_RETURN_NONE;
-    }
-    _PyBytes_Resize(&made, scan.to - PyBytes_AS_STRING(made));
-    return made;
+    return depth == -1 && PyErr_Occurred() ? NULL : verbatim_text(args[0], depth, NULL, NULL);
 }
 
 static PyMethodDef methods[] = {

@@ -46,18 +46,16 @@ class ViewPlan:
         name: The view.
         masking: Shared by all types that the same classifications cover.
         mask: `Masking.apply`: `(fields, keys)` to the fields to encode, a fresh dict at the top.
-        splice: `Masking.splice`: the same, from an event's text.
         filters: Whether there are events that `rows` leaves out.
         conditions: What it leaves them out by.
     """
 
-    __slots__ = ("_rows", "conditions", "filters", "mask", "masking", "name", "splice")
+    __slots__ = ("_rows", "conditions", "filters", "mask", "masking", "name")
 
     def __init__(self, name: str, masking: Masking, rows: tuple[Condition, ...]) -> None:
         self.name = name
         self.masking = masking
         self.mask = masking.apply
-        self.splice = masking.splice
         self.conditions = rows
         self._rows = tuple(row.evaluate for row in rows)
         self.filters = bool(rows)

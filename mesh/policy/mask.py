@@ -16,7 +16,7 @@ Source: design section 4, Classifying, Masking, Attributes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from mesh.policy import paths as walk
 from mesh.policy.actions import Masker, MaskKeys, drop, partial, pseudonym, redact
@@ -39,7 +39,7 @@ _KEYLESS: dict[str, Callable[[With], Masker]] = {
 }
 
 
-_OPEN = Node(frozenset(), as_it_is)  # where everything shows
+Look: TypeAlias = "tuple[MaskKeys | None, dict[str, Node | None], Node, Masker | None]"
 
 
 class Masking:
@@ -54,6 +54,8 @@ class Masking:
         identity: Whether everything shows as it is.
         domains: The pseudonym domains whose keys are needed.
         ciphers: The names of the `encrypt` keys that are needed.
+        look: What `splice` hands to `mesh.verbatim.masked`, behind the keys that it holds for (None: any): for
+            `mesh.cutting.cut`, which needs no call then. None where `splice` has to be asked.
     """
 
     def __init__(self, classified: Iterable[Pair], table: MaskTable, *, tenant: str = "") -> None:
@@ -76,6 +78,8 @@ class Masking:
         self._top: dict[str, Node | None] = {}
         self._elsewhere = Node(frozenset(), unmet)
         self._otherwise: Masker | None = None
+        self._open = Node(frozenset(), as_it_is)  # where everything shows
+        self.look: Look | None = (None, {}, self._open, None) if self.identity else None
 
     def bind(self, keys: MaskKeys) -> None:
         """Build the maskers with *keys*.
@@ -85,7 +89,10 @@ class Masking:
         """
         ciphers = {mask: self._cipher(mask[1], keys) for mask in self._masks if mask[0] == "encrypt"}
         masks = (*self._masks, self._table.otherwise, REDACT, DROP, CLEAR)
-        self._maskers = {mask: _masker(mask, keys) for mask in masks if mask[0] != "encrypt"}
+        maskers = {mask: _masker(mask, keys) for mask in masks if mask[0] != "encrypt"}
+        self._keys = None  # until all of it is of these keys
+        self._show()
+        self._maskers = maskers
         self._ciphers = ciphers
         self._encrypting = {}
         self._nodes = {}
@@ -96,6 +103,13 @@ class Masking:
         self._top |= dict.fromkeys(AS_THEY_ARE)
         self._top["data_base64"] = self._top.get("data", self._elsewhere)  # binary data is the field `data`
         self._keys = keys
+        self._show()
+
+    def _show(self) -> None:
+        """Say in `look` what holds until another object of keys, or an event that makes too many nodes."""
+        if not self.identity:
+            asked = self._keys is None or self.ciphers or len(self._nodes) > self._max_nodes
+            self.look = None if asked else (self._keys, self._top, self._elsewhere, self._otherwise)
 
     def _cipher(self, params: With, keys: MaskKeys) -> Callable[[str], Masker]:
         return encrypt(params, keys, tenant=self._tenant, current=self._current)
@@ -112,7 +126,7 @@ class Masking:
         """
         if self.identity:
             return dict(fields)
-        if keys is not self._keys or len(self._nodes) > self._max_nodes:
+        if self._keys is None or keys is not self._keys or len(self._nodes) > self._max_nodes:
             self.bind(keys)
         if self.ciphers:
             self._current.begin(fields)
@@ -135,8 +149,8 @@ class Masking:
         """
         instead = {} if token is None else {"partitionkey": token}
         if self.identity:
-            return masked(text, instead, {}, _OPEN, None, behind)
-        if keys is not self._keys or len(self._nodes) > self._max_nodes:
+            return masked(text, instead, {}, self._open, None, behind)
+        if self._keys is None or keys is not self._keys or len(self._nodes) > self._max_nodes:
             return None
         if self.ciphers:
             self._current.begin(fields)
@@ -158,6 +172,8 @@ class Masking:
         node = self._nodes.get(places)
         if node is None:
             node = self._nodes[places] = self._make(places)
+            if len(self._nodes) > self._max_nodes:
+                self._show()
         return node
 
     def _make(self, places: frozenset[walk.Position]) -> Node:

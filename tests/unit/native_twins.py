@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from mesh import native
-from mesh.attributes import MAX_STRING_CHARS
+from mesh.attributes import MAX_STRING_CHARS, SOURCES, TYPES
+from mesh.event import rfc3339
 from mesh.jetstream.outgoing import unheard
 from mesh.jsontext import decode_value, encode
 from mesh.native import build
@@ -35,6 +36,7 @@ GIVEN = {
     "maskers_with": (DROPPED, REDACTED),
     "outgoing_with": (unheard,),
     "deliveries_with": (Received,),
+    "reading_with": (SOURCES, TYPES, rfc3339),
     "splicing_with": (unmet, REDACTED, MAX_STRING_CHARS, encode, partial(decode_value, max_depth=MAX_NESTING)),
 }
 """What a module is told once, before its first call."""

@@ -182,7 +182,7 @@ def test_remembered_addresses_are_bounded() -> None:
     for number in range(MAX_ADDRESSES):
         fields = fields_of(type=f"crm.t{number}.v1")
         assert [parse_physical(copy.subject).type for copy in way.of(fields, NOW_MS).copies] == 2 * [fields["type"]]
-        held = {id(address) for _, stops in way._ways.values() for _, address in stops}
+        held = {id(stop.address) for _, stops in way._ways.values() for stop in stops}
         assert held <= {id(address) for address in way._addresses.values()}
         assert len(way._addresses) <= MAX_ADDRESSES
     assert len(way._addresses) > MAX_ADDRESSES // 2

@@ -47,7 +47,7 @@ def test_the_mesh_runs_on_the_twins_that_are_there() -> None:
     assert vars(mask)["shown"] is expected["shown"]
 
 
-# --- extended, numbered, brackets_exceed -----------------------------------------------------------------------------
+# --- extended, brackets_exceed ---------------------------------------------------------------------------------------
 
 
 @compares("extended")
@@ -55,13 +55,6 @@ def test_the_mesh_runs_on_the_twins_that_are_there() -> None:
 def test_extended(text: bytes, members: bytes) -> None:
     """All but the last byte, and what follows."""
     same("extended", text, members)
-
-
-@compares("numbered")
-@given(st.binary(max_size=300), st.binary(max_size=40), st.integers(0, 2**63 - 1) | st.integers(0, 10**13))
-def test_numbered(body: bytes, start: bytes, n: int) -> None:
-    """Numbers of fewer digits than there are, as many, and more."""
-    same("numbered", body, start, n)
 
 
 @compares("brackets_exceed")

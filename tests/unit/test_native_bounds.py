@@ -13,16 +13,64 @@ from tests.unit.test_native import INBOX, WAYS, _ack
 from tests.unit.test_native_outgoing import NAMES, REQUIRED, made, state
 
 
+def _copy(body: Any = b"{}") -> Any:
+    return compiled().Outgoing("s", "t", body, "r", "e")
+
+
 @compares("numbered")
 def test_numbered_of_each_length() -> None:
-    """Of 1 digit to 19; the compiled one refuses what is no number of an event."""
+    """Of 1 digit to 19; the compiled one refuses what is no number of an event, and what would be none of 64 bits."""
     for digits in range(1, 20):
         for n in (10 ** (digits - 1), min(10**digits, 2**63) - 1):
-            same("numbered", b"{}", b',"n":"', n)
-    for n, refusal in ((-1, ValueError), (-(2**63), ValueError), (2**63, OverflowError), ("1", TypeError)):
-        assert outcome(compiled().numbered, b"{}", b"", n) == ("raises", refusal)
-    for arguments in (("{}", b"", 1), (b"{}", "", 1), (b"{}", b""), (b"{}", b"", 1, 1)):
+            copy = _copy()
+            assert compiled().numbered([copy], 0, b',"n":"', n) == 1
+            assert copy.body == b'{,"n":"%012d"}' % n
+    for at, n, refusal in (
+        (0, -1, ValueError),
+        (0, -(2**63), ValueError),
+        (0, 2**63, OverflowError),
+        (0, "1", TypeError),
+        (-1, 1, ValueError),
+        ("0", 1, TypeError),
+    ):
+        assert outcome(compiled().numbered, [_copy()], at, b"", n) == ("raises", refusal)
+    assert outcome(compiled().numbered, [_copy(), _copy()], 0, b"", 2**63 - 1) == ("raises", OverflowError)
+    for arguments in (
+        ((), 0, b"", 1),
+        ([_copy()], 0, "", 1),
+        ([_copy()], 0, b""),
+        ([_copy("{}")], 0, b"", 1),
+        ([1], 0, b"", 1),
+    ):
         assert outcome(compiled().numbered, *arguments) == ("raises", TypeError)
+
+
+@compares("numbered", "boarded")
+def test_a_comparison_that_changes_the_list_is_survived() -> None:
+    """What is compared, and what is let go of, can be anything; the list is read anew after it."""
+
+    class Odd(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            copies.clear()
+            return True
+
+        __hash__ = str.__hash__
+
+    copies: list[Any] = [_copy(), _copy(), _copy()]
+    copies[1].source = Odd("x")
+    assert compiled().numbered(copies, 0, b"", 1) == 2
+    assert copies == []
+
+    class Leaving:
+        def __del__(self) -> None:
+            copies.clear()
+
+    copies += [_copy(), _copy()]
+    copies[0].together = Leaving()
+    compiled().boarded(copies, print, {"": 1})
+    assert copies == []
 
 
 @compares("extended", "brackets_exceed")

@@ -7,10 +7,12 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mesh.attributes import SOURCES, TYPES
 from mesh.jetstream.acks import AckSubject
 from mesh.jetstream.outgoing import NEVER
 from mesh.policy.actions import DROPPED, REDACTED
@@ -32,6 +34,13 @@ def _item(subject: Any = "orders", id: Any = "A" * 22, body: Any = b"body") -> t
 def _events(count: int, **more: Any) -> list[Any]:
     required = {"subject": "s", "stream": "t", "body": b"b", "source": "r", "event_id": "e"}
     return [compiled().Outgoing(**required | more) for _ in range(count)]
+
+
+class _Uncomparable:
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _received(header: Any = "", **more: Any) -> Received:
@@ -83,6 +92,30 @@ TEXT = (
     b'{"id":"i","data":{"a":"x\\n\xc3\xa9","b":[1,{"a":49.9}],"c":{},"d":[],"name 1":{"a":true,"b":null}},"time":"t"}'
 )
 
+EVENT = {"id": "i", "source": "/s", "type": "t"}
+
+
+def _cut(
+    look: Any = None,
+    *,
+    rows: Any = None,
+    more: Any = b"",
+    text: Any = TEXT,
+    keys: Any = None,
+    splice: Any = None,
+    **fields: Any,
+) -> Callable[[], Any]:
+    """The copies for two stops, the first of everything and the second of what is said here."""
+    address = "v", ("subject",) * 16, "stream", b',"view":"v"}'
+    everything: Any = None, {}, node_of(SETS[1], None, as_it_is, as_it_is), None
+    stops = [
+        (SimpleNamespace(look=each, splice=splice), asks, address) for each, asks in ((everything, None), (look, rows))
+    ]
+    hashes = tuple(compiled().Keyed(b"key", 16, person) for person in (b"a", b"b", b""))
+    given = {name: value for name, value in (EVENT | fields).items() if value is not DROPPED}
+    return lambda: compiled().cut(text, more, dict(given), tuple(stops), hashes, keys)
+
+
 WANTED: list[Any] = [None, {}, {"a": None, "b": {"a": None}}, {"name 1": {"b": {}}}]
 
 
@@ -97,6 +130,27 @@ def _spliced(answer: Any, kind: str, otherwise: Any = None, **instead: Any) -> C
         inside.on_list = walk_of("item_list", SETS[1], node_of(SETS[1], act))
     walk = node_of(SETS[1], act, walk_of(kind, SETS[1], inside), act)
     return partial(compiled().masked, TEXT, instead, {"data": walk, "time": None}, node_of(SETS[1], act), otherwise)
+
+
+WON = "crm.deal.won.v1"
+SENT = (
+    b'{"specversion":"1.0","id":"i-1234","source":"/crm","type":"crm.deal.won.v1","time":"2026-01-01T00:00:00Z",'
+    b'"iban":"x","retries":70000,"correlationid":"c","datacontenttype":"application/json","data":{"a":"text","b":[1,2.5]}}'
+)
+SPACED = SENT.replace(b",", b" , ")
+TYPE = b'"type":"crm.deal.won.v1",'
+BEHIND = SENT.replace(b'"data":{', b'"subject":"s","data":{').replace(TYPE, b"")[:-1] + b"," + TYPE[:-1] + b"}"
+BARE = b'{"specversion":"1.0","id":"i-1234","source":"/crm","type":"crm.deal.won.v1"}'
+
+
+def _read(
+    body: bytes, known: Any, reads: Any = lambda _: {"b": None}, *, now_ms: Any = 2**40, max_body: Any = 9999,
+    max_depth: Any = 64, max_event: Any = 9999,
+) -> Callable[[], Any]:  # fmt: skip
+    """An event's text, as a process that has seen such events reads it."""
+    assert SOURCES["/crm"]
+    assert TYPES[WON]
+    return _made("text_from_structured", body, now_ms, max_body, max_depth, max_event, known, reads)
 
 
 def _cycle() -> Any:
@@ -163,6 +217,22 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             partial(c.entered, _events(3), {}, 1),
             partial(c.entered, None, {}, 1),
         ],
+        "numbered": [
+            *(partial(lambda n: c.numbered(_events(3), 0, b"x", n), n) for n in (1, -1, 10**30, 2**63 - 2, "n")),
+            lambda: c.numbered([*_events(1), *_events(1, source="other"), None], 0, b"x", 1),
+            lambda: c.numbered([*_events(1), None], 0, b"x", 1),
+            lambda: c.numbered(_events(2, source=["fresh"], view=["fresh"]), 0, b"x", 1),
+            lambda: c.numbered(_events(2, body="x"), 0, b"x", 1),
+            lambda: c.numbered([_events(1, source=_Uncomparable())[0] for _ in range(2)], 0, b"x", 1),
+        ],
+        "boarded": [
+            lambda: c.boarded(_events(3), print, {"": []}),
+            partial(c.boarded, _events(3), print, {"": []}),
+            partial(c.boarded, _events(1), print, {}),
+            partial(c.boarded, _events(1, view=[]), print, {}),
+            partial(c.boarded, [*_events(1), None], print, {"": []}),
+            partial(c.boarded, None, print, {}),
+        ],
         "signed": [
             lambda: c.signed(_events(2, kids=("other",)), ["one", "two"], "kid", 2**40),
             partial(c.signed, _events(2), ["one", "two"], "kid", 2**40),
@@ -222,6 +292,19 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("glimpse", TEXT.replace(b"49.9", b'"\xff"'), None),
             _made("glimpse", "{}", None),
         ],
+        "text_from_structured": [
+            *(
+                _read(event, known)
+                for event in (SENT, SPACED, SENT[:-1], SENT.replace(b"/crm", b"/.."), BEHIND, BARE)
+                for known in ((WON, {}), (WON, {"a": None}), ("other", None), (WON, {"\ud800": None}), (WON, 7))
+            ),
+            *(_read(event, ("other", {}), reads) for event in (SENT, BEHIND) for reads in (raising, len, None)),
+            *(_read(SENT, (WON, {}), max_event=size) for size in (1, len(SENT), 10**30)),
+            *(_read(SENT, (WON, {}), **{name: odd}) for name in ("max_body", "max_depth") for odd in (1, "n")),
+            *(_read(BARE, (WON, {}), now_ms=odd) for odd in (2**40, 10**30, None)),
+            _read(SENT, (WON,)),
+            _made("text_from_structured", SENT),
+        ],
         "masked": [
             *(
                 _spliced(answer, kind)
@@ -253,8 +336,29 @@ def _uses() -> dict[str, list[Callable[[], Any]]]:
             _made("masked", TEXT, {}, {"id": 1}, node, None),
             _made("masked", TEXT, {}, {}, node),
         ],
+        "cut": [
+            *(
+                _cut((None, {"id": None}, node_of(SETS[1], answer, answer, answer), None), more=b',"a":1', **fields)
+                for answer in (str, raising, as_it_is, lambda value: [value])
+                for fields in ({}, {"partitionkey": "k", "traceparent": "t"})
+            ),
+            *(
+                _cut((None, {}, node, None), rows=rows)
+                for rows in (raising, lambda fields: fields.clear(), lambda _: [1], 1)
+            ),
+            *map(_cut, ((), (None, {}, 1, None), (2**40, {}, node, None))),
+            *(
+                _cut(splice=splice, more=b",", partitionkey=key)
+                for splice in (raising, lambda *_: b"made" * 9, lambda *_: "made" * 9, lambda *_: None, None)
+                for key in (None, "k")
+            ),
+            *(_cut(**{name: value}) for name in EVENT for value in (DROPPED, 1, "\ud800")),
+            *(_cut(partitionkey=value) for value in (1, "\ud800")),
+            *(_cut(text=text) for text in (TEXT[:-1], b'{"data_base64":""}', "text")),
+            _cut(more="text"),
+            _made("cut", TEXT),
+        ],
         "extended": [_made("extended", b"{}", b"x" * 20), _made("extended", "", b"")],
-        "numbered": [_made("numbered", b"{}", b"x", n) for n in (1, -1, 10**30, "n")],
         "brackets_exceed": [_made("brackets_exceed", b"[" * 999, 5), _made("brackets_exceed", b"[", "n")],
         "batch": [
             _made("batch", [_item()] * 5, bytes(80)),

@@ -132,6 +132,39 @@ def test_loops(events: list[Fields], steps: list[Any]) -> None:
     alike(use)
 
 
+MEMBERS = st.sampled_from([b"", b',"sequence":"01KA-'])
+
+
+@compares("numbered")
+@given(
+    st.lists(st.tuples(st.binary(max_size=300), st.sampled_from("ab"), st.sampled_from("ab")), max_size=8),
+    st.integers(0, 8),
+    MEMBERS,
+    st.integers(0, 10**13),
+)
+def test_numbered(copies: list[tuple[bytes, str, str]], at: int, member: bytes, n: int) -> None:
+    """Numbers of fewer digits than there are, as many, and more; up to another source or view, or the end."""
+
+    def use(twins: Twins) -> Any:
+        items = [twins("Outgoing")("s", "t", body, f"{source}/", "e", view=f"{view}/") for body, source, view in copies]
+        return twins("numbered")(items, at, member, n), [item.body for item in items]
+
+    alike(use)
+
+
+@compares("boarded")
+@given(st.lists(st.sampled_from("abc"), max_size=8), st.sets(st.sampled_from("abc")))
+def test_boarded(views: list[str], known: set[str]) -> None:
+    """Who hears of each, and which it is; up to one whose view nobody hears of."""
+
+    def use(twins: Twins) -> Any:
+        items = [twins("Outgoing")("s", "t", b"b", "r", "e", view=view) for view in views]
+        did = outcome(twins("boarded"), items, print, {view: view.upper() for view in sorted(known)})
+        return did, [(item.on_done, item.together, item.place) for item in items]
+
+    alike(use)
+
+
 @compares("signed")
 @given(BATCHES, st.integers(-1, 1))
 def test_signed_has_a_signature_for_each(events: list[Fields], more: int) -> None:

@@ -190,6 +190,18 @@ def test_a_missing_key_stops_the_view(keys: Any) -> None:
         view.apply(event({"b": 1}), keys)
 
 
+def test_no_keys_are_keys_of_nobody() -> None:
+    """A caller that has no keys at all is shown no more than the view shows, before it was bound and after."""
+    view = masking({"data.a": ["t"]}, [{"tags": ["t"], "as": "redact"}], "redact")
+    nothing: Any = None
+    for _ in range(2):
+        assert view.apply(event({"a": "x"}), nothing)["data"]["a"] == "[REDACTED]"
+        assert view.look is None
+        assert view.splice(b'{"id":"1"}', b"", None, {}, nothing) is None
+    view.apply(event({"a": "x"}), KEYS)
+    assert view.look is not None
+
+
 def test_other_keys_give_other_tokens() -> None:
     """A view follows the keys it is handed, also when they change."""
 

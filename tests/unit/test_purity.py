@@ -35,7 +35,7 @@ PURE = {
     "mesh.jetstream.excess", "mesh.jetstream.imports", "mesh.jetstream.rights",
     "mesh.policy",  # and everything below it
     "mesh.completeness", "mesh.epochs", "mesh.expiry", "mesh.findings", "mesh.marks", "mesh.sequences", "mesh.tracks",
-    "mesh.conventions", "mesh.tracing", "mesh.verbatim",
+    "mesh.conventions", "mesh.cutting", "mesh.tracing", "mesh.verbatim",
     "agent.adapter.changes", "agent.adapter.cloak", "agent.adapter.pace", "agent.adapter.page",
     "agent.counting",
     "agent.openapi", "agent.openapi.application", "agent.openapi.events", "agent.openapi.frame", "agent.openapi.health",

@@ -22,11 +22,9 @@ from mesh.errors import MeshError, NotEnrolled
 from mesh.identity import Signer, SpiffeId
 from mesh.jetstream.acks import PubAck
 from mesh.jetstream.outgoing import Outgoing
-from mesh.journey import Outbound
 from mesh.jsontext import decode, encode
 from mesh.marks import Mark, Row, Void
-from mesh.policy.decide import Decision
-from mesh.sequences import Number, began_ms, event_name, new_epoch, number_of, numbering, read
+from mesh.sequences import Number, began_ms, event_name, member_of, new_epoch, number_of, numbered, read
 from mesh.statements import verify_ed25519
 
 NOW_MS = 1_795_300_000_000
@@ -63,14 +61,16 @@ def test_epochs_order_as_their_beginnings(one: int, other: int, chance: bytes) -
     ],
 )
 def test_what_is_no_sequence_is_none(text: object) -> None:
-    """Only what `numbering` writes is read."""
+    """Only what `numbered` writes is read."""
     assert read(text) is None
 
 
 def test_a_sequence_is_the_last_member_of_its_event() -> None:
     """It is added to the encoded event, read back without parsing, and found where somebody wrote the event anew."""
     fields = {"id": "1", "data": {"sequence": f"{OTHER}-000000000009"}}
-    body = numbering(EPOCH)(encode(fields), 12)
+    copy = Outgoing("s", "S", encode(fields), "/crm", "1")
+    assert numbered([copy], 0, member_of(EPOCH), 12) == 1
+    body = copy.body
     assert decode(body) == {**fields, "sequence": f"{EPOCH}-000000000012"}
     assert number_of(body) == Number(EPOCH, 12)
     assert number_of(encode({**decode(body), "more": 1})) == Number(EPOCH, 12)
@@ -81,21 +81,28 @@ def test_a_sequence_is_the_last_member_of_its_event() -> None:
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
+def next_of(count: Counting, source: str, view: str) -> int:
+    """The next number of a source in a view."""
+    counter = count.counter(source, view)
+    counter.last += 1
+    return counter.last
+
+
 def test_each_source_counts_in_each_view() -> None:
     """Numbers of a source and view rise from 1, whatever others do."""
     count = Counting(EPOCH)
-    given_ = [count.next(source, view) for source, view in (("/a", "v"), ("/a", "w"), ("/b", "v"), ("/a", "v"))]
+    given_ = [next_of(count, source, view) for source, view in (("/a", "v"), ("/a", "w"), ("/b", "v"), ("/a", "v"))]
     assert given_ == [1, 1, 1, 2]
 
 
 def test_a_mark_says_what_moved_since_the_last() -> None:
     """A row for each source and view that counted on; then nothing more."""
     count = Counting(EPOCH)
-    count.next("/a", "v")
-    count.next("/b", "v")
+    next_of(count, "/a", "v")
+    next_of(count, "/b", "v")
     assert [row.plain() for row in count.rows()] == [[EPOCH, "/a", "v", 1], [EPOCH, "/b", "v", 1]]
     assert not count.moved
-    count.next("/b", "v")
+    next_of(count, "/b", "v")
     assert [row.plain() for row in count.rows()] == [[EPOCH, "/b", "v", 2]]
     assert count.rows() == []
 
@@ -104,7 +111,7 @@ def test_void_numbers_in_a_row_are_one_entry() -> None:
     """What is given up one after another is a range; a duplicate names its place; another epoch has its own row."""
     count = Counting(EPOCH)
     for _ in range(9):
-        count.next("/a", "v")
+        next_of(count, "/a", "v")
     for n in (2, 3, 4, 6):
         count.void(Number(EPOCH, n), "/a", "v")
     count.void(Number(EPOCH, 7), "/a", "v", stream="EV_local_a", at=5, event=event_name("x"))
@@ -118,7 +125,7 @@ def test_too_many_void_numbers_are_counted() -> None:
     """A flood of duplicates fills no audit trail: beyond so many the rest is a range and how many of it are meant."""
     count = Counting(EPOCH)
     for n in range(1, 1001):
-        count.next("/a", "v")
+        next_of(count, "/a", "v")
         if n % 2:
             count.void(Number(EPOCH, n), "/a", "v", stream="S", at=n, event=event_name(str(n)))
     (row,) = count.rows()
@@ -133,7 +140,7 @@ def test_a_mark_fits_an_audit_record() -> None:
     for number in range(300):
         source = f"/{'x' * 240}/{number}"
         for n in range(1, 41):
-            count.next(source, "v" * 40)
+            next_of(count, source, "v" * 40)
             count.void(Number(EPOCH, n), source, "v" * 40, stream="EV_" + "y" * 100, at=10**18, event=event_name("e"))
     pieces = list(iter(count.rows, []))
     assert sum(map(len, pieces)) == 300
@@ -220,8 +227,7 @@ class World:
     def publish(self, source: str = "/crm", *, count: int = 1, view: str = "clear") -> list[Outgoing]:
         """Stamp copies and hand them over as the lanes get them."""
         copies = [_copy(source, view, f"e{number}") for number in range(count)]
-        decision = Decision(allowed=True, rule="r", reason="rule")
-        self.sequences.stamp([Outbound(copy.event_id, decision, [copy]) for copy in copies])
+        self.sequences.stamp(copies)
         return [_outgoing(copy) for copy in copies]
 
     def marks(self) -> Iterator[Mark]:

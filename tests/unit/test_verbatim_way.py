@@ -83,6 +83,7 @@ def looked_at_in_python() -> Iterator[None]:
         patch.setattr(journey, "native", SimpleNamespace(compiled=object()))
         patch.setattr(events, "plain", in_order)
         patch.setattr(events, "verbatim", proved)
+        patch.setattr(journey, "text_from_structured", native.IN_PYTHON["text_from_structured"])
         yield
 
 
@@ -92,6 +93,7 @@ def in_python() -> Iterator[None]:
     with looked_at_in_python(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(events, "glimpse", native.IN_PYTHON.get("glimpse", verbatim.glimpse))
         patch.setattr(mask, "masked", native.IN_PYTHON.get("masked", verbatim.masked))
+        patch.setattr(journey, "cut", native.IN_PYTHON["cut"])
         yield
 
 
